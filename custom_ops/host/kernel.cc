@@ -1,0 +1,154 @@
+// The TensorFlow kernel of every op: checks the inputs against the signature, allocates the outputs, calls the handler.
+
+#include <exception>
+#include <optional>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "attributes.h"
+#include "ffi_api.h"
+#include "registry.h"
+#include "tensorflow/core/framework/op_kernel.h"
+
+namespace tftoolkit {
+namespace {
+
+using tensorflow::DataType;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+XLA_FFI_DataType FfiType(DataType dtype) {
+  switch (dtype) {
+    case tensorflow::DT_BOOL:
+      return XLA_FFI_DataType_PRED;
+    case tensorflow::DT_INT8:
+      return XLA_FFI_DataType_S8;
+    case tensorflow::DT_INT16:
+      return XLA_FFI_DataType_S16;
+    case tensorflow::DT_INT32:
+      return XLA_FFI_DataType_S32;
+    case tensorflow::DT_INT64:
+      return XLA_FFI_DataType_S64;
+    case tensorflow::DT_UINT8:
+      return XLA_FFI_DataType_U8;
+    case tensorflow::DT_UINT16:
+      return XLA_FFI_DataType_U16;
+    case tensorflow::DT_UINT32:
+      return XLA_FFI_DataType_U32;
+    case tensorflow::DT_UINT64:
+      return XLA_FFI_DataType_U64;
+    case tensorflow::DT_HALF:
+      return XLA_FFI_DataType_F16;
+    case tensorflow::DT_BFLOAT16:
+      return XLA_FFI_DataType_BF16;
+    case tensorflow::DT_FLOAT:
+      return XLA_FFI_DataType_F32;
+    case tensorflow::DT_DOUBLE:
+      return XLA_FFI_DataType_F64;
+    case tensorflow::DT_COMPLEX64:
+      return XLA_FFI_DataType_C64;
+    case tensorflow::DT_COMPLEX128:
+      return XLA_FFI_DataType_C128;
+    default:
+      return XLA_FFI_DataType_INVALID;
+  }
+}
+
+// The buffer descriptors of a call's inputs or outputs. Filled once, then pointed into.
+class Buffers {
+ public:
+  explicit Buffers(size_t count) : buffers_(count), dims_(count), pointers_(count) {}
+
+  void Set(size_t i, const Tensor& tensor) {
+    const auto sizes = tensor.shape().dim_sizes();
+    dims_[i].assign(sizes.begin(), sizes.end());
+    buffers_[i] = {XLA_FFI_Buffer_STRUCT_SIZE, nullptr,          FfiType(tensor.dtype()),
+                   tensor.data(),              tensor.dims(), dims_[i].data()};
+    pointers_[i] = &buffers_[i];
+  }
+
+  void** pointers() { return pointers_.data(); }
+
+ private:
+  absl::InlinedVector<XLA_FFI_Buffer, 6> buffers_;
+  absl::InlinedVector<absl::InlinedVector<int64_t, 6>, 6> dims_;
+  absl::InlinedVector<void*, 6> pointers_;
+};
+
+class FfiKernel : public OpKernel {
+ public:
+  explicit FfiKernel(OpKernelConstruction* context) : OpKernel(context) {
+    const bool cpu = context->device_type() == tensorflow::DEVICE_CPU;
+    signature_ = FindSignature(type_string());
+    handler_ = FindHandler(type_string(), cpu ? "CPU" : "CUDA");
+    OP_REQUIRES(context, signature_ != nullptr && handler_ != nullptr,
+                absl::InternalError(absl::StrCat(type_string(), " is not registered with the op host")));
+    std::vector<AttributeValue> values;
+    OP_REQUIRES_OK(context, ReadAttributes(context, *signature_, &values));
+    attributes_.emplace(*signature_, values);
+    argument_types_.assign(context->num_inputs(), XLA_FFI_ArgType_BUFFER);
+    result_types_.assign(context->num_outputs(), XLA_FFI_RetType_BUFFER);
+  }
+
+  void Compute(OpKernelContext* context) override {
+    std::vector<TensorShape> input_shapes(context->num_inputs());
+    Buffers inputs(context->num_inputs());
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      input_shapes[i] = context->input(i).shape();
+      inputs.Set(i, context->input(i));
+    }
+    std::vector<TensorShape> output_shapes;
+    OP_REQUIRES_OK(context, signature_->OutputShapes(input_shapes, &output_shapes));
+    Buffers outputs(context->num_outputs());
+    bool all_empty = true;
+    for (int i = 0; i < context->num_outputs(); ++i) {
+      Tensor* output = nullptr;
+      OP_REQUIRES_OK(context, context->allocate_output(i, output_shapes[i], &output));
+      outputs.Set(i, *output);
+      all_empty &= output->NumElements() == 0;
+    }
+    if (all_empty) return;
+    OP_REQUIRES_OK(context, Call(context, &inputs, &outputs));
+  }
+
+ private:
+  absl::Status Call(OpKernelContext* context, Buffers* inputs, Buffers* outputs) {
+    XLA_FFI_ExecutionContext execution{context, {}};
+    XLA_FFI_CallFrame frame{};
+    frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
+    frame.api = FfiApi();
+    frame.ctx = &execution;
+    frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
+    frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, context->num_inputs(), argument_types_.data(), inputs->pointers()};
+    frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, context->num_outputs(), result_types_.data(), outputs->pointers()};
+    frame.attrs = attributes_->Get();
+    XLA_FFI_Error* error = nullptr;
+    try {
+      error = handler_(&frame);
+    } catch (const std::exception& exception) {
+      return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw: ", exception.what()));
+    } catch (...) {
+      return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw an exception"));
+    }
+    if (error == nullptr) return absl::OkStatus();
+    absl::Status status(static_cast<absl::StatusCode>(error->code), absl::StrCat(type_string(), ": ", error->message));
+    delete error;
+    return status;
+  }
+
+  const Signature* signature_ = nullptr;
+  XLA_FFI_Handler* handler_ = nullptr;
+  std::optional<FfiAttributes> attributes_;
+  std::vector<XLA_FFI_ArgType> argument_types_;
+  std::vector<XLA_FFI_RetType> result_types_;
+};
+
+}  // namespace
+
+OpKernel* MakeKernel(OpKernelConstruction* context) { return new FfiKernel(context); }
+
+}  // namespace tftoolkit

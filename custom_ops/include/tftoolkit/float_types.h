@@ -1,0 +1,82 @@
+// bfloat16 and IEEE half as storage types: kernels load them into float, compute, and round once when they store.
+//
+// The conversions are branch-free integer arithmetic, so that compilers vectorise loops over them for every
+// instruction set; they need no F16C or AVX512-BF16.
+
+#ifndef TFTOOLKIT_FLOAT_TYPES_H_
+#define TFTOOLKIT_FLOAT_TYPES_H_
+
+#include <cstdint>
+#include <cstring>
+
+namespace tftoolkit {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Half {
+  uint16_t bits;
+};
+
+#define TK_INLINE inline __attribute__((always_inline))
+
+TK_INLINE uint32_t FloatBits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+TK_INLINE float BitsFloat(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+TK_INLINE float Load(float value) { return value; }
+
+TK_INLINE float Load(BFloat16 value) { return BitsFloat(static_cast<uint32_t>(value.bits) << 16); }
+
+// The exponent of a half sits 112 below that of a float; multiplying by 2^112 moves it and normalises subnormals.
+TK_INLINE float Load(Half value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
+  const float scaled = BitsFloat(magnitude) * BitsFloat(0x77800000u);  // 2^112
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity and NaN keep an all-ones exponent
+  return BitsFloat(FloatBits(scaled) | special | sign);
+}
+
+template <typename T>
+T Store(float value);
+
+template <>
+TK_INLINE float Store<float>(float value) {
+  return value;
+}
+
+// Round to nearest, ties to even; NaN becomes the quiet NaN of the same sign.
+template <>
+TK_INLINE BFloat16 Store<BFloat16>(float value) {
+  const uint32_t bits = FloatBits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t nan = ((bits >> 16) & 0x8000u) | 0x7fc0u;
+  return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+}
+
+// Round to nearest, ties to even, with gradual underflow: adding 2^(e+13) to a subnormal result lets the float adder
+// round at the right bit.
+template <>
+TK_INLINE Half Store<Half>(float value) {
+  const uint32_t bits = FloatBits(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = FloatBits(BitsFloat(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return {static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? special : finite))};
+}
+
+}  // namespace tftoolkit
+
+#endif  // TFTOOLKIT_FLOAT_TYPES_H_

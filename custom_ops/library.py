@@ -1,0 +1,171 @@
+"""Op libraries: shared objects that carry their own declarations. Needs neither TensorFlow nor JAX."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tftoolkit.custom_ops import builder, schema
+from tftoolkit.custom_ops.errors import LoadError
+
+if TYPE_CHECKING:
+    from tftoolkit.custom_ops.ops import Op
+
+_ABI = 1  # TK_LIBRARY_ABI in include/tftoolkit/op.h, whose structs these are
+
+
+class _OpDeclaration(ctypes.Structure):
+    pass
+
+
+_OpDeclaration._fields_ = [
+    ("name", ctypes.c_char_p), ("schema", ctypes.c_char_p), ("file", ctypes.c_char_p), ("line", ctypes.c_int32),
+    ("next", ctypes.POINTER(_OpDeclaration)),
+]  # fmt: skip
+
+
+class _KernelDeclaration(ctypes.Structure):
+    pass
+
+
+_KernelDeclaration._fields_ = [
+    ("op", ctypes.c_char_p), ("platform", ctypes.c_char_p), ("handler", ctypes.c_void_p), ("file", ctypes.c_char_p),
+    ("line", ctypes.c_int32), ("next", ctypes.POINTER(_KernelDeclaration)),
+]  # fmt: skip
+
+
+class _Library(ctypes.Structure):
+    _fields_ = [
+        ("abi", ctypes.c_int32), ("ffi_major", ctypes.c_int32), ("ffi_minor", ctypes.c_int32),
+        ("ops", ctypes.POINTER(_OpDeclaration)), ("kernels", ctypes.POINTER(_KernelDeclaration)),
+    ]  # fmt: skip
+
+
+class OpLibrary:
+    """An opened op library.
+
+    Attributes:
+      name: namespace of its ops in TensorFlow: ``<name>>RmsNorm``.
+      path: the shared object.
+      schemas: op name → parsed schema.
+      handlers: op name → platform ("CPU", "CUDA") → address of the FFI handler.
+
+    Raises LoadError when the file is no op library or was made for another version of tftoolkit, and
+    ``schema.SchemaError`` (with the place of the declaration) when a schema cannot be read.
+    """
+
+    def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
+        self.name = name
+        self.path = Path(path)
+        self.schemas: dict[str, schema.Schema] = {}
+        self.handlers: dict[str, dict[str, int]] = {}
+        self._ops: dict[str, Op] = {}
+        try:
+            self._shared_object = ctypes.CDLL(str(path))
+            declarations = self._shared_object.tk_library
+        except OSError as error:
+            raise LoadError(f"cannot open the op library {path}: {error}") from error
+        except AttributeError as error:
+            raise LoadError(
+                f"{path} is not an op library: it declares no op. Did a source include tftoolkit/op.h?"
+            ) from error
+        declarations.restype = ctypes.POINTER(_Library)
+        self._read(declarations().contents)
+
+    def _read(self, library: _Library) -> None:
+        if library.abi != _ABI:
+            raise LoadError(
+                f"{self.path} was compiled for op.h version {library.abi}, this tftoolkit reads {_ABI}: rebuild it"
+            )
+        declared = library.ops
+        while declared:
+            op = declared.contents
+            name, place = op.name.decode(), f"{op.file.decode()}:{op.line}"
+            if name in self.schemas:
+                raise LoadError(f"{place}: op {name} is declared twice in {self.name}")
+            try:
+                self.schemas[name] = schema.parse(op.schema.decode())
+            except schema.SchemaError as error:
+                error.add_note(f"in TK_OP({name}, ...) at {place}")
+                raise
+            self.handlers[name] = {}
+            declared = op.next
+        kernels = library.kernels
+        while kernels:
+            kernel = kernels.contents
+            name, platform = kernel.op.decode(), kernel.platform.decode()
+            place = f"{kernel.file.decode()}:{kernel.line}"
+            if name not in self.handlers:
+                raise LoadError(
+                    f"{place}: TK_KERNEL names op {name}, but the library declares {', '.join(self.schemas)}"
+                )
+            if platform not in ("CPU", "CUDA"):
+                raise LoadError(f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA")
+            self.handlers[name][platform] = kernel.handler
+            kernels = kernel.next
+
+    def op(self, name: str) -> Op:
+        """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
+        if name not in self.schemas:
+            raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
+        if name not in self._ops:
+            from tftoolkit.custom_ops.ops import Op  # needs TensorFlow
+
+            self._ops[name] = Op(self, name)
+        return self._ops[name]
+
+    def __repr__(self) -> str:
+        return f"OpLibrary({self.name!r}: {', '.join(f'{name}{text}' for name, text in self.schemas.items())})"
+
+
+def load(
+    name: str,
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    extra_cflags: Sequence[str] = (),
+    extra_cuda_cflags: Sequence[str] = (),
+    extra_ldflags: Sequence[str] = (),
+    include_dirs: Sequence[str | os.PathLike[str]] = (),
+    cuda: bool | str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> OpLibrary:
+    """Compiles C++ and CUDA sources (once; see ``builder``) and opens the op library.
+
+    Args:
+      name: namespace of the ops; a CamelCase or lower-case identifier.
+      sources: .cc/.cpp/.cxx and .cu files.
+      cuda: "auto" leaves .cu files out where no CUDA toolkit is installed, True insists on one.
+      cache_dir: where the result is kept; see ``builder.cache_folder``.
+      verbose: prints the commands and all the compiler says.
+
+    Raises ValueError for a bad name, BuildError when compiling fails, LoadError or SchemaError for a bad library.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"name must be an identifier such as 'MyOps', got {name!r}")
+    recipe = builder.library_recipe(
+        name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
+        include_dirs=include_dirs, cuda=cuda,
+    )  # fmt: skip
+    return OpLibrary(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+
+
+def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
+    """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it."""
+    path = Path(__file__).resolve().parent / folder
+    sources = sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
+    return builder.library_recipe(path.name, sources)
+
+
+def builtin_folders() -> list[str]:
+    """The names of the op folders of this package."""
+    root = Path(__file__).resolve().parent
+    return sorted({source.parent.name for source in root.glob("*/*.cc")} - {"host"})
+
+
+def load_builtin(folder: str) -> OpLibrary:
+    """Builds (once) and opens the library of a built-in op; all of them share the namespace ``TfToolkit``."""
+    return OpLibrary("TfToolkit", builder.build(builtin_recipe(folder)))
