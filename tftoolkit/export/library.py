@@ -1,0 +1,62 @@
+"""The custom ops as an export sees them: finding them by type, and packing their libraries beside a SavedModel."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tftoolkit.custom_ops import ops
+from tftoolkit.custom_ops.library import builtin_folders
+
+_LOADER = '''\
+"""Registers the custom ops of this SavedModel and loads it. Needs tensorflow and tftoolkit, not the model's code.
+
+    import runpy
+    model = runpy.run_path("<saved model>/assets.extra/load.py")["load"]()
+"""
+
+import pathlib
+
+import tensorflow as tf
+from tftoolkit.custom_ops import ops
+from tftoolkit.custom_ops.library import OpLibrary
+
+HERE = pathlib.Path(__file__).resolve().parent
+LIBRARIES = {libraries}  # file -> op types
+
+
+def register():
+    for file, op_types in LIBRARIES.items():
+        missing = [op_type for op_type in op_types if ops.find(op_type) is None]
+        if missing:
+            library = OpLibrary(missing[0].rpartition(">")[0], HERE / file)
+            for op_type in missing:
+                library.op(op_type.rpartition(">")[2])
+
+
+def load():
+    register()
+    return tf.saved_model.load(str(HERE.parent))
+'''
+
+
+def find(op_type: str) -> ops.Op | None:
+    """The custom op of this type, or None. Built-in ops are loaded when a file mentions them."""
+    if op_type.startswith("TfToolkit>") and ops.find(op_type) is None:
+        for folder in builtin_folders():
+            importlib.import_module(f"tftoolkit.custom_ops.{folder}")
+    return ops.find(op_type)
+
+
+def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
+    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none)."""
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    files: dict[str, list[str]] = {}
+    for op_type, op in sorted(custom.items()):
+        source = op.library.path
+        name = f"{op.library.name}_{source.name}"
+        files.setdefault(name, []).append(op_type)
+        shutil.copyfile(source, extra / name)
+    (extra / "load.py").write_text(_LOADER.replace("{libraries}", json.dumps(files, indent=4)))

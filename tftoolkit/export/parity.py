@@ -1,0 +1,175 @@
+"""Whether a file computes what TensorFlow computes, within a bound derived from the file's number format.
+
+The bound. A format rounds the numbers of a model: float32 by at most half a unit in the last place (a relative
+2^-24), int8 with one scale per channel by half a step (1/254 of the largest magnitude in the channel). Both programs
+are right when each equals the exact function of inputs and weights that were perturbed by a few such roundings
+(backward error; Higham, Accuracy and Stability of Numerical Algorithms, ch. 1 and 3). So we measure what that does: the
+golden model runs with its inputs and weights perturbed at random by ``slack`` roundings, several times, and the
+largest change seen in an output, plus ``slack`` roundings of the output's own magnitude, is what the file may be off.
+A badly conditioned model thus gets the room it needs, and a well conditioned one none to hide an error in.
+
+``slack`` stands for the roundings of the activations, which cannot be perturbed from outside: for float32, sums over n
+terms in another order differ by about sqrt(n) roundings (Higham and Mary, 2019), and n = 4096 gives 64; for int8 each
+layer adds about one rounding of its own, independent of the others, and 4 covers some 16 layers.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tftoolkit.export.report import Check, ExportError
+from tftoolkit.export.runtime import Arrays, Runtime, SavedModelRuntime
+from tftoolkit.export.samples import Case
+
+DRAWS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What a file's number format does to a number: at most ``rounding`` times its magnitude off.
+
+    ``steps`` says that the magnitude is that of the whole channel (integers with a scale), not of the number itself.
+    """
+
+    name: str
+    rounding: float
+    slack: float
+    steps: bool = False
+
+    def perturbed(self, array: np.ndarray, rng: np.random.Generator, magnitude: Any = None) -> np.ndarray:
+        """The array with ``slack`` roundings of random sign and size."""
+        if magnitude is None:
+            magnitude = np.abs(array.astype(np.float64))
+            if self.steps and array.ndim >= 2:  # the last axis of a kernel counts its output channels
+                magnitude = magnitude.max(axis=tuple(range(array.ndim - 1)), initial=0.0)
+        noise = rng.uniform(-1, 1, array.shape) * self.slack * self.rounding * magnitude
+        return (array.astype(np.float64) + noise).astype(array.dtype)
+
+
+FLOAT64 = Format("float64", 2.0**-53, 64)
+FLOAT32 = Format("float32", 2.0**-24, 64)
+FLOAT16 = Format("float16", 2.0**-11, 64)
+BFLOAT16 = Format("bfloat16", 2.0**-8, 64)
+INT8 = Format("int8", 1 / 254, 4, steps=True)
+
+
+def parity(golden: SavedModelRuntime, file: Runtime, cases: Sequence[Case], number_format: Format) -> tuple[Check, ...]:
+    """Runs every case in both runtimes. Raises ExportError for the first output that is off by more than its bound."""
+    expected = [_golden(golden, case) for case in cases]
+    runnable = [(case, outputs) for case, outputs in zip(cases, expected, strict=True) if outputs is not None]
+    missing = set(golden.signatures) - {case.signature for case, _ in runnable}
+    if missing:
+        raise ExportError(
+            "parity",
+            "TensorFlow itself fails on random inputs, and there are no real ones; give representative inputs",
+            signature=min(missing),
+        )
+    allowed = _sensitivity(golden, runnable, number_format)
+    checks: dict[tuple[str, str, str], Check] = {}
+    for position, (case, outputs) in enumerate(runnable):
+        actual = _run(file, case)
+        for name, value in outputs.items():
+            _same_shape(case, name, value, actual[name])
+            # Quantised activations saturate outside the calibrated range, by design and without a bound.
+            bound = None if number_format.steps and case.kind != "real" else allowed[position][name]
+            error = difference(actual[name], value)
+            key = (case.signature, name, case.kind)
+            before = checks.get(key, Check(case.signature, name, case.kind, 0.0, None if bound is None else 0.0))
+            bound = None if bound is None or before.bound is None else max(before.bound, bound)
+            checks[key] = Check(case.signature, name, case.kind, max(before.error, error), bound)
+    for check in checks.values():
+        if check.bound is not None and not check.error <= check.bound:
+            raise ExportError(
+                "parity",
+                f"differs from TensorFlow by {check.error:.3g} on {check.inputs} inputs; {number_format.name} allows "
+                f"{check.bound:.3g}. Either the file is of another model, the model is random or keeps state, or the "
+                f"conversion is wrong",
+                signature=check.signature,
+                tensor=check.tensor,
+            )
+        if check.bound is None and not np.isfinite(check.error):
+            raise ExportError(
+                "parity", f"is not finite on {check.inputs} inputs", signature=check.signature, tensor=check.tensor
+            )
+    return tuple(checks.values())
+
+
+def difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """max|actual - expected|, infinite where only one is finite; for other than floats the fraction that differs."""
+    if not expected.size:
+        return 0.0
+    if expected.dtype.kind not in "fcV":  # V: bfloat16
+        return float(np.mean(actual != expected))
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    a, b = actual.astype(wide), expected.astype(wide)
+    with np.errstate(invalid="ignore"):
+        gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    return float(np.max(np.where(np.isnan(gap), np.inf, gap)))
+
+
+def _golden(golden: SavedModelRuntime, case: Case) -> Arrays | None:
+    try:
+        return golden.run(case.signature, case.inputs)
+    except Exception:  # TensorFlow raises many kinds
+        if case.kind == "real":
+            raise
+        return None  # made-up inputs that the model does not take, an index out of range for instance
+
+
+def _sensitivity(
+    golden: SavedModelRuntime, cases: Sequence[tuple[Case, Arrays]], number_format: Format
+) -> list[dict[str, float]]:
+    """For each case and output: the largest change under perturbation, plus the rounding of the output itself."""
+    rng = np.random.default_rng(0)
+    moved: list[dict[str, float]] = [dict.fromkeys(outputs, 0.0) for _, outputs in cases]
+    for _ in range(DRAWS):
+        with golden.variables_changed(lambda array: number_format.perturbed(array, rng)):
+            for largest, (case, outputs) in zip(moved, cases, strict=True):
+                inputs = {name: _perturbed_input(number_format, array, rng) for name, array in case.inputs.items()}
+                changed = golden.run(case.signature, inputs)
+                for name, value in outputs.items():
+                    largest[name] = max(largest[name], difference(changed[name], value))
+    return [
+        {
+            name: largest[name] + number_format.slack * number_format.rounding * _magnitude(value)
+            for name, value in outputs.items()
+        }
+        for largest, (_, outputs) in zip(moved, cases, strict=True)
+    ]
+
+
+def _perturbed_input(number_format: Format, array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind not in "fV":
+        return array
+    magnitude = np.abs(array.astype(np.float64)).max(initial=0.0) if number_format.steps else None
+    return number_format.perturbed(array, rng, magnitude)
+
+
+def _magnitude(value: np.ndarray) -> float:
+    """The largest finite magnitude; 0 for integers, which have no rounding."""
+    if value.dtype.kind not in "fcV":
+        return 0.0
+    magnitudes = np.abs(value.astype(np.complex128 if value.dtype.kind == "c" else np.float64))
+    return float(np.max(magnitudes, where=np.isfinite(magnitudes), initial=0.0))
+
+
+def _run(file: Runtime, case: Case) -> Arrays:
+    try:
+        return file.run(case.signature, case.inputs)
+    except Exception as error:  # the runtimes raise many kinds
+        raise ExportError(
+            "parity", f"the file fails on {case.kind} inputs that TensorFlow takes: {error}", signature=case.signature
+        ) from error
+
+
+def _same_shape(case: Case, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise ExportError(
+            "parity",
+            f"is {actual.dtype}{list(actual.shape)} on {case.kind} inputs; TensorFlow gives "
+            f"{expected.dtype}{list(expected.shape)}",
+            signature=case.signature,
+            tensor=name,
+        )

@@ -1,0 +1,116 @@
+"""What an export found out: ``ExportReport`` on success, ``ExportError`` on refusal."""
+
+import dataclasses
+import json
+import math
+
+
+class ExportError(RuntimeError):
+    """A stage of the export failed, and nothing was written.
+
+    Attributes:
+        stage: trace, decompose, convert, structure, parity, metric or latency.
+        signature, tensor: what it was about, or None where it concerns the whole file.
+        reason: what went wrong, and what to do.
+    """
+
+    def __init__(self, stage: str, reason: str, *, signature: str | None = None, tensor: str | None = None):
+        self.stage, self.reason, self.signature, self.tensor = stage, reason, signature, tensor
+        where = [f"signature {signature!r}"] if signature is not None else []
+        where += [f"tensor {tensor!r}"] if tensor is not None else []
+        super().__init__(f"{stage} failed{' at ' if where else ''}{', '.join(where)}: {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Parity of one output on one kind of inputs: ``error`` is max|file - TensorFlow|, ``bound`` what is allowed.
+
+    For integer, bool and string outputs both are fractions of elements that differ. ``bound`` is None where no bound
+    can be derived (an int8 file on inputs outside its calibrated range), and the error only informs.
+    """
+
+    signature: str
+    tensor: str
+    inputs: str
+    error: float
+    bound: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call of the default signature with batch size 1 (or the file's fixed batch)."""
+
+    median: float
+    p95: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is known about one file. ``size`` in bytes, ``latency`` by number of threads."""
+
+    file: str
+    format: str
+    size: int
+    latency: dict[int, Latency]
+    checks: tuple[Check, ...]
+    metric: float | None
+    golden_metric: float | None
+
+    @property
+    def worst(self) -> Check | None:
+        """The check nearest to its bound, among those on real inputs where there are any."""
+        bounded = [check for check in self.checks if check.bound is not None]
+        real = [check for check in bounded if check.inputs == "real"]
+        return max(real or bounded, key=_tightness, default=None)
+
+
+def _tightness(check: Check) -> tuple[float, float]:
+    return (check.error / check.bound if check.bound else 0.0, check.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """One row for each file; ``str()`` is a table, ``+`` joins the reports of several files."""
+
+    rows: tuple[Row, ...]
+
+    def __add__(self, other: "ExportReport") -> "ExportReport":
+        return ExportReport(self.rows + other.rows)
+
+    def __str__(self) -> str:
+        threads = sorted({count for row in self.rows for count in row.latency})
+        header = ["file", "format", "size", *(f"ms, {count} threads" for count in threads)]
+        table = [[*header, "max error", "bound", "metric", "golden"]]
+        for row in self.rows:
+            latencies = [row.latency.get(count) for count in threads]
+            table.append(
+                [
+                    row.file,
+                    row.format,
+                    _bytes(row.size),
+                    *(f"{known.median:.3g} (p95 {known.p95:.3g})" if known else "-" for known in latencies),
+                    f"{row.worst.error:.2g}" if row.worst else "-",
+                    f"{row.worst.bound:.2g}" if row.worst else "-",
+                    f"{row.metric:.4f}" if row.metric is not None else "-",
+                    f"{row.golden_metric:.4f}" if row.golden_metric is not None else "-",
+                ]
+            )
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_json(self) -> str:
+        """The same as JSON, with every check; infinite and NaN numbers are written as strings."""
+        return json.dumps({"rows": _plain([dataclasses.asdict(row) for row in self.rows])}, indent=1, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _bytes(size: int) -> str:
+    return f"{size} B" if size < 1000 else f"{size / 1000:.1f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,71 @@
+"""Where a file is made before it is proven: a private folder beside the destination, and the final rename."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def workspace(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
+    """A temporary folder on the destination's file system, removed whatever happens.
+
+    Raises FileExistsError where the destination exists and ``overwrite`` is False.
+    """
+    destination = Path(path)
+    if not overwrite and (destination.exists() or destination.is_symlink()):
+        raise FileExistsError(f"{destination} exists; pass overwrite=True to replace it, or give another path")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(built: Path, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Moves what was built and proven to its destination; what stood there stays until the last moment."""
+    destination = Path(path)
+    if not os.path.lexists(destination):
+        os.rename(built, destination)
+        return
+    if not overwrite:
+        raise FileExistsError(f"{destination} was made by somebody else during the export; pass overwrite=True")
+    if destination.is_dir() == built.is_dir() and not built.is_dir():
+        os.replace(built, destination)
+        return
+    # A folder cannot be replaced in one step: set the old one aside inside the workspace, which removes it.
+    aside = built.parent / "replaced"
+    os.rename(destination, aside)
+    try:
+        os.rename(built, destination)
+    except OSError:
+        os.rename(aside, destination)
+        raise
+
+
+@contextlib.contextmanager
+def stage(name: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Prints one line when the stage is over."""
+    start = time.perf_counter()
+    yield
+    print(f"export {Path(path).name}: {name} ok ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends the C++ log noise of TensorFlow's converter (file descriptor 2) nowhere; errors come as exceptions."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)

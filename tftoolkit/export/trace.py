@@ -1,0 +1,129 @@
+"""From a model to a SavedModel on disk that holds exactly the asked signatures and the variables they read."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.checkpoint import graph_view
+from tensorflow.python.trackable import resource
+
+from tftoolkit.export.report import ExportError
+from tftoolkit.export.staging import quiet
+
+# A tf.function with an input_signature, a ConcreteFunction, or a callable with the specs of its positional arguments.
+Signatures = Mapping[str, Any | tuple[Callable[..., Any], Sequence[tf.TensorSpec]]]
+
+
+def is_saved_model_path(model: object) -> bool:
+    return isinstance(model, str | os.PathLike)
+
+
+def saved_model_path(path: str | os.PathLike[str], signatures: Signatures | None) -> Path:
+    """The folder of an existing SavedModel, checked."""
+    folder = Path(path)
+    if signatures is not None:
+        raise ValueError("signatures must be None for a SavedModel on disk: it has its own, and all are exported")
+    if not (folder / "saved_model.pb").is_file():
+        raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
+    return folder
+
+
+def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
+    """Writes the model natively (custom ops stay) into ``folder`` and returns it.
+
+    Raises ValueError where the signatures are missing or unusable, ExportError where TensorFlow cannot save them.
+    """
+    functions = {name: _concrete(name, entry) for name, entry in (signatures or _own_signatures(model)).items()}
+    holder = tf.Module()
+    # Only what the signatures read: saving the model itself would drag in every other function traced on it.
+    holder.variables_read = list({id(v): v for cf in functions.values() for v in cf.variables}.values())
+    holder.resources = _resources(model)
+    options = tf.saved_model.SaveOptions(namespace_whitelist=sorted(_namespaces(functions.values())))
+    try:
+        with quiet():
+            tf.saved_model.save(holder, str(folder), signatures=functions, options=options)
+    except (AssertionError, ValueError, TypeError, tf.errors.OpError) as error:
+        raise ExportError("trace", f"TensorFlow could not save the model: {error}") from error
+    return folder
+
+
+def _concrete(name: str, entry: Any) -> tf.types.experimental.ConcreteFunction:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"signatures: a name must be a non-empty string, got {name!r}")
+    if isinstance(entry, tf.types.experimental.ConcreteFunction):
+        return entry
+    if isinstance(entry, tuple) and len(entry) == 2 and callable(entry[0]):
+        function, specs = entry
+        specs = [specs] if isinstance(specs, tf.TensorSpec) else specs
+        return _traced(name, tf.function(_undecorated(function), input_signature=None), list(specs))
+    if isinstance(entry, tf.types.experimental.GenericFunction):
+        if entry.input_signature is None:
+            raise ValueError(
+                f"signatures[{name!r}]: the tf.function has no input_signature, so what it accepts is not known; "
+                f"give (function, [tf.TensorSpec(shape, dtype, name), ...])"
+            )
+        return _traced(name, entry, [])
+    raise ValueError(
+        f"signatures[{name!r}] is {type(entry).__name__}; expected a tf.function with an input_signature, "
+        f"a ConcreteFunction, or (callable, [tf.TensorSpec(shape, dtype, name), ...])"
+    )
+
+
+def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    # A tf.function keeps its traces: one made earlier under another flag or in training mode would be served again.
+    return function.python_function if isinstance(function, tf.types.experimental.GenericFunction) else function
+
+
+def _traced(name: str, function: Any, specs: list[Any]) -> tf.types.experimental.ConcreteFunction:
+    try:
+        return function.get_concrete_function(*specs)
+    except Exception as error:  # the model's own code runs here: anything can come
+        raise ExportError("trace", f"{type(error).__name__}: {error}", signature=name) from error
+
+
+def _own_signatures(model: Any) -> Signatures:
+    inputs = getattr(model, "inputs", None)
+    if callable(model) and isinstance(inputs, list) and inputs:
+        return {"serving_default": _keras_function(model, inputs)}
+    call = model.__call__ if callable(model) else None
+    if isinstance(call, tf.types.experimental.GenericFunction) and call.input_signature is not None:
+        return {"serving_default": call}
+    raise ValueError(
+        f"signatures is None and {type(model).__name__} does not say what it accepts; give "
+        f"signatures={{'serving_default': (model, [tf.TensorSpec(shape, dtype, name), ...])}}"
+    )
+
+
+def _keras_function(model: Any, inputs: list[Any]) -> tuple[Callable[..., Any], list[tf.TensorSpec]]:
+    """A functional or sequential model of Keras 3 or tf_keras: its inputs by their names, in inference mode."""
+    try:
+        structure = model.input
+    except AttributeError:  # a Keras 3 Sequential that was never called
+        structure = inputs[0]
+    tensors = tf.nest.flatten(structure)
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in tensors]
+
+    def call(*values: tf.Tensor) -> Any:
+        return model(tf.nest.pack_sequence_as(structure, values), training=False)
+
+    return call, specs
+
+
+def _resources(model: Any) -> list[Any]:
+    """Lookup tables and the like: tf.saved_model.save wants them tracked."""
+    if not isinstance(model, tf.__internal__.tracking.Trackable):
+        return []
+    trackables = graph_view.ObjectGraphView(model).breadth_first_traversal()
+    return [item for item in trackables[0] if isinstance(item, resource.CapturableResource)]
+
+
+def _namespaces(functions: Any) -> set[str]:
+    """The part before ">" of op names such as TfToolkit>RmsNorm: TensorFlow saves those only when told so."""
+    found = set()
+    for function in functions:
+        definition = function.graph.as_graph_def()
+        nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
+        found |= {node.op.rpartition(">")[0] for node in nodes if ">" in node.op}
+    return found
