@@ -39,8 +39,10 @@ def normalize(max_value: float) -> Vectorized:
     A stage for ``Pipeline.map``. Use 255 for ordinary 8-bit images, 16 for scikit-learn's digits.
 
     Raises:
-      ValueError: ``max_value`` is not above 0; the image is missing or not of rank 3.
+      TypeError, ValueError: ``max_value`` is not a number above 0; the image is missing or not of rank 3.
     """
+    if isinstance(max_value, bool) or not isinstance(max_value, int | float):
+        raise TypeError(f"max_value: expected a number, got {max_value!r}")
     if not max_value > 0:
         raise ValueError(f"max_value={max_value}: must be above 0")
 

@@ -50,10 +50,10 @@ def permute(positions: tf.Tensor, size: int, state: tf.Tensor) -> tf.Tensor:
             right = add_hash(right, left, key_right, right_limit)
         return right * left_limit + left
 
-    values = network(tf.cast(positions, tf.uint64))
-    (values,) = tf.while_loop(
-        lambda v: tf.reduce_any(v >= limit),
-        lambda v: (tf.where(v >= limit, network(v), v),),
-        (values,),
-    )
+    def walk(values: tf.Tensor, outside: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values = tf.where(outside, network(values), values)
+        return values, values >= limit
+
+    start = tf.cast(positions, tf.uint64)
+    values, _ = tf.while_loop(lambda _, outside: tf.reduce_any(outside), walk, (start, tf.ones_like(start, tf.bool)))
     return tf.cast(values, tf.int64)

@@ -117,6 +117,7 @@ class Pipeline:
         Raises:
           TypeError, ValueError: a number out of range, or no batch stage yet.
         """
+        self._need_batch()
         start = _integer("start", start, 0)
         if epochs is None:
             numbers = tf.data.Dataset.counter(start)
@@ -131,8 +132,11 @@ class Pipeline:
         Raises:
           SourceError: an example could not be read; ``position`` is that of the batch that is missing.
         """
-        batches = iter(self.dataset(self._position))
-        for following in itertools.count(self._position + 1):
+        return self._deliver(self._position)  # fixes the start now, not at the first next()
+
+    def _deliver(self, start: int) -> Iterator[Example]:
+        batches = iter(self.dataset(start))
+        for following in itertools.count(start + 1):
             try:
                 batch = next(batches)
             except tf.errors.OpError as error:

@@ -1,0 +1,376 @@
+"""Pipelines: exact resumption, keys, shards, epochs, and what they say to bad input."""
+
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tftoolkit import pipelines
+from tftoolkit.pipelines import Pipeline, StateMismatchError
+
+Batch = dict[str, np.ndarray]
+
+
+def source(size: int) -> pipelines.sources.Source:
+    return pipelines.sources.arrays({"index": np.arange(size), "image": np.arange(size * 6).reshape(size, 2, 3, 1)})
+
+
+def noisy(example: dict[str, Any], key: tf.Tensor) -> dict[str, Any]:
+    return {**example, "noise": tf.random.stateless_uniform([3], key), "key": key}
+
+
+def take(dataset: tf.data.Dataset, count: int) -> list[Batch]:
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def arrays(batches: Iterable[dict[str, tf.Tensor]]) -> list[Batch]:
+    return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def rows(batches: list[Batch], name: str) -> list[Any]:
+    return [row.tolist() for batch in batches for row in batch[name]]
+
+
+@st.composite
+def pipelines_with_numbers(draw: st.DrawFn) -> tuple[Pipeline, int]:
+    """A pipeline and the number of a batch in its first few epochs."""
+    size = draw(st.integers(1, 40))
+    batch_size = draw(st.integers(1, 12))
+    p = Pipeline(source(size), seed=draw(st.integers(0, 2**63 - 1)))
+    if draw(st.booleans()):
+        p = p.shuffle()
+    if draw(st.booleans()):
+        p = p.map(noisy)
+    if draw(st.booleans()):
+        p = p.map(pipelines.image.random_shift(1))
+    p = p.batch(batch_size, drop_remainder=size >= batch_size and draw(st.booleans()))
+    return p, draw(st.integers(0, 3 * p.batches_per_epoch))
+
+
+@settings(max_examples=12, deadline=None)
+@given(pipelines_with_numbers())
+def test_restoring_at_any_batch_gives_the_rest_bit_for_bit(drawn: tuple[Pipeline, int]) -> None:
+    p, number = drawn
+    stream = iter(p)
+    for _ in range(number):
+        next(stream)
+    state = json.loads(json.dumps(p.state()))
+    assert state["position"] == p.position == number
+    rest = arrays(itertools.islice(stream, 4))
+    assert p.position == number + 4
+    assert p.state(number) == state
+    p.restore(state)
+    assert p.position == number
+    assert_same(arrays(itertools.islice(p, 4)), rest)
+
+
+def test_restoring_in_a_new_process() -> None:
+    program = textwrap.dedent(
+        """
+        import json, sys
+        import numpy as np
+        import tensorflow as tf
+        from tftoolkit import pipelines
+
+        def noisy(example, key):
+            return {**example, "noise": tf.random.stateless_normal([2], key)}
+
+        p = pipelines.Pipeline(pipelines.sources.arrays({"index": np.arange(31)}), seed=9).shuffle().map(noisy).batch(4)
+        if len(sys.argv) > 1:
+            p.restore(json.loads(sys.argv[1]))
+        stream = []
+        for batch in p:
+            stream.append([batch["index"].numpy().tolist(), batch["noise"].numpy().tobytes().hex()])
+            if len(stream) == 13:
+                state = p.state()
+            if len(stream) == 26 - (13 if len(sys.argv) > 1 else 0):
+                break
+        print(json.dumps({"stream": stream, "state": state}))
+        """
+    )
+
+    def run(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    first = run()
+    second = run(json.dumps(first["state"]))
+    assert first["state"]["position"] == 13
+    assert second["stream"] == first["stream"][13:]
+
+
+@settings(max_examples=8, deadline=None)
+@given(pipelines_with_numbers(), st.integers(1, 3))
+def test_start_equals_skip(drawn: tuple[Pipeline, int], epochs: int) -> None:
+    p, number = drawn
+    skipped = list(p.dataset(epochs=epochs).skip(number).as_numpy_iterator())
+    assert_same(list(p.dataset(start=number, epochs=epochs).as_numpy_iterator()), skipped)
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_an_epoch_shows_every_example_once(drop_remainder: bool) -> None:
+    p = Pipeline(source(23)).shuffle().batch(5, drop_remainder)
+    assert p.batches_per_epoch == (4 if drop_remainder else 5)
+    epochs = []
+    for epoch in range(3):
+        batches = take(p.dataset(start=epoch * p.batches_per_epoch), p.batches_per_epoch)
+        assert [len(b["index"]) for b in batches] == ([5] * 4 if drop_remainder else [5] * 4 + [3])
+        epochs.append(rows(batches, "index"))
+    for seen in epochs:
+        assert len(set(seen)) == len(seen) == (20 if drop_remainder else 23)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert [len(list(p.dataset(start=k, epochs=2))) for k in (0, 1, 100)] == [
+        2 * p.batches_per_epoch,
+        2 * p.batches_per_epoch - 1,
+        0,
+    ]
+
+
+def test_without_shuffle_the_order_is_that_of_the_source() -> None:
+    assert rows(take(Pipeline(source(7)).batch(3).dataset(), 4), "index") == [*range(7), 0, 1, 2]
+
+
+def test_batch_dimension_is_static_where_every_batch_is_full() -> None:
+    def batch_dimension(size: int, *batch: Any) -> int | None:
+        p = Pipeline(source(size)).shuffle().map(noisy).map(pipelines.image.random_shift(1)).batch(*batch)
+        assert p.element_spec == p.dataset().element_spec
+        assert p.element_spec["image"].shape[1:] == [2, 3, 1]
+        assert p.element_spec["noise"].shape[1:] == [3]
+        dimensions = {spec.shape[0] for spec in p.element_spec.values()}
+        assert len(dimensions) == 1
+        return dimensions.pop()
+
+    assert batch_dimension(23, 5) is None
+    assert batch_dimension(23, 5, True) == 5
+    assert batch_dimension(20, 5) == 5
+
+
+def test_cardinality_is_known() -> None:
+    p = Pipeline(source(23)).batch(5)
+    assert p.dataset().cardinality() == tf.data.INFINITE_CARDINALITY
+    assert p.dataset(start=3, epochs=2).cardinality() == 7
+
+
+def test_keys_depend_on_seed_epoch_example_and_stage_only() -> None:
+    def keys(p: Pipeline, epoch: int) -> dict[int, tuple[int, ...]]:
+        batches = take(p.dataset(start=epoch * p.batches_per_epoch), p.batches_per_epoch)
+        return dict(zip(rows(batches, "index"), map(tuple, rows(batches, "key")), strict=True))
+
+    base = Pipeline(source(24), seed=5)
+    reference = keys(base.map(noisy).batch(24), epoch=1)
+    for batch_size in (1, 5, 24):
+        assert keys(base.map(noisy).batch(batch_size), epoch=1) == reference
+        assert keys(base.shuffle().map(noisy).batch(batch_size), epoch=1) == reference
+    others = [
+        keys(base.map(noisy).batch(8), epoch=0),
+        keys(Pipeline(source(24), seed=6).map(noisy).batch(8), epoch=1),
+        keys(base.map(lambda example: example).map(noisy).batch(8), epoch=1),
+    ]
+    drawn = [key for some in [reference, *others] for key in some.values()]
+    assert len(set(drawn)) == len(drawn) == 4 * 24
+
+
+def test_map_in_the_data_set_equals_the_eager_call_per_example() -> None:
+    data = source(17)
+    batches = take(Pipeline(data).shuffle().map(noisy).batch(4).dataset(), 5)
+    for index, noise, key in zip(*(rows(batches, n) for n in ("index", "noise", "key")), strict=True):
+        example = {name: value[0] for name, value in data.fetch(tf.constant([index])).items()}
+        np.testing.assert_array_equal(noisy(example, tf.constant(key))["noise"], np.float32(noise))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.data())
+def test_workers_together_see_the_unsharded_stream(size: int, batch_size: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, batch_size))
+    drop_remainder = size >= batch_size and data.draw(st.booleans())
+    p = Pipeline(source(size), seed=1).shuffle().map(noisy).batch(batch_size, drop_remainder)
+    number = p.batches_per_epoch + 2
+    whole = take(p.dataset(), number)
+    parts = [take(p.shard(index, count).dataset(), number) for index in range(count)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for name, values in batch.items():
+            together = np.empty_like(values)
+            for index, share in enumerate(shares):
+                together[index::count] = share[name]
+            np.testing.assert_array_equal(together, values)
+
+
+def test_a_state_serves_every_worker_and_every_count() -> None:
+    p = Pipeline(source(20)).shuffle().batch(6)
+    state = p.state(7)
+    for index, count in [(0, 2), (1, 2), (2, 3)]:
+        worker = p.shard(index, count)
+        assert worker.batches_per_epoch == p.batches_per_epoch
+        worker.restore(state)
+        np.testing.assert_array_equal(next(iter(worker))["index"], take(p.dataset(7), 1)[0]["index"][index::count])
+
+
+def test_sharded_batch_dimension_is_static() -> None:
+    p = Pipeline(source(20)).batch(7, drop_remainder=True)
+    assert [p.shard(i, 2).element_spec["index"].shape[0] for i in range(2)] == [4, 3]
+
+
+def test_stages_leave_the_pipeline_they_are_called_on_alone() -> None:
+    base = Pipeline(source(10))
+    base.shuffle()
+    base.map(noisy)
+    assert rows(take(base.batch(10).dataset(), 1), "index") == list(range(10))
+    assert "noise" not in base.batch(2).element_spec
+    moved = base.batch(2)
+    next(iter(moved))
+    assert moved.position == 1
+    assert moved.shard(0, 2).position == 0
+
+
+def test_two_iterations_do_not_disturb_each_other() -> None:
+    p = Pipeline(source(10)).batch(2)
+    first, second = iter(p), iter(p)
+    np.testing.assert_array_equal(next(first)["index"], next(second)["index"])
+    np.testing.assert_array_equal(next(first)["index"], [2, 3])
+    assert p.position == 2
+
+
+STATE_CHANGES = [
+    (lambda s: Pipeline(s(23), seed=1).shuffle().map(noisy).batch(5), ["seed: saved 0, this pipeline 1"]),
+    (lambda s: Pipeline(s(24)).shuffle().map(noisy).batch(5), ["source.length: saved 23, this pipeline 24"]),
+    (lambda s: Pipeline(s(23)).map(noisy).batch(5), ["shuffle: saved True, this pipeline False"]),
+    (lambda s: Pipeline(s(23)).shuffle().batch(5), ["features.noise: saved 'float32(3,)'", "maps: saved"]),
+    (lambda s: Pipeline(s(23)).shuffle().map(noisy).batch(6), ["batch_size: saved 5, this pipeline 6"]),
+    (lambda s: Pipeline(s(23)).shuffle().map(noisy).batch(5, True), ["drop_remainder: saved False"]),
+    (
+        lambda s: (
+            Pipeline(pipelines.sources.arrays({"index": np.arange(23), "image": np.zeros([23, 2, 3, 1], int)}))
+            .shuffle()
+            .map(noisy)
+            .batch(5)
+        ),
+        ["source.sha256"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("other", "named"), STATE_CHANGES, ids=[named[0].split(":")[0] for _, named in STATE_CHANGES])
+def test_a_foreign_state_is_refused_with_each_difference(other: Any, named: list[str]) -> None:
+    state = Pipeline(source(23)).shuffle().map(noisy).batch(5).state(3)
+    p = other(source)
+    with pytest.raises(StateMismatchError) as caught:
+        p.restore(state)
+    for text in named:
+        assert text in str(caught.value)
+    assert p.position == 0
+
+
+def test_state_is_small_and_checked() -> None:
+    p = Pipeline(source(23)).shuffle().batch(5)
+    assert len(json.dumps(p.state(10**15))) < 600
+    with pytest.raises(ValueError, match="position=-1"):
+        p.state(-1)
+    for broken in (None, {}, [3]):
+        with pytest.raises(TypeError, match="state: expected a dict"):
+            p.restore(broken)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="position"):
+        p.restore({**p.state(), "position": "3"})
+    with pytest.raises(ValueError, match="position"):
+        p.restore({**p.state(), "position": -3})
+    with pytest.raises(StateMismatchError, match="seed: saved 'nothing'"):
+        p.restore({"position": 3})
+
+
+def ready() -> Pipeline:
+    return Pipeline(source(10))
+
+
+BAD_CALLS = [
+    (lambda: Pipeline({"x": [1]}), TypeError, "source: expected"),
+    (lambda: Pipeline(pipelines.sources.arrays({"x": np.zeros([0, 2])})), ValueError, "has 0 examples"),
+    (lambda: Pipeline(source(3), seed=-1), ValueError, "seed=-1"),
+    (lambda: Pipeline(source(3), seed=0.5), TypeError, "seed: expected an integer, got 0.5"),
+    (lambda: Pipeline(source(3), on_error="skip"), ValueError, "only 'raise' is available"),
+    (lambda: ready().batch(0), ValueError, "batch_size=0: must be at least 1"),
+    (lambda: ready().batch(True), TypeError, "batch_size"),
+    (lambda: ready().batch(11, drop_remainder=True), ValueError, "only 10 examples"),
+    (lambda: ready().batch(2).batch(2), ValueError, "batched already"),
+    (lambda: ready().batch(2).shuffle(), ValueError, "put .shuffle"),
+    (lambda: ready().batch(2).map(noisy), ValueError, "put .map"),
+    (lambda: ready().shuffle().shuffle(), ValueError, "shuffled already"),
+    (lambda: ready().dataset(), ValueError, r"call .batch\(batch_size\)"),
+    (lambda: ready().batches_per_epoch, ValueError, r"call .batch\(batch_size\)"),
+    (lambda: ready().state(), ValueError, r"call .batch\(batch_size\)"),
+    (lambda: ready().batch(2).dataset(start=-1), ValueError, "start=-1"),
+    (lambda: ready().batch(2).dataset(start=1.0), TypeError, "start"),
+    (lambda: ready().batch(2).dataset(epochs=-1), ValueError, "epochs=-1"),
+    (lambda: ready().shard(0, 2), ValueError, "batch"),
+    (lambda: ready().batch(4).shard(2, 2), ValueError, "index=2: must be below count=2"),
+    (lambda: ready().batch(4).shard(0, 0), ValueError, "count=0"),
+    (lambda: ready().batch(4).shard(0, 5), ValueError, "count=5: more workers"),
+    (lambda: ready().batch(4).shard(0, 2).shard(0, 2), ValueError, "sharded already"),
+    (lambda: ready().map(3), TypeError, "expected a function"),
+    (lambda: ready().map(lambda example: example["index"]), TypeError, "must return a dict of tensors, got"),
+    (lambda: ready().map(lambda example: {}), ValueError, "empty dict"),
+    (lambda: ready().map(lambda example: {"a": {"b": example["index"]}}), TypeError, "dense tensors by name"),
+    (lambda: ready().map(lambda example: {"a": tf.ragged.constant([[1], [2, 3]])}), TypeError, "Ragged"),
+    (lambda: ready().map(lambda: {}), TypeError, "must take"),
+    (lambda: ready().map(lambda a, b, c: {}), TypeError, "3 positional"),
+    (lambda: ready().map(lambda example: example["imgae"]), KeyError, "imgae"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), BAD_CALLS, ids=[text for _, _, text in BAD_CALLS])
+def test_bad_input_is_named(call: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_stateful_random_ops_are_refused() -> None:
+    generator = tf.random.Generator.from_seed(1)
+
+    def in_branch(example: dict[str, Any]) -> dict[str, Any]:
+        return {"x": tf.cond(example["index"] > 3, lambda: tf.random.normal([]), lambda: 0.0)}
+
+    for function in (
+        lambda example: {"x": tf.random.uniform([2])},
+        lambda example: {"x": tf.random.shuffle([1, 2, 3])},
+        lambda example: {"x": generator.uniform([2])},
+        in_branch,
+    ):
+        with pytest.raises(ValueError, match=r"take \(example, key\) and use tf.random.stateless"):
+            ready().map(function)
+
+
+def test_stateless_and_python_functions_are_accepted() -> None:
+    def through_python(example: dict[str, Any]) -> dict[str, Any]:
+        doubled = tf.numpy_function(lambda x: x * 2, [example["index"]], tf.int64)
+        return {"index": tf.ensure_shape(doubled, [])}
+
+    p = ready().map(through_python).map(lambda example, key=None: example).batch(5)
+    assert rows(take(p.dataset(), 2), "index") == list(range(0, 20, 2))
+
+
+def test_an_error_in_a_map_function_surfaces_and_the_position_stays() -> None:
+    def checked(example: dict[str, Any]) -> dict[str, Any]:
+        with tf.control_dependencies([tf.debugging.assert_less(example["index"], np.int64(6), "too large")]):
+            return {"index": tf.identity(example["index"])}
+
+    p = ready().map(checked).batch(2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too large"):
+        list(p)
+    assert p.position == 3
