@@ -27,8 +27,8 @@ from filelock import FileLock
 from tftoolkit.custom_ops import toolchain
 from tftoolkit.custom_ops.errors import BuildError
 
-# -fopenmp-simd honours `#pragma omp simd` (no OpenMP runtime); without trapping and errno semantics, which no kernel can
-# observe, GCC turns conversions between float formats into vector code. None of these changes a result.
+# -fopenmp-simd honours `#pragma omp simd` (no OpenMP runtime); without trapping and errno semantics, which no kernel
+# can observe, GCC turns conversions between float formats into vector code. None of these changes a result.
 CFLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 CUDA_CFLAGS = (
     "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr",
@@ -116,7 +116,18 @@ def library_recipe(
         assert nvcc is not None
         versions.append(nvcc.version)
         units += [
-            Unit(path, (nvcc.path, *CUDA_CFLAGS, *extra_cuda_cflags, *include_flags, system, "-c", str(path)))
+            Unit(
+                path,
+                (
+                    nvcc.path,
+                    *CUDA_CFLAGS,
+                    *extra_cuda_cflags,
+                    *include_flags,
+                    system.replace("-isystem", "-isystem="),
+                    "-c",
+                    str(path),
+                ),
+            )
             for path in paths
             if path.suffix in _CUDA_SOURCES
         ]
@@ -187,7 +198,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         ) from error
     if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BuildError(
-            f"the cache folder {folder} can be written by others (owner {info.st_uid}, mode {stat.filemode(info.st_mode)}). "
+            f"the cache folder {folder} can be written by others (owner {info.st_uid}, {stat.filemode(info.st_mode)}). "
             "Make it yours with mode 0700, or set TFTOOLKIT_CACHE_DIR to another."
         )
     return folder
@@ -234,7 +245,7 @@ def _run(name: str, command: list[str], verbose: bool) -> None:
 def _first_error(output: str) -> str:
     """The compiler's first error with the source excerpt below it, out of what may be hundreds of lines."""
     lines = output.splitlines()
-    starts = [i for i, line in enumerate(lines) if re.search(r"\b(fatal )?error\b|undefined reference", line)]
+    starts = [i for i, line in enumerate(lines) if re.search(r"\b(fatal )?error\b|fatal\s*:|undefined reference", line)]
     if not starts:
         return output.strip() or "the compiler gave no reason"
     start = starts[0]

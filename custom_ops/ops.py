@@ -1,4 +1,4 @@
-"""Ops as Python callables: calling, references, gradients, and what TensorFlow's transformations need to know of them."""
+"""Ops as Python callables: calling, references, gradients, and what TensorFlow's transformations need to know."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Op:
         return outputs if len(self.schema.outputs) == 1 else self._outputs(*outputs)
 
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorator: registers ``function(op, *output_gradients) -> input gradients``, as ``tf.RegisterGradient`` does."""
+        """Decorator: registers ``function(op, *output_gradients)``, as ``tf.RegisterGradient`` does."""
         tf.RegisterGradient(self.tf_name)(function)
         self.has_gradient = True
         return function

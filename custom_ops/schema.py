@@ -21,7 +21,7 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Schema name → TensorFlow/NumPy name.
 DTYPES = {
@@ -68,7 +68,7 @@ class Attribute:
     def __str__(self) -> str:
         return f"{self.name}: {self.type}" + ("" if self.default is None else f" = {self.default!r}")
 
-    def convert(self, value: object) -> AttributeValue:
+    def convert(self, value: Any) -> AttributeValue:
         """Checks a value given by a caller. Raises TypeError or ValueError that names the attribute."""
         accepted: dict[str, tuple[type, ...]] = {"bool": (bool,), "str": (str,), "i32": (int,), "i64": (int,)}
         types = accepted.get(self.type, (float, int))
@@ -298,10 +298,10 @@ class _Parser:
 
     def check_names(self, inputs: list[Argument], attributes: list[Attribute], outputs: list[Argument]) -> None:
         seen: set[str] = set()
-        for item in [*inputs, *attributes, *outputs]:
-            if item.name in seen:
-                raise SchemaError(self.text, self.text.rindex(item.name), f"the name {item.name!r} is used twice")
-            seen.add(item.name)
+        for name in [item.name for items in (inputs, attributes, outputs) for item in items]:
+            if name in seen:
+                raise SchemaError(self.text, self.text.rindex(name), f"the name {name!r} is used twice")
+            seen.add(name)
         if not inputs:
             raise SchemaError(self.text, self.text.index("("), "an op needs at least one input")
 

@@ -86,14 +86,14 @@ def check_tensorflow() -> str:
         raise BuildError(f"TensorFlow is not installed. Install it: pip install 'tensorflow{SUPPORTED_TENSORFLOW}'")
     if version.split(".")[:2] != ["2", "21"]:
         raise BuildError(
-            f"TensorFlow {version} is installed, but this version of tftoolkit works with {SUPPORTED_TENSORFLOW} only: the op "
-            f"host is tied to TensorFlow's C++ ABI. Mend it: pip install 'tensorflow{SUPPORTED_TENSORFLOW}'"
+            f"TensorFlow {version} is installed, but this tftoolkit works with {SUPPORTED_TENSORFLOW} only, since the "
+            f"op host is tied to TensorFlow's C++ ABI. Mend it: pip install 'tensorflow{SUPPORTED_TENSORFLOW}'"
         )
     return version
 
 
 def ffi_include_dir() -> Path:
-    """The folder that holds ``xla/ffi/api/ffi.h``: TensorFlow's, else JAX's. Raises BuildError when neither is there."""
+    """The folder with ``xla/ffi/api/ffi.h``: TensorFlow's, else JAX's. Raises BuildError when neither is there."""
     for package in ("tensorflow", "jaxlib"):
         folder = _package_dir(package)
         if folder and (folder / "include/xla/ffi/api/ffi.h").exists():

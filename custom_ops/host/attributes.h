@@ -93,7 +93,11 @@ class FfiAttributes {
   FfiAttributes& operator=(const FfiAttributes&) = delete;
 
   XLA_FFI_Attrs Get() {
-    return {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, static_cast<int64_t>(attrs_.size()), types_.data(), names_.data(),
+    return {XLA_FFI_Attrs_STRUCT_SIZE,
+            nullptr,
+            static_cast<int64_t>(attrs_.size()),
+            types_.data(),
+            names_.data(),
             attrs_.data()};
   }
 

@@ -1,5 +1,5 @@
-// The XLA_FFI_Api table that handlers get from TensorFlow kernels: errors, the intra-op thread pool, the CUDA stream and
-// scratch memory. What only an XLA executable can offer (state, futures, run ids) answers UNIMPLEMENTED.
+// The XLA_FFI_Api table that handlers get from TensorFlow kernels: errors, the intra-op thread pool, the CUDA stream
+// and scratch memory. What only an XLA executable can offer (state, futures, run ids) answers UNIMPLEMENTED.
 
 #ifndef TFTOOLKIT_HOST_FFI_API_H_
 #define TFTOOLKIT_HOST_FFI_API_H_

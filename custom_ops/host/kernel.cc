@@ -66,8 +66,8 @@ class Buffers {
   void Set(size_t i, const Tensor& tensor) {
     const auto sizes = tensor.shape().dim_sizes();
     dims_[i].assign(sizes.begin(), sizes.end());
-    buffers_[i] = {XLA_FFI_Buffer_STRUCT_SIZE, nullptr,          FfiType(tensor.dtype()),
-                   tensor.data(),              tensor.dims(), dims_[i].data()};
+    buffers_[i] = {
+        XLA_FFI_Buffer_STRUCT_SIZE, nullptr, FfiType(tensor.dtype()), tensor.data(), tensor.dims(), dims_[i].data()};
     pointers_[i] = &buffers_[i];
   }
 

@@ -67,9 +67,9 @@ absl::Status CheckFfiVersion(XLA_FFI_Handler* handler) {
   handler(&frame);
   const XLA_FFI_Api_Version& version = metadata.api_version;
   if (version.major_version == XLA_FFI_API_MAJOR && version.minor_version <= XLA_FFI_API_MINOR) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("the handler was compiled for XLA FFI ", version.major_version, ".", version.minor_version,
-                   ", newer than this TensorFlow's ", XLA_FFI_API_MAJOR, ".", XLA_FFI_API_MINOR));
+  return absl::FailedPreconditionError(absl::StrCat("the handler was compiled for XLA FFI ", version.major_version, ".",
+                                                    version.minor_version, ", newer than this TensorFlow's ",
+                                                    XLA_FFI_API_MAJOR, ".", XLA_FFI_API_MINOR));
 }
 
 absl::Status RegisterKernel(const std::string& op_type, const std::string& platform, XLA_FFI_Handler* handler) {
@@ -89,7 +89,9 @@ absl::Status RegisterKernel(const std::string& op_type, const std::string& platf
 }
 
 // The C interface reports errors as text that the caller frees; nullptr is success.
-char* ErrorText(const absl::Status& status) { return status.ok() ? nullptr : strdup(std::string(status.message()).c_str()); }
+char* ErrorText(const absl::Status& status) {
+  return status.ok() ? nullptr : strdup(std::string(status.message()).c_str());
+}
 
 }  // namespace
 

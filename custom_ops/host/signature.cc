@@ -56,7 +56,8 @@ absl::Status Mismatch(const Signature& signature, const Argument& argument, cons
 
 std::string RankReason(const Argument& argument) {
   const size_t fixed = argument.dims.size() - argument.has_rest;
-  return absl::StrCat("must have ", argument.has_rest ? "at least " : "", fixed, fixed == 1 ? " dimension" : " dimensions");
+  return absl::StrCat("must have ", argument.has_rest ? "at least " : "", fixed,
+                      fixed == 1 ? " dimension" : " dimensions");
 }
 
 bool RankFits(const Argument& argument, int64_t rank) {
@@ -83,9 +84,9 @@ absl::Status BindRest(const Signature& signature, const Argument& argument, cons
     return absl::OkStatus();
   }
   if (*binding->rest == rest) return absl::OkStatus();
-  return Mismatch(signature, argument, shape.DebugString(),
-                  absl::StrCat("its dimensions ... must be ", binding->rest->DebugString(), " as in ",
-                               binding->rest_source->name));
+  return Mismatch(
+      signature, argument, shape.DebugString(),
+      absl::StrCat("its dimensions ... must be ", binding->rest->DebugString(), " as in ", binding->rest_source->name));
 }
 
 absl::Status BindSize(const Signature& signature, const Argument& argument, const TensorShape& shape, const Dim& dim,

@@ -1,4 +1,5 @@
-// An op's shapes as the host needs them: which dimensions must agree on the input side, what they make on the output side.
+// An op's shapes as the host needs them: which dimensions must agree on the input side, what they make on the output
+// side.
 
 #ifndef TFTOOLKIT_HOST_SIGNATURE_H_
 #define TFTOOLKIT_HOST_SIGNATURE_H_

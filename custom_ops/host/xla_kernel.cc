@@ -1,5 +1,5 @@
-// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. The only file that needs
-// tf2xla's headers, which take most of the host's build time.
+// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. The only file that
+// needs tf2xla's headers, which take most of the host's build time.
 
 #include <vector>
 
@@ -36,8 +36,9 @@ absl::Status RowMajor(DataType dtype, const TensorShape& shape, xla::Shape* resu
 absl::Status StaticShape(XlaOpKernelContext* context, int input, TensorShape* shape) {
   TF_ASSIGN_OR_RETURN(const xla::Shape xla_shape, context->InputXlaShape(input));
   if (!xla_shape.is_static()) {
-    return absl::UnimplementedError(absl::StrCat(context->op_kernel().type_string(), ": input ", input,
-                                                 " has a dynamic size inside this XLA program: ", xla_shape.ToString()));
+    return absl::UnimplementedError(
+        absl::StrCat(context->op_kernel().type_string(), ": input ", input,
+                     " has a dynamic size inside this XLA program: ", xla_shape.ToString()));
   }
   return tensorflow::XLAShapeToTensorShape(xla_shape, shape);
 }

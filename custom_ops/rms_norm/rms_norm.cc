@@ -59,13 +59,13 @@ TK_INLINE void BackwardRows(const T* dy, const float* d_inv_rms, const T* x, con
 }
 
 // One plain function per dtype: run-time dispatch needs functions, not templates.
-#define TK_ROWS(T)                                                                                                     \
-  TK_SIMD void Forward(const T* x, const T* gamma, T* y, float* inv_rms, int64_t rows, int64_t d, float epsilon) {     \
-    ForwardRows<T>(x, gamma, y, inv_rms, rows, d, epsilon);                                                            \
-  }                                                                                                                    \
-  TK_SIMD void Backward(const T* dy, const float* d_inv_rms, const T* x, const T* gamma, const float* inv_rms, T* dx,  \
-                        float* dgamma, int64_t rows, int64_t d) {                                                      \
-    BackwardRows<T>(dy, d_inv_rms, x, gamma, inv_rms, dx, dgamma, rows, d);                                            \
+#define TK_ROWS(T)                                                                                                    \
+  TK_SIMD void Forward(const T* x, const T* gamma, T* y, float* inv_rms, int64_t rows, int64_t d, float epsilon) {    \
+    ForwardRows<T>(x, gamma, y, inv_rms, rows, d, epsilon);                                                           \
+  }                                                                                                                   \
+  TK_SIMD void Backward(const T* dy, const float* d_inv_rms, const T* x, const T* gamma, const float* inv_rms, T* dx, \
+                        float* dgamma, int64_t rows, int64_t d) {                                                     \
+    BackwardRows<T>(dy, d_inv_rms, x, gamma, inv_rms, dx, dgamma, rows, d);                                           \
   }
 TK_ROWS(float)
 TK_ROWS(BFloat16)
@@ -125,7 +125,8 @@ ffi::Error RunBackward(ffi::ThreadPool& pool, const ffi::AnyBuffer& dy, const ff
   const int64_t tasks = std::max<int64_t>(1, (shape.rows + rows_per_task - 1) / rows_per_task);
   const std::unique_ptr<float[]> partials(new (std::nothrow) float[tasks * d]());
   const std::unique_ptr<float[]> sum(new (std::nothrow) float[d]);
-  if (!partials || !sum) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma");
+  if (!partials || !sum)
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma");
   const T* dy_data = static_cast<const T*>(dy.untyped_data());
   const T* x_data = static_cast<const T*>(x.untyped_data());
   const T* gamma_data = static_cast<const T*>(gamma.untyped_data());
@@ -199,8 +200,9 @@ XLA_FFI_DEFINE_HANDLER(RmsNormGradCpu, RmsNormGrad,
 TK_OP(RmsNorm,
       "<T: f32 | bf16 | f16>"
       "(x: T[... d], gamma: T[d], *, epsilon: f32 = 1e-6) -> (y: T[... d], inv_rms: f32[...])");
-TK_OP(RmsNormGrad,
-      "<T: f32 | bf16 | f16>"
-      "(dy: T[... d], d_inv_rms: f32[...], x: T[... d], gamma: T[d], inv_rms: f32[...]) -> (dx: T[... d], dgamma: T[d])");
+TK_OP(
+    RmsNormGrad,
+    "<T: f32 | bf16 | f16>"
+    "(dy: T[... d], d_inv_rms: f32[...], x: T[... d], gamma: T[d], inv_rms: f32[...]) -> (dx: T[... d], dgamma: T[d])");
 TK_KERNEL(RmsNorm, CPU, RmsNormCpu);
 TK_KERNEL(RmsNormGrad, CPU, RmsNormGradCpu);

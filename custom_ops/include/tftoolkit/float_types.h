@@ -41,7 +41,7 @@ TK_INLINE float Load(BFloat16 value) { return BitsFloat(static_cast<uint32_t>(va
 TK_INLINE float Load(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-  const float scaled = BitsFloat(magnitude) * BitsFloat(0x77800000u);  // 2^112
+  const float scaled = BitsFloat(magnitude) * BitsFloat(0x77800000u);    // 2^112
   const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity and NaN keep an all-ones exponent
   return BitsFloat(FloatBits(scaled) | special | sign);
 }

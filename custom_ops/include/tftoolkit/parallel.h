@@ -18,7 +18,8 @@ namespace tftoolkit {
 //
 // Tasks are claimed one by one, and the caller claims too: it waits only for tasks that have already begun. So a pool
 // whose threads are all busy, or are themselves waiting here, costs speed but cannot deadlock (XLA may run the handler
-// on a thread of the very pool that it lends). Which thread runs a task is left open, so results must depend on i alone.
+// on a thread of the very pool that it lends). Which thread runs a task is left open, so results must depend on i
+// alone.
 template <typename Task>
 void ParallelFor(xla::ffi::ThreadPool& pool, int64_t count, const Task& task) {
   const int64_t helpers = std::min(pool.num_threads(), count) - 1;

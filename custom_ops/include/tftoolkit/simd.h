@@ -1,5 +1,6 @@
 // TK_SIMD before a function compiles it for the baseline, AVX2+FMA and AVX-512 machine and picks one by cpuid when the
-// library is loaded. Mark the outermost plain function of a hot loop; what it calls must be inlined into it (TK_INLINE).
+// library is loaded. Mark the outermost plain function of a hot loop; what it calls must be inlined into it
+// (TK_INLINE).
 
 #ifndef TFTOOLKIT_SIMD_H_
 #define TFTOOLKIT_SIMD_H_

@@ -1,0 +1,180 @@
+"""The op host: attributes, errors, threads, kernel registration. Uses real libraries compiled here."""
+
+import concurrent.futures
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from tftoolkit import custom_ops
+
+SOURCE = Path(__file__).parent / "faulty.cc"
+JIT = pytest.mark.parametrize("jit", [None, False, True], ids=["eager", "graph", "xla"])
+
+
+@pytest.fixture(scope="module")
+def library():
+    return custom_ops.load("Faulty", [SOURCE])
+
+
+def compiled(op, jit):
+    return op if jit is None else tf.function(lambda *x, **attributes: op(*x, **attributes), jit_compile=jit)
+
+
+@JIT
+def test_every_kind_of_attribute_arrives(library, jit):
+    x = tf.zeros([3, 2])
+    op = library.op("Attributes")
+    text = 'a"\\b'
+    as_number = 0
+    for byte in text.encode():
+        as_number = as_number * 2 + byte
+    y = compiled(lambda x: op(x, single=0.1), jit)(x)
+    np.testing.assert_allclose(y, [0.1, (1.000000000000007 - 1) * 1e15, -7, 5, 1, as_number], rtol=1e-6)
+    given = {"single": np.float32(-np.inf), "double_precision": 1.0, "count": 2**31 - 1, "big": 2**40, "flag": False}
+    y = compiled(lambda x: op(x, text="é", **given), jit)(x)
+    assert y.numpy().tolist() == [-np.inf, 0, np.float32(2**31 - 1), 0, 0, 0xC3 * 2 + 0xA9]
+
+
+def test_attributes_are_checked(library):
+    op, x = library.op("Attributes"), tf.zeros([3, 2])
+    for wrong, message in [
+        ({"count": 2**31}, "count must fit into 32 bits"),
+        ({"count": 1.0}, "count must be i32, got 1.0"),
+        ({"flag": 1}, "flag must be bool"),
+        ({"text": 5}, "text must be str"),
+        ({"nothing": 5}, "nothing"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            op(x, single=1.0, **wrong)
+    with pytest.raises(TypeError, match="single"):
+        op(x)
+
+
+def test_attributes_survive_a_saved_model_and_differ_by_call_site(library, tmp_path):
+    op = library.op("Attributes")
+    function = tf.function(lambda x: (op(x, single=1.0), op(x, single=2.0, double_precision=1.000000000000003)))
+    module = tf.Module()
+    module.f = function.get_concrete_function(tf.zeros([3, 2])) and function
+    options = tf.saved_model.SaveOptions(namespace_whitelist=["Faulty"])
+    tf.saved_model.save(module, tmp_path, options=options)
+    for before, after in zip(
+        function(tf.zeros([3, 2])), tf.saved_model.load(tmp_path).f(tf.zeros([3, 2])), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+@JIT
+def test_a_fixed_dimension_is_checked(library, jit):
+    op = library.op("Attributes")
+    function = op if jit is None else tf.function(op, jit_compile=jit)
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match="x has shape"):
+        function(tf.zeros([4, 2]), single=1.0)
+
+
+@JIT
+def test_an_error_from_the_kernel(library, jit):
+    with pytest.raises(tf.errors.OutOfRangeError, match="there are 3 elements"):
+        compiled(library.op("Refuse"), jit)(tf.ones(3))
+
+
+@JIT
+def test_an_exception_from_the_kernel(library, jit):
+    with pytest.raises(tf.errors.OpError, match="thrown on purpose"):
+        compiled(library.op("Throw"), jit)(tf.ones(3))
+
+
+@JIT
+def test_a_handler_that_does_not_fit_its_schema(library, jit):
+    with pytest.raises(tf.errors.OpError, match="alpha|attribute"):
+        compiled(library.op("Mismatch"), jit)(tf.ones(3))
+
+
+@JIT
+def test_nested_parallel_loops_do_not_deadlock(library, jit):
+    assert compiled(library.op("Nested"), jit)(tf.ones(2)).numpy().tolist() == [256, 256]
+
+
+def test_no_kernel_is_a_clear_error(library):
+    with pytest.raises(tf.errors.NotFoundError, match="Faulty>Nowhere"):
+        library.op("Nowhere")(tf.ones(3))
+
+
+def test_calls_from_many_threads(library):
+    x = tf.random.stateless_normal([64, 256], seed=(1, 2))
+    gamma = tf.ones(256)
+    expected = custom_ops.rms_norm(x, gamma).numpy()
+    jitted = tf.function(custom_ops.rms_norm, jit_compile=True)
+
+    def call(i):
+        function = (custom_ops.rms_norm, jitted, tf.function(custom_ops.rms_norm))[i % 3]
+        return all(np.array_equal(function(x, gamma), expected) for _ in range(20))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(24)))
+
+
+def test_kernels_are_registered_for_each_device():
+    assert custom_ops.rms_norm
+    for op in ("TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad"):
+        devices = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(op).kernel}
+        assert {"CPU", "XLA_CPU_JIT"} <= devices
+
+
+@pytest.mark.skipif(custom_ops.toolchain.nvcc() is None, reason="no CUDA toolkit")
+def test_cuda_kernels_are_registered_where_there_is_a_toolkit():
+    assert custom_ops.rms_norm
+    devices = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op("TfToolkit>RmsNorm").kernel}
+    assert devices == {"CPU", "XLA_CPU_JIT", "GPU", "XLA_GPU_JIT"}
+
+
+def test_a_name_clash_between_libraries_is_refused(library, tmp_path):
+    assert library.op("Refuse")
+    other = tmp_path / "other.cc"
+    other.write_text(SOURCE.read_text().replace("there are ", "changed: "))
+    with pytest.raises(custom_ops.LoadError, match=r"Faulty>Refuse .* clashes"):
+        custom_ops.load("Faulty", [other]).op("Refuse")
+
+
+def test_a_library_without_declarations_is_refused(tmp_path):
+    source = tmp_path / "empty.cc"
+    source.write_text("int nothing;\n")
+    with pytest.raises(custom_ops.LoadError, match="declares no op"):
+        custom_ops.load("Empty", [source])
+
+
+def test_a_schema_error_names_the_declaration(tmp_path):
+    source = tmp_path / "bad.cc"
+    source.write_text('#include "tftoolkit/op.h"\nTK_OP(Bad, "(x: f32[n]) -> (y: f32[m])");\n')
+    with pytest.raises(custom_ops.SchemaError, match="appears in no input") as caught:
+        custom_ops.load("Bad", [source])
+    assert any("bad.cc:2" in note for note in caught.value.__notes__)
+
+
+def test_a_kernel_for_an_undeclared_op_is_refused(tmp_path):
+    source = tmp_path / "bad.cc"
+    source.write_text(
+        '#include "tftoolkit/op.h"\nTK_OP(Good, "(x: f32[n]) -> (y: f32[n])");\n'
+        "static XLA_FFI_Error* Handler(XLA_FFI_CallFrame*) { return nullptr; }\nTK_KERNEL(Godo, CPU, Handler);\n"
+    )
+    with pytest.raises(custom_ops.LoadError, match="names op Godo, but the library declares Good"):
+        custom_ops.load("Bad2", [source])
+
+
+def test_importing_the_package_does_not_import_tensorflow():
+    code = (
+        "import sys, tftoolkit; from tftoolkit import custom_ops; custom_ops.load, custom_ops.OpLibrary; "
+        "assert 'tensorflow' not in sys.modules, 'tensorflow was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_op_is_the_function_however_it_is_imported():
+    code = (
+        "import tftoolkit.custom_ops.rms_norm; from tftoolkit import custom_ops; assert callable(custom_ops.rms_norm)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
