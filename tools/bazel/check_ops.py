@@ -21,6 +21,9 @@ from tftoolkit import custom_ops
 from tftoolkit.custom_ops import builder, library
 
 
+EPSILON = 1e-5
+
+
 def install(host: Path, libraries: list[Path]) -> None:
     """Puts the files where the package looks for what it has compiled before."""
     cache = Path(tempfile.mkdtemp(prefix="tftoolkit-", dir=os.environ["TEST_TMPDIR"]))
@@ -37,9 +40,9 @@ def check_mapped(paths: list[Path]) -> None:
         assert str(path) in mapped, f"{path} is not loaded: the package has compiled a file of its own"
 
 
-def rms_norm(x: np.ndarray, gamma: np.ndarray, dy: np.ndarray, epsilon: float) -> tuple[np.ndarray, ...]:
+def rms_norm(x: np.ndarray, gamma: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
     """y, dx and dgamma; see custom_ops/rms_norm."""
-    inv = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    inv = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPSILON)
     dot = np.mean(dy * gamma * x, axis=-1, keepdims=True)
     return x * inv * gamma, inv * (dy * gamma - x * inv * inv * dot), np.sum(dy * x * inv, axis=0)
 
@@ -48,14 +51,14 @@ def compiled(x: tf.Tensor, gamma: tf.Tensor, dy: tf.Tensor) -> list[tf.Tensor]:
     """What ``rms_norm`` returns, from the op and its gradient op."""
     with tf.GradientTape() as tape:
         tape.watch([x, gamma])
-        y = custom_ops.rms_norm(x, gamma, epsilon=1e-5)
+        y = custom_ops.rms_norm(x, gamma, epsilon=EPSILON)
     return [y, *tape.gradient(y, [x, gamma], output_gradients=dy)]
 
 
 def check_rms_norm(run: Callable[..., list[tf.Tensor]]) -> None:
     rng = np.random.default_rng(0)
     x, gamma, dy = (rng.standard_normal(shape, np.float32) for shape in [(300, 257), (257,), (300, 257)])
-    expected = rms_norm(*(array.astype(np.float64) for array in (x, gamma, dy)), epsilon=1e-5)
+    expected = rms_norm(*(array.astype(np.float64) for array in (x, gamma, dy)))
     for actual, wanted in zip(run(*map(tf.constant, (x, gamma, dy))), expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-4)
 
