@@ -42,6 +42,7 @@ class MapStage:
     """A function of the user, traced once to learn what it returns and that it keeps the pipeline's promises."""
 
     function: Callable[..., Example]
+    graph: Any  # the function as tf.function, so that it is traced once and with AutoGraph
     keyed: bool
     element_spec: Spec
 
@@ -52,9 +53,10 @@ class MapStage:
             raise TypeError(f"map: expected a function of an example, got {function!r}")
         keyed = _takes_key(function)
         signature = (input_spec, KEY_SPEC) if keyed else (input_spec,)
-        graph = tf.function(function).get_concrete_function(*signature)
-        _refuse_stateful_random(name_of(function), graph.graph.as_graph_def())
-        return cls(function, keyed, _checked_spec(name_of(function), graph.structured_outputs))
+        graph = tf.function(function)
+        traced = graph.get_concrete_function(*signature)
+        _refuse_stateful_random(name_of(function), traced.graph.as_graph_def())
+        return cls(function, graph, keyed, _checked_spec(name_of(function), traced.structured_outputs))
 
     def apply(self, batch: Example, keys: tf.Tensor | None) -> Example:
         """The function over every row of ``batch``; ``keys`` int32[n, 2] where the function takes one."""
@@ -63,7 +65,7 @@ class MapStage:
             return self.function.over_rows(*arguments)
         # map_fn and not vectorized_map: that one rewrites the function, may round differently from a single call, and
         # runs stateless random ops through a slower loop of its own.
-        return tf.map_fn(lambda row: self.function(*row), arguments, fn_output_signature=self.element_spec)
+        return tf.map_fn(lambda row: self.graph(*row), arguments, fn_output_signature=self.element_spec)
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -93,7 +95,7 @@ def _checked_spec(name: str, outputs: Any) -> Spec:
     for feature, value in outputs.items():
         if not isinstance(feature, str) or not isinstance(value, tf.Tensor | tf.TensorSpec):
             raise TypeError(f"map: {name} must return dense tensors by name, got {feature!r}: {type(value).__name__}")
-    return {feature: tf.TensorSpec(value.shape, value.dtype, name=feature) for feature, value in outputs.items()}
+    return {feature: tf.TensorSpec(value.shape, value.dtype) for feature, value in outputs.items()}
 
 
 def _refuse_stateful_random(name: str, graph: Any) -> None:

@@ -29,7 +29,7 @@ class ArraySource:
 
     @property
     def element_spec(self) -> Spec:
-        return {name: tf.TensorSpec(t.shape[1:], t.dtype, name=name) for name, t in self._tensors.items()}
+        return {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in self._tensors.items()}
 
     def __len__(self) -> int:
         return self._length

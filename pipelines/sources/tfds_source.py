@@ -49,7 +49,7 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     spec = _checked_spec(builder)
     identity = {"kind": "tfds", "name": builder.info.full_name, "split": split}
     if _decoded_bytes(spec, info.num_examples) <= MAX_BYTES_IN_MEMORY:
-        return ArraySource(_decode_all(builder, split, info.num_examples), identity)
+        return ArraySource(_decode_all(builder, split, spec, info.num_examples), identity)
     return RecordSource(builder, split, spec, identity)
 
 
@@ -101,10 +101,12 @@ def _builder(name: str, folder: Path) -> Any:
         near = difflib.get_close_matches(base, known)
         hint = f"the nearest names are {', '.join(near)}" if near else "no name is near; tftoolkit's own is 'digits'"
         raise ValueError(f"name={name!r}: TFDS knows no such data set, and none lies in {folder}; {hint}")
-    if base == digits.Digits.name:
-        digits.prepare(folder)
     try:
+        if base == digits.Digits.name:
+            digits.prepare(folder)
         builder = tensorflow_datasets.builder(name, data_dir=folder)
+    except SourceError:
+        raise
     except (json_format.ParseError, OSError) as error:
         raise _unreadable(folder / base, str(error)) from error
     except Exception as error:  # an unknown version or config: AssertionError, DatasetNotFoundError, …
@@ -137,13 +139,13 @@ def _decoded_bytes(spec: Spec, length: int) -> int:
     return length * sum(one.shape.num_elements() * one.dtype.size for one in spec.values())
 
 
-def _decode_all(builder: Any, split: str, length: int) -> dict[str, Any]:
+def _decode_all(builder: Any, split: str, spec: Spec, length: int) -> dict[str, Any]:
     if length == 0:
         raise ValueError(f"split={split!r}: it has no examples")
     try:
         if builder.info.file_format == tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
             rows = builder.as_data_source(split=split)
-            columns = {name: _stack([row[name] for row in rows], spec) for name, spec in _checked_spec(builder).items()}
+            columns = {name: _stack([row[name] for row in rows], one) for name, one in spec.items()}
         else:
             # One file after the other, so that the order is that of the files and never of the threads.
             read_config = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)

@@ -365,6 +365,21 @@ def test_stateless_and_python_functions_are_accepted() -> None:
     assert rows(take(p.dataset(), 2), "index") == list(range(0, 20, 2))
 
 
+def test_python_control_flow_on_tensors_works() -> None:
+    traces = []
+
+    def function(example: dict[str, Any]) -> dict[str, Any]:
+        traces.append(1)
+        if example["index"] > 6:
+            return {"index": example["index"] * 10}
+        return {"index": example["index"]}
+
+    p = ready().map(function).batch(5)
+    assert rows(take(p.dataset(), 2), "index") == [*range(7), 70, 80, 90]
+    take(p.dataset(start=1), 1)
+    assert len(traces) == 1
+
+
 def test_an_error_in_a_map_function_surfaces_and_the_position_stays() -> None:
     def checked(example: dict[str, Any]) -> dict[str, Any]:
         with tf.control_dependencies([tf.debugging.assert_less(example["index"], np.int64(6), "too large")]):
