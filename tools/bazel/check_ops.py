@@ -20,7 +20,6 @@ import tensorflow as tf
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops import builder, library
 
-
 EPSILON = 1e-5
 
 
@@ -60,7 +59,7 @@ def check_rms_norm(run: Callable[..., list[tf.Tensor]]) -> None:
     x, gamma, dy = (rng.standard_normal(shape, np.float32) for shape in [(300, 257), (257,), (300, 257)])
     expected = rms_norm(*(array.astype(np.float64) for array in (x, gamma, dy)))
     for actual, wanted in zip(run(*map(tf.constant, (x, gamma, dy))), expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 def main() -> None:
