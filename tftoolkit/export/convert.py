@@ -42,7 +42,8 @@ def convert(saved_model: Path, signatures: Mapping[str, Signature], calibration:
                 converter.representative_dataset = lambda: _calibration(calibration)
             return converter.convert()
     except Exception as error:  # the converter raises many kinds, bare Exception among them
-        raise ExportError("convert", _reason(str(error))) from error
+        # Its text is a dump of the whole program, hundreds of lines long: only what matters goes on.
+        raise ExportError("convert", _reason(str(error))) from None
 
 
 def _calibration(calibration: Mapping[str, list[Arrays]]) -> Iterator[tuple[str, Arrays]]:

@@ -120,7 +120,7 @@ def _rename(function: function_pb2.FunctionDef, renamed: dict[str, str]) -> None
     for node in function.node_def:
         for position, reference in enumerate(node.input):
             node.input[position] = renamed.get(reference, reference)
-    for name, reference in function.ret.items():
+    for name, reference in list(function.ret.items()):  # a map must not change while it is walked
         function.ret[name] = renamed.get(reference, reference)
 
 

@@ -14,13 +14,15 @@ _LOADER = '''\
 
     import runpy
     model = runpy.run_path("<saved model>/assets.extra/load.py")["load"]()
+
+Ops that the installed tftoolkit brings are its own; the others come from the library files beside this one.
 """
 
 import pathlib
 
 import tensorflow as tf
-from tftoolkit.custom_ops import ops
 from tftoolkit.custom_ops.library import OpLibrary
+from tftoolkit.export.library import find
 
 HERE = pathlib.Path(__file__).resolve().parent
 LIBRARIES = {libraries}  # file -> op types
@@ -28,7 +30,7 @@ LIBRARIES = {libraries}  # file -> op types
 
 def register():
     for file, op_types in LIBRARIES.items():
-        missing = [op_type for op_type in op_types if ops.find(op_type) is None]
+        missing = [op_type for op_type in op_types if find(op_type) is None]
         if missing:
             library = OpLibrary(missing[0].rpartition(">")[0], HERE / file)
             for op_type in missing:
@@ -56,7 +58,6 @@ def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
     files: dict[str, list[str]] = {}
     for op_type, op in sorted(custom.items()):
         source = op.library.path
-        name = f"{op.library.name}_{source.name}"
-        files.setdefault(name, []).append(op_type)
-        shutil.copyfile(source, extra / name)
+        files.setdefault(source.name, []).append(op_type)
+        shutil.copyfile(source, extra / source.name)
     (extra / "load.py").write_text(_LOADER.replace("{libraries}", json.dumps(files, indent=4)))

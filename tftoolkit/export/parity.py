@@ -8,9 +8,11 @@ golden model runs with its inputs and weights perturbed at random by ``slack`` r
 largest change seen in an output, plus ``slack`` roundings of the output's own magnitude, is what the file may be off.
 A badly conditioned model thus gets the room it needs, and a well conditioned one none to hide an error in.
 
-``slack`` stands for the roundings of the activations, which cannot be perturbed from outside: for float32, sums over n
-terms in another order differ by about sqrt(n) roundings (Higham and Mary, 2019), and n = 4096 gives 64; for int8 each
-layer adds about one rounding of its own, independent of the others, and 4 covers some 16 layers.
+``slack`` stands for the roundings of the activations, which cannot be perturbed from outside. For floating point, sums
+over n terms in another order differ by about sqrt(n) roundings (Higham and Mary, 2019): 8 + sqrt(n) with the largest n
+among weights and inputs. For int8 each layer adds about one rounding of its own, independent of the others: 4 covers
+some 16 layers. On random networks (to 20 layers, 2048 wide, attention and recurrent ones too) right files reached
+0.5 of the bound in float32 and 0.7 in int8.
 """
 
 import dataclasses
@@ -35,24 +37,14 @@ class Format:
 
     name: str
     rounding: float
-    slack: float
     steps: bool = False
 
-    def perturbed(self, array: np.ndarray, rng: np.random.Generator, magnitude: Any = None) -> np.ndarray:
-        """The array with ``slack`` roundings of random sign and size."""
-        if magnitude is None:
-            magnitude = np.abs(array.astype(np.float64))
-            if self.steps and array.ndim >= 2:  # the last axis of a kernel counts its output channels
-                magnitude = magnitude.max(axis=tuple(range(array.ndim - 1)), initial=0.0)
-        noise = rng.uniform(-1, 1, array.shape) * self.slack * self.rounding * magnitude
-        return (array.astype(np.float64) + noise).astype(array.dtype)
 
-
-FLOAT64 = Format("float64", 2.0**-53, 64)
-FLOAT32 = Format("float32", 2.0**-24, 64)
-FLOAT16 = Format("float16", 2.0**-11, 64)
-BFLOAT16 = Format("bfloat16", 2.0**-8, 64)
-INT8 = Format("int8", 1 / 254, 4, steps=True)
+FLOAT64 = Format("float64", 2.0**-53)
+FLOAT32 = Format("float32", 2.0**-24)
+FLOAT16 = Format("float16", 2.0**-11)
+BFLOAT16 = Format("bfloat16", 2.0**-8)
+INT8 = Format("int8", 1 / 254, steps=True)
 
 
 def parity(golden: SavedModelRuntime, file: Runtime, cases: Sequence[Case], number_format: Format) -> tuple[Check, ...]:
@@ -66,7 +58,7 @@ def parity(golden: SavedModelRuntime, file: Runtime, cases: Sequence[Case], numb
             "TensorFlow itself fails on random inputs, and there are no real ones; give representative inputs",
             signature=min(missing),
         )
-    allowed = _sensitivity(golden, runnable, number_format)
+    allowed = _allowed(golden, runnable, number_format)
     checks: dict[tuple[str, str, str], Check] = {}
     for position, (case, outputs) in enumerate(runnable):
         actual = _run(file, case)
@@ -84,8 +76,8 @@ def parity(golden: SavedModelRuntime, file: Runtime, cases: Sequence[Case], numb
             raise ExportError(
                 "parity",
                 f"differs from TensorFlow by {check.error:.3g} on {check.inputs} inputs; {number_format.name} allows "
-                f"{check.bound:.3g}. Either the file is of another model, the model is random or keeps state, or the "
-                f"conversion is wrong",
+                f"{check.bound:.3g}. Either the file is of another model, the model is random or keeps state, the "
+                f"format is too coarse for it, or the conversion is wrong",
                 signature=check.signature,
                 tensor=check.tensor,
             )
@@ -118,33 +110,48 @@ def _golden(golden: SavedModelRuntime, case: Case) -> Arrays | None:
         return None  # made-up inputs that the model does not take, an index out of range for instance
 
 
-def _sensitivity(
+def _allowed(
     golden: SavedModelRuntime, cases: Sequence[tuple[Case, Arrays]], number_format: Format
 ) -> list[dict[str, float]]:
-    """For each case and output: the largest change under perturbation, plus the rounding of the output itself."""
+    """The bound for each case and output."""
     rng = np.random.default_rng(0)
+    relative = _slack(golden, cases, number_format) * number_format.rounding
+
+    def weights(array: np.ndarray) -> np.ndarray:
+        magnitude = np.abs(array.astype(np.float64))
+        if number_format.steps and array.ndim >= 2:  # the last axis of a kernel counts its output channels
+            magnitude = magnitude.max(axis=tuple(range(array.ndim - 1)), initial=0.0)
+        return _perturbed(array, relative * magnitude, rng)
+
+    def inputs(array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind not in "fV":
+            return array
+        magnitude = np.abs(array.astype(np.float64))
+        return _perturbed(array, relative * (magnitude.max(initial=0.0) if number_format.steps else magnitude), rng)
+
     moved: list[dict[str, float]] = [dict.fromkeys(outputs, 0.0) for _, outputs in cases]
     for _ in range(DRAWS):
-        with golden.variables_changed(lambda array: number_format.perturbed(array, rng)):
+        with golden.variables_changed(weights):
             for largest, (case, outputs) in zip(moved, cases, strict=True):
-                inputs = {name: _perturbed_input(number_format, array, rng) for name, array in case.inputs.items()}
-                changed = golden.run(case.signature, inputs)
+                changed = golden.run(case.signature, {name: inputs(array) for name, array in case.inputs.items()})
                 for name, value in outputs.items():
                     largest[name] = max(largest[name], difference(changed[name], value))
     return [
-        {
-            name: largest[name] + number_format.slack * number_format.rounding * _magnitude(value)
-            for name, value in outputs.items()
-        }
+        {name: largest[name] + relative * _magnitude(value) for name, value in outputs.items()}
         for largest, (_, outputs) in zip(moved, cases, strict=True)
     ]
 
 
-def _perturbed_input(number_format: Format, array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if array.dtype.kind not in "fV":
-        return array
-    magnitude = np.abs(array.astype(np.float64)).max(initial=0.0) if number_format.steps else None
-    return number_format.perturbed(array, rng, magnitude)
+def _slack(golden: SavedModelRuntime, cases: Sequence[tuple[Case, Arrays]], number_format: Format) -> float:
+    if number_format.steps:
+        return 4.0
+    kernels = [int(np.prod(v.shape[:-1])) for v in golden.variables if len(v.shape) >= 2]
+    examples = [int(np.prod(array.shape[1:])) for case, _ in cases for array in case.inputs.values()]
+    return 8.0 + float(np.sqrt(max(kernels + examples, default=1)))
+
+
+def _perturbed(array: np.ndarray, amplitude: Any, rng: np.random.Generator) -> np.ndarray:
+    return (array.astype(np.float64) + amplitude * rng.uniform(-1, 1, array.shape)).astype(array.dtype)
 
 
 def _magnitude(value: np.ndarray) -> float:

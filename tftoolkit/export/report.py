@@ -58,10 +58,11 @@ class Row:
 
     @property
     def worst(self) -> Check | None:
-        """The check nearest to its bound, among those on real inputs where there are any."""
+        """The check nearest to its bound, on real inputs where there are any, else on random ones."""
         bounded = [check for check in self.checks if check.bound is not None]
         real = [check for check in bounded if check.inputs == "real"]
-        return max(real or bounded, key=_tightness, default=None)
+        random = [check for check in bounded if check.inputs == "random"]
+        return max(real or random, key=_tightness, default=None)
 
 
 def _tightness(check: Check) -> tuple[float, float]:

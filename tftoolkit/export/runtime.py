@@ -76,7 +76,9 @@ def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -
     arrays = {tensor.name: np.asarray(inputs[tensor.name]) for tensor in signature.inputs}
     for tensor in signature.inputs:
         array = arrays[tensor.name]
-        if array.dtype != tensor.dtype and not (tensor.dtype == object and array.dtype.kind in "SU"):
+        if tensor.dtype == object and array.dtype.kind in "SU":
+            array = arrays[tensor.name] = array.astype(object)
+        if array.dtype != tensor.dtype:
             raise ValueError(f"input {tensor.name!r} of signature {name!r} is {array.dtype}; expected {tensor}")
         if not tensor.accepts(array.shape):
             raise ValueError(f"input {tensor.name!r} of signature {name!r} has shape {array.shape}; expected {tensor}")
@@ -145,6 +147,7 @@ class LiteRuntime:
         try:
             with quiet():
                 self._interpreter = Interpreter(str(path), num_threads=threads)
+                self._interpreter.allocate_tensors()
                 listed = self._interpreter.get_signature_list()
                 self._runners = {name: self._interpreter.get_signature_runner(name) for name in listed}
         except (RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ Representative = (
     | Mapping[str, Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]]
 )
 MAX_EXAMPLES = 512  # a pipeline may be endless
-LARGE = 1e3  # times the largest real (else random) magnitude
+LARGE = 1e3  # times the random inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +83,10 @@ def cases(signatures: Mapping[str, Signature], real: Mapping[str, list[Arrays]],
         for size, example in zip((1, 3), shapes, strict=False):
             random = {tensor.name: _random(tensor, size, example, known, rng) for tensor in signature.inputs}
             found.append(Case("random", name, random))
-        found.append(Case("zeros", name, {key: np.zeros_like(array) for key, array in random.items()}))
-        large = {
-            key: array * array.dtype.type(LARGE) if array.dtype.kind == "f" else array for key, array in random.items()
-        }
-        found.append(Case("large", name, large))
+        zeros = {key: array if array.dtype == object else np.zeros_like(array) for key, array in random.items()}
+        large = {key: array if array.dtype.kind in "biuO" else array * LARGE for key, array in random.items()}
+        found.append(Case("zeros", name, zeros))
+        found.append(Case("large", name, {key: array.astype(random[key].dtype) for key, array in large.items()}))
     return found
 
 
@@ -110,13 +109,13 @@ def _random(
     else:
         shape = tuple(size if dimension is None else dimension for dimension in tensor.shape)
     if tensor.dtype == object:
-        raise ValueError(f"input {tensor.name!r} is a string; give representative inputs")
+        return np.full(shape, b"", object)
     if tensor.dtype == bool:
         return rng.integers(0, 2, shape).astype(bool)
     low, high = 0.0, 1.0
     if known:
-        low = min(float(np.min(arrays[tensor.name], initial=np.inf)) for arrays in known)
-        high = max(float(np.max(arrays[tensor.name], initial=-np.inf)) for arrays in known)
+        everything = np.concatenate([arrays[tensor.name].astype(np.float64).ravel() for arrays in known])
+        low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
     elif tensor.dtype.kind == "f":
         return rng.standard_normal(shape).astype(tensor.dtype)
     if tensor.dtype.kind in "iu":

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,13 +59,15 @@ def stage(name: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Sends the C++ log noise of TensorFlow's converter (file descriptor 2) nowhere; errors come as exceptions."""
+    """Sends the log noise of TensorFlow's converter (C++: file descriptor 2) nowhere; errors come as exceptions."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         sys.stderr.flush()
         os.dup2(saved, 2)

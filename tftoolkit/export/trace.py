@@ -35,7 +35,11 @@ def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
 
     Raises ValueError where the signatures are missing or unusable, ExportError where TensorFlow cannot save them.
     """
-    functions = {name: _concrete(name, entry) for name, entry in (signatures or _own_signatures(model)).items()}
+    if signatures is None:
+        signatures = _own_signatures(model)
+    if not isinstance(signatures, Mapping) or not signatures:
+        raise ValueError(f"signatures must be a dict from name to function with at least one entry, got {signatures!r}")
+    functions = {name: _concrete(name, entry) for name, entry in signatures.items()}
     holder = tf.Module()
     # Only what the signatures read: saving the model itself would drag in every other function traced on it.
     holder.variables_read = list({id(v): v for cf in functions.values() for v in cf.variables}.values())
