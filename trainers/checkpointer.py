@@ -133,11 +133,12 @@ class Checkpointer:
             for old in self.steps()[: -self.keep]:
                 self._remove(self.path(old), old)
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} can't be written to {self.directory}: {error}. "
-                f"Intact checkpoints: {self.steps() or 'none'}"
+                f"Earlier checkpoints: {self.steps() or 'none'}"
             ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return target
 
     def restore(self, variables: Mapping[str, tf.Variable]) -> Restored | None:

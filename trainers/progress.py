@@ -10,26 +10,24 @@ class Progress:
     """Prints to stderr: a line that refreshes itself on a terminal, one line per report elsewhere.
 
     Args:
-        start: number of steps that were finished before.
         stop: number of steps to reach.
         examples_per_step: the batch size if it is known, for the rate.
     """
 
-    def __init__(self, start: int, stop: int, examples_per_step: int | None) -> None:
+    def __init__(self, stop: int, examples_per_step: int | None) -> None:
         self._stop = stop
         self._examples = examples_per_step
         # The rate counts from the first report on: what comes before is mostly compilation.
         self._begin: tuple[int, float] | None = None
-        self._now = start
         self._open_line = False
 
     def report(self, step: int, metrics: Mapping[str, Any], skipped: int) -> dict[str, float]:
-        """Show ``step`` finished steps and return the rates shown."""
-        self._now = step
+        """Show ``step`` finished steps and return the rates shown; ``metrics`` is a line of ``metrics.jsonl``."""
         now = time.perf_counter()
         parts = [f"step {step}/{self._stop}"]
         if "loss" in metrics:
-            parts.append(f"loss {float(metrics['loss']):.4g}")
+            loss = metrics["loss"]
+            parts.append("loss not finite" if loss is None else f"loss {loss:.4g}")
         if skipped:
             parts.append(f"skipped {skipped}")
         rates = {}

@@ -12,6 +12,9 @@ KINDS = ("auto", "eager", "graph", "xla", "xla_chunk")
 
 Metrics = dict[str, tf.Tensor]
 
+# XLA's own threshold (xla_cpu_small_while_loop_byte_threshold) is 1024 by its own count of bytes.
+_SMALL_LOOP_BYTES = 4096
+
 
 class Call(NamedTuple):
     """The outcome of one call: ``steps`` steps from step number ``first`` on."""
@@ -35,11 +38,12 @@ class Runner:
     auto     ``xla_chunk`` if all batch shapes are static, else ``graph``; ``reason`` says why
     ======== =====================================================================================================
 
-    ``xla_chunk`` gives bit for bit the weights and metrics of ``xla``. It puts the loop over the steps inside the XLA
-    program, except where a step holds convolutions and runs on a CPU: XLA's CPU compiler rewrites convolutions to fast
-    kernels only outside loops (inside, they run some twenty times slower and round differently), so there a TensorFlow
-    loop calls the single-step program. For the same steps ``auto`` picks ``graph``: TensorFlow's own CPU convolutions
-    are faster than XLA's.
+    ``xla_chunk`` gives bit for bit the weights and metrics of ``xla``. The loop over the steps is part of the XLA
+    program, except for two sorts of steps which XLA's CPU compiler treats differently inside a loop; for them a
+    TensorFlow loop calls the single-step program. One sort holds convolutions: only outside loops are they rewritten to
+    fast kernels (inside, they run some twenty times slower and round differently). For these ``auto`` picks ``graph``,
+    since TensorFlow's own CPU convolutions are faster than XLA's. The other sort touches less than a kilobyte: such a
+    loop is compiled in one piece, which rounds differently.
 
     Args:
         step: the step; all its variables exist already.
@@ -79,15 +83,16 @@ class Runner:
         if kind != "eager":
             traced = tf.function(self._one).get_concrete_function(self._spec, tf.TensorSpec([], tf.int64))
             self._check_trace(traced)
-            slow_in_loops = _has_convolutions(traced) and _on_cpu(step)
+            on_cpu = not any("GPU" in variable.device for variable in step.variables)
+            convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(traced))
             if kind == "auto":
-                self.kind, self.reason = _choose(obstacle, slow_in_loops)
+                self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
             if self.kind == "graph":
                 self._call_one: Callable[..., Metrics] = traced
             else:
                 compiled = tf.function(self._one, jit_compile=True)
                 self._call_one = compiled.get_concrete_function(self._spec, tf.TensorSpec([], tf.int64))
-                self._loop_outside_xla = slow_in_loops
+                self._loop_outside_xla = convolves_on_cpu or (on_cpu and _bytes(step, self._spec) < _SMALL_LOOP_BYTES)
                 self._metric_spec = {name: value.dtype for name, value in traced.structured_outputs.items()}
         else:
             self._call_one = self._one
@@ -108,12 +113,14 @@ class Runner:
             ValueError: the data ends too early.
         """
         size = self.steps_per_call
+        if size == 1:
+            yield from self._run_singly(dataset_from, start, stop)
+            return
         first_aligned = min(-(-start // size) * size, stop)
         last_aligned = max(stop // size * size, first_aligned)
         yield from self._run_singly(dataset_from, start, first_aligned)
-        if size > 1:
-            yield from self._run_chunks(dataset_from, first_aligned, last_aligned)
-            yield from self._run_singly(dataset_from, last_aligned, stop)
+        yield from self._run_chunks(dataset_from, first_aligned, last_aligned)
+        yield from self._run_singly(dataset_from, last_aligned, stop)
 
     def _run_singly(self, dataset_from: Callable[[int], tf.data.Dataset], start: int, stop: int) -> Iterator[Call]:
         if start == stop:
@@ -180,11 +187,11 @@ class Runner:
             )
 
 
-def _choose(obstacle: str | None, slow_in_loops: bool) -> tuple[str, str]:
+def _choose(obstacle: str | None, convolves_on_cpu: bool) -> tuple[str, str]:
     """The kind that ``auto`` stands for, and why."""
     if obstacle:
         return "graph", obstacle
-    if slow_in_loops:
+    if convolves_on_cpu:
         return "graph", "TensorFlow's convolutions on a CPU are faster than XLA's"
     return "xla_chunk", "all batches have one static shape"
 
@@ -208,12 +215,9 @@ def _nodes(traced: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def _has_convolutions(traced: Any) -> bool:
-    return any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(traced))
-
-
-def _on_cpu(step: Step) -> bool:
-    return not any("GPU" in variable.device for variable in step.variables)
+def _bytes(step: Step, spec: Mapping[str, tf.TensorSpec]) -> int:
+    """What one step reads at the least."""
+    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in (*step.variables, *spec.values()))
 
 
 def _is_stateful_random(op: str) -> bool:

@@ -22,6 +22,7 @@ class Step(tf.Module):
             batch: a dict of tensors, as the pipeline yields it.
             key: int32[2], a seed for ``tf.random.stateless_*`` and ``tf.nn.experimental.stateless_dropout``. It depends
                 on the trainer's seed and the step's number only; ``tf.random.split(key, n)`` makes several of it.
+                TensorFlow draws other numbers from it inside XLA than outside, whichever algorithm it is told.
 
         Returns:
             A dict of scalar tensors: the step's metrics.

@@ -155,7 +155,7 @@ class Trainer:
         with self._checkpointer, stop_requests() as stop:
             self._restore()
             log = MetricsLog(self.directory, self.finished_steps)
-            progress = Progress(self.finished_steps, steps, _batch_size(self.pipeline))
+            progress = Progress(steps, _batch_size(self.pipeline))
             try:
                 return self._run(steps, log, progress, stop)
             finally:

@@ -1,0 +1,202 @@
+"""The four ways to run a step give the results they promise."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit import trainers
+from tftoolkit.trainers.step import step_key
+
+KINDS = ["eager", "graph", "xla", "xla_chunk"]
+
+
+def _run(example, step, kind, start=0, stop=10, size=4, seed=0):
+    """Run the step; all its variables at the end and all its metrics, per step."""
+    pipeline = example.pipeline()
+    runner = trainers.Runner(step, pipeline.element_spec, kind=kind, steps_per_call=size, seed=seed)
+    calls = list(runner.run(lambda number: pipeline.dataset(start=number), start, stop))
+    numbers = [number for call in calls for number in range(call.first, call.first + call.steps)]
+    assert numbers == list(range(start, stop))
+    names = calls[0].metrics.keys()
+    metrics = {name: np.concatenate([call.metrics[name].numpy().reshape(-1) for call in calls]) for name in names}
+    return example.values(step), metrics, [call.steps for call in calls]
+
+
+def _assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("model", ["Mlp", "Cnn", "Attention"])
+def test_a_chunk_equals_single_compiled_steps_bit_for_bit(example, model):
+    single = _run(example, example.Classifier(getattr(example, model)()), "xla", stop=14)
+    chunks = _run(example, example.Classifier(getattr(example, model)()), "xla_chunk", stop=14, size=5)
+    assert chunks[2] == [5, 5, 1, 1, 1, 1]
+    _assert_same_bits(chunks[0], single[0])
+    _assert_same_bits(chunks[1], single[1])
+    assert len(set(chunks[1]["loss"])) == 14  # dropout and data do differ from step to step
+
+
+def test_where_a_chunk_begins_does_not_matter(example):
+    whole = example.Classifier(example.Mlp())
+    halves = example.Classifier(example.Mlp())
+    _run(example, whole, "xla_chunk", 0, 12)
+    assert _run(example, halves, "xla_chunk", 0, 7)[2] == [4, 1, 1, 1]
+    assert _run(example, halves, "xla_chunk", 7, 12)[2] == [1, 4]
+    _assert_same_bits(example.values(halves), example.values(whole))
+
+
+def test_a_second_run_repeats_the_first_bit_for_bit_and_the_seed_matters(example):
+    results = [_run(example, example.Classifier(example.Mlp()), "graph", seed=seed)[1]["loss"] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+def test_all_kinds_agree_up_to_rounding(example):
+    """Without dropout: XLA draws other random numbers."""
+    losses = {kind: _run(example, example.Classifier(example.Mlp(dropout=0.0)), kind)[1]["loss"] for kind in KINDS}
+    for kind in KINDS:
+        np.testing.assert_allclose(losses[kind], losses["eager"], rtol=1e-5)
+
+
+def test_few_programs(example):
+    """Tracing: one look at the step, the single-step program, and the program of many steps."""
+    step = example.Classifier(example.Mlp())
+    _run(example, step, "xla_chunk", 0, 30)
+    assert step.python_calls == 3
+
+
+class _Square(trainers.Step):
+    def __init__(self):
+        super().__init__()
+        self.weight = tf.Variable([1.0, 2.0])
+        self.update = trainers.Update([self.weight], trainers.optimizers.AdamW(0.1), clip_norm=1.0)
+
+    def __call__(self, batch, key):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.weight * batch["x"]))
+        return {"loss": loss, **self.update.apply(tape.gradient(loss, [self.weight]), [self.weight])}
+
+
+def _square(kind, rows):
+    step = _Square()
+    data = tf.data.Dataset.from_tensor_slices({"x": np.array(rows, np.float32)})
+    runner = trainers.Runner(step, data.element_spec, kind=kind, steps_per_call=3)
+    calls = list(runner.run(lambda number: data.skip(number), 0, len(rows)))
+    return step, np.concatenate([call.metrics["skipped"].numpy().reshape(-1) for call in calls])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_poisoned_batch_is_as_if_it_had_not_been(kind, poison):
+    good = [[1, 2], [3, 1], [2, 2], [1, 1], [0, 1]]
+    clean, _ = _square(kind, good)
+    guarded, skipped = _square(kind, [*good[:2], [poison, 1], *good[2:4], [1, poison], good[4]])
+    np.testing.assert_array_equal(skipped, [0, 0, 1, 0, 0, 1, 0])
+    for name, variable in clean.named_variables().items():
+        if "skipped" not in name:
+            np.testing.assert_array_equal(guarded.named_variables()[name].numpy(), variable.numpy(), err_msg=name)
+    assert guarded.update.skipped.numpy() == 2
+
+
+def test_keys_depend_on_seed_and_step_only():
+    keys = [tuple(step_key(seed, tf.constant(n, tf.int64)).numpy()) for seed in (0, 1, 2**70) for n in range(20)]
+    assert len(set(keys)) == 60
+    assert step_key(0, tf.constant(3)).dtype == tf.int32
+
+
+def test_auto_chooses_and_says_why(example):
+    mlp = trainers.Runner(example.Classifier(example.Mlp()), example.pipeline().element_spec)
+    assert (mlp.kind, mlp.reason, mlp.steps_per_call) == ("xla_chunk", "all batches have one static shape", 100)
+    cnn = trainers.Runner(example.Classifier(example.Cnn()), example.pipeline().element_spec)
+    assert cnn.kind == "graph"
+    assert "convolutions" in cnn.reason
+    varying = trainers.Runner(example.Classifier(example.Mlp()), example.pipeline(drop_remainder=False).element_spec)
+    assert (varying.kind, varying.steps_per_call) == ("graph", 1)
+    assert "drop_remainder=True" in varying.reason
+
+
+@pytest.mark.parametrize("kind", ["xla", "xla_chunk"])
+def test_varying_batches_are_refused_by_compiled_kinds(example, kind):
+    spec = example.pipeline(drop_remainder=False).element_spec
+    with pytest.raises(ValueError, match="drop_remainder=True"):
+        trainers.Runner(example.Classifier(example.Mlp()), spec, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["eager", "graph"])
+def test_a_smaller_last_batch_is_fine_elsewhere(example, kind):
+    pipeline = example.pipeline(drop_remainder=False)
+    step = example.Classifier(example.Mlp())
+    runner = trainers.Runner(step, pipeline.element_spec, kind=kind)
+    start = pipeline.batches_per_epoch - 2
+    assert len(list(runner.run(lambda number: pipeline.dataset(start=number), start, start + 4))) == 4
+    assert step.python_calls == (4 if kind == "eager" else 1)
+
+
+def test_strings_can_not_be_compiled_for():
+    spec = {"text": tf.TensorSpec([4], tf.string)}
+    with pytest.raises(ValueError, match="'text' holds string"):
+        trainers.Runner(_Square(), spec, kind="xla")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_ends_early_is_an_error(example, kind):
+    pipeline = example.pipeline()
+    runner = trainers.Runner(example.Classifier(example.Mlp()), pipeline.element_spec, kind=kind, steps_per_call=2)
+    with pytest.raises(ValueError, match="ended after step 4"):
+        list(runner.run(lambda number: pipeline.dataset(start=number).take(max(4 - number, 0)), 0, 7))
+
+
+class _Odd(trainers.Step):
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def __call__(self, batch, key):
+        return self.call(batch, key)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda batch, key: batch["x"], TypeError, "dict of scalar"),
+        (lambda batch, key: batch, TypeError, "'x' has shape"),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_returns_scalars(kind, call, error, text):
+    data = tf.data.Dataset.from_tensors({"x": [1.0, 2.0]})
+    with pytest.raises(error, match=text):
+        list(trainers.Runner(_Odd(call), data.element_spec, kind=kind, steps_per_call=1).run(lambda _: data, 0, 1))
+
+
+def test_unknown_kind_and_bad_size():
+    with pytest.raises(ValueError, match="eager, graph, xla, xla_chunk"):
+        trainers.Runner(_Square(), {}, kind="jit")
+    with pytest.raises(ValueError, match="steps_per_call"):
+        trainers.Runner(_Square(), {}, steps_per_call=0)
+
+
+def test_variables_that_no_checkpoint_would_hold_are_refused():
+    outside = tf.Variable(1.0, name="outside")
+    step = _Odd(lambda batch, key: {"loss": tf.reduce_sum(batch["x"]) * outside})
+    with pytest.raises(ValueError, match="outside"):
+        trainers.Runner(step, {"x": tf.TensorSpec([2], tf.float32)}, kind="graph")
+
+
+@pytest.mark.parametrize(
+    ("draw", "warns"),
+    [
+        (lambda x, key: tf.nn.dropout(x, 0.5), True),
+        (lambda x, key: tf.random.shuffle(x), True),
+        (lambda x, key: tf.nn.experimental.stateless_dropout(x, 0.5, seed=key), False),
+    ],
+)
+def test_stateful_random_operations_are_warned_of(draw, warns):
+    step = _Odd(lambda batch, key: {"loss": tf.reduce_sum(draw(batch["x"], key))})
+    expectation = pytest.warns(UserWarning, match="stateful random") if warns else contextlib.nullcontext()
+    with expectation:
+        trainers.Runner(step, {"x": tf.TensorSpec([2], tf.float32)}, kind="graph")

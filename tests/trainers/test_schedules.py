@@ -1,0 +1,53 @@
+"""Learning-rate schedules against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit.trainers import schedules
+
+
+def _table(schedule, steps):
+    return np.array([schedule(tf.constant(step, tf.int64)).numpy() for step in range(steps)])
+
+
+def test_constant():
+    np.testing.assert_array_equal(_table(schedules.constant(0.25), 3), np.float32([0.25] * 3))
+
+
+def test_linear_rises_falls_and_stays():
+    rates = _table(schedules.linear(8.0, steps=8, warmup_steps=4, end=4.0), 11)
+    np.testing.assert_allclose(rates, [2, 4, 6, 8, 8, 7, 6, 5, 4, 4, 4])
+
+
+def test_cosine_follows_its_formula():
+    rates = _table(schedules.cosine(1.0, steps=110, warmup_steps=10, end=0.1), 120)
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * i / 100)) for i in range(100)]
+    np.testing.assert_allclose(rates[10:110], expected, rtol=1e-6)
+    np.testing.assert_allclose(rates[110:], 0.1, rtol=1e-6)
+
+
+def test_the_same_inside_xla():
+    schedule = schedules.cosine(3e-3, steps=50, warmup_steps=5)
+    compiled = tf.function(schedule, jit_compile=True)
+    for step in range(60):
+        number = tf.constant(step, tf.int64)
+        # XLA may contract a multiplication and an addition into one rounding.
+        np.testing.assert_allclose(compiled(number), schedule(number), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: schedules.constant(-1.0), "learning_rate"),
+        (lambda: schedules.linear(math.inf, 10), "peak"),
+        (lambda: schedules.cosine(1.0, 10, warmup_steps=10), "warmup_steps"),
+        (lambda: schedules.cosine(1.0, 10, end=math.nan), "end"),
+    ],
+)
+def test_bad_arguments_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()

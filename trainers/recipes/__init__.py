@@ -1,0 +1,29 @@
+"""Recipes: configurations that are known to work, each with the result it must reach written inside.
+
+A recipe is a module here with ``get_config()``; ``tftoolkit train NAME`` runs it.
+"""
+
+import difflib
+import importlib
+import pkgutil
+
+from ml_collections import ConfigDict
+
+
+class UnknownRecipeError(ValueError):
+    """No recipe has this name; the message lists the nearest."""
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ConfigDict:
+    """The recipe's configuration, with its types locked. Raises UnknownRecipeError."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UnknownRecipeError(f"unknown recipe {name!r}: {hint}There are: {', '.join(names())}")
+    config = importlib.import_module(f"{__name__}.{name}").get_config()
+    return config.lock()
