@@ -19,11 +19,7 @@ def offline_repositories():
     )
     _stub(
         name = "rules_java",
-        files = _rules("java", ["java_import", "java_library", "java_runtime", "java_toolchain"]),
-    )
-    _stub(
-        name = "rules_proto",
-        files = _rules("proto", ["proto_lang_toolchain", "proto_library"]),
+        files = _rules("java", ["java_import", "java_runtime", "java_toolchain"]),
     )
     _stub(
         name = "remote_coverage_tools",
