@@ -75,11 +75,12 @@ class Attribute:
         value = value.item() if hasattr(value, "item") else value  # NumPy scalars
         if not isinstance(value, types) or (isinstance(value, bool) and self.type != "bool"):
             raise TypeError(f"attribute {self.name} must be {self.type}, got {value!r} of type {type(value).__name__}")
-        if self.type in ("i32", "i64"):
+        if isinstance(value, int) and self.type in ("i32", "i64"):
             bits = int(self.type[1:])
             if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
                 raise ValueError(f"attribute {self.name} must fit into {bits} bits, got {value}")
-        return float(value) if self.type in ("f32", "f64") else value
+        checked: AttributeValue = value
+        return float(checked) if self.type in ("f32", "f64") else checked
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def test_an_exception_from_the_kernel(library, jit):
 
 @JIT
 def test_a_handler_that_does_not_fit_its_schema(library, jit):
-    with pytest.raises(tf.errors.OpError, match="alpha|attribute"):
+    with pytest.raises(tf.errors.OpError, match=r"alpha|attribute"):
         compiled(library.op("Mismatch"), jit)(tf.ones(3))
 
 

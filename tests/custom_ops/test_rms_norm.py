@@ -198,7 +198,7 @@ np.savez(sys.argv[2], y, *tape.gradient(y, [x, gamma], output_gradients=dy))
 def test_wrong_shapes(x, gamma, message):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         custom_ops.rms_norm(x, gamma)
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="gamma|x has shape"):
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"gamma|x has shape"):
         tf.function(custom_ops.rms_norm)(x, gamma)
     unknown = [tf.TensorSpec(None, tf.float32)] * 2  # known only when it runs
     for jit in (False, True):
@@ -207,7 +207,7 @@ def test_wrong_shapes(x, gamma, message):
 
 
 def test_wrong_dtypes_and_values():
-    with pytest.raises((TypeError, tf.errors.InvalidArgumentError), match="double|float64"):
+    with pytest.raises((TypeError, tf.errors.InvalidArgumentError), match=r"double|float64"):
         custom_ops.rms_norm(np.ones((2, 8)), np.ones(8))
     with pytest.raises((TypeError, tf.errors.InvalidArgumentError)):
         custom_ops.rms_norm(tf.ones((2, 8), tf.float32), tf.ones(8, tf.float16))

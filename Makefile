@@ -1,0 +1,61 @@
+# make demo   sets everything up in .venv and trains, exports and reports on handwritten digits
+# make test   runs the tests
+# Set-up steps run again only when their inputs change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TFTOOLKIT := $(BIN)/tftoolkit
+SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
+
+.PHONY: demo test test-slow lint format types bench bazel wheel clean compile_commands.json
+
+demo: $(VENV)/.ops
+	$(TFTOOLKIT) train digits
+
+test: $(VENV)/.ops
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ops
+	$(BIN)/python -m pytest --slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@! command -v clang-format >/dev/null || clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.ops
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Needs Debian's bazel-bootstrap.
+bazel: $(VENV)/.installed
+	bazel build //...
+	bazel test //...
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+compile_commands.json: $(VENV)/.installed
+	$(TFTOOLKIT) ops build --compile_commands=$@
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info compile_commands.json
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is `$(PYTHON) --version`. Name another: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing. On Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Compiled into the user's cache now, with a progress line, rather than when the first program wants it.
+$(VENV)/.ops: $(VENV)/.installed $(SOURCES)
+	$(TFTOOLKIT) ops build >/dev/null
+	@touch $@

@@ -1,0 +1,7 @@
+"""``python -m tftoolkit`` is ``tftoolkit``."""
+
+import sys
+
+from tftoolkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,50 @@
+"""The folder of a run: which settings it was begun with, and which of its parts are finished."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used for this run; nothing in it was changed."""
+
+
+def claim(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the folder and writes ``config.json``, or checks that it was begun with the same settings.
+
+    Raises RunFolderError when it was not (naming each difference), or when it cannot be written.
+    """
+    path = directory / "config.json"
+    # What JSON gives back, so that tuples and lists compare equal.
+    wanted = json.loads(json.dumps(settings))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
+            return
+        begun = json.loads(path.read_text())
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use the run folder {directory}: {error}. Name another with --directory."
+        ) from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}). Name another folder with --directory.") from error
+    differences = [
+        f"{name}: {begun.get(name, 'nothing')!r} there, {wanted.get(name, 'nothing')!r} now"
+        for name in sorted(begun.keys() | wanted.keys())
+        if begun.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise RunFolderError(
+            f"the run folder {directory} was begun with other settings ({'; '.join(differences)}). "
+            "Use the same ones, or name another folder with --directory."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,5 @@
+"""Small models as plain ``tf.Module``: the recipes train them, and they show how to use the compiled ops."""
+
+from tftoolkit.models.digits_cnn import DigitsCnn
+
+__all__ = ["DigitsCnn"]
