@@ -217,6 +217,18 @@ def test_integer_inputs_lookup_table_and_half_precision(tmp_path):
     assert row.worst.bound > 1e-3  # bfloat16 has 8 bits: a float32 bound would be wrong
 
 
+def test_a_model_that_counts_its_calls(tmp_path):
+    """State starts anew for each runtime, so a model that changes its variables can be proven too."""
+    model = tf.Module()
+    model.calls = tf.Variable(0.0)
+    specs = [tf.TensorSpec([2], tf.float32, "x")]
+    export.saved_model(
+        model, tmp_path / "sm", signatures={"f": (lambda x: {"y": x * model.calls.assign_add(1.0)}, specs)}
+    )
+    loaded = tf.saved_model.load(str(tmp_path / "sm")).signatures["f"]
+    assert [float(loaded(x=tf.ones([2]))["y"][0]) for _ in range(3)] == [1, 2, 3]
+
+
 def test_destination_exists(tmp_path, classifier):
     destination = tmp_path / "m.tflite"
     destination.write_text("precious")

@@ -80,7 +80,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         threads = sorted({count for row in self.rows for count in row.latency})
-        header = ["file", "format", "size", *(f"ms, {count} threads" for count in threads)]
+        header = ["file", "format", "size", *(f"ms, {count} thread{'s' * (count > 1)}" for count in threads)]
         table = [[*header, "max error", "bound", "metric", "golden"]]
         for row in self.rows:
             latencies = [row.latency.get(count) for count in threads]

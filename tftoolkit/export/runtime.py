@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,10 +86,11 @@ def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -
 
 
 class SavedModelRuntime:
-    """A SavedModel in this process's TensorFlow."""
+    """A SavedModel in this process's TensorFlow, on the CPU: GPUs multiply matrices in TF32, which hides errors."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._loaded = tf.saved_model.load(str(path))  # kept: its variables live as long as it does
+        with tf.device("CPU:0"):
+            self._loaded = tf.saved_model.load(str(path))  # kept: its variables live as long as it does
         if not self._loaded.signatures:
             raise ExportError("structure", f"{path} has no signature; save it with signatures={{name: function}}")
         self._functions = dict(self._loaded.signatures)
@@ -100,7 +101,8 @@ class SavedModelRuntime:
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
-        outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
+        with tf.device("CPU:0"):
+            outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
         return {name: np.asarray(value) for name, value in outputs.items()}
 
     @property
@@ -110,16 +112,19 @@ class SavedModelRuntime:
         return list(found.values())
 
     @contextlib.contextmanager
-    def variables_changed(self, change: Any) -> Iterator[None]:
-        """Floating variables hold ``change(array)`` inside; the variables are this runtime's own copies."""
-        floating = [variable for variable in self.variables if variable.dtype.is_floating]
-        before = [variable.numpy() for variable in floating]
+    def variables_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
+        """Floating variables start as ``change(array)``; afterwards all are what they were before.
+
+        The variables are this runtime's own copies.
+        """
+        before = [(variable, variable.numpy()) for variable in self.variables]
         try:
-            for variable, value in zip(floating, before, strict=True):
-                variable.assign(change(value))
+            for variable, value in before:
+                if variable.dtype.is_floating:
+                    variable.assign(change(value))
             yield
         finally:
-            for variable, value in zip(floating, before, strict=True):
+            for variable, value in before:
                 variable.assign(value)
 
 
