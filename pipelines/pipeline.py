@@ -116,6 +116,8 @@ class Pipeline:
 
         Raises:
           TypeError, ValueError: a number out of range, or no batch stage yet.
+          While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
+          it back.
         """
         self._need_batch()
         start = _integer("start", start, 0)

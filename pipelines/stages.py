@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.sources.source import Example, Spec
 
-KEY_SPEC = tf.TensorSpec([2], tf.int32, name="key")
+KEY_SPEC = tf.TensorSpec([2], tf.int32)
 
 # Random ops that keep their own state; the stateless ones have names that start with Stateless.
 _STATEFUL_RANDOM_OP = re.compile(
-    r"Random|Stateful|Multinomial|TruncatedNormal|ParameterizedTruncated|SampleDistorted|Rng"
+    r"Random|Stateful(?!PartitionedCall)|Multinomial|TruncatedNormal|ParameterizedTruncated|SampleDistorted|Rng"
 )
 
 
@@ -101,8 +101,6 @@ def _checked_spec(name: str, outputs: Any) -> Spec:
 def _refuse_stateful_random(name: str, graph: Any) -> None:
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     found = sorted({node.op for node in nodes if _STATEFUL_RANDOM_OP.match(node.op)})
-    # Calls of functions, not random ops, in spite of their name.
-    found = [op for op in found if op != "StatefulPartitionedCall"]
     if found:
         raise ValueError(
             f"map: {name} draws random numbers that depend on how often it was called ({', '.join(found)}), so the "

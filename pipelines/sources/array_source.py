@@ -47,7 +47,8 @@ class ArraySource:
             array = tensor.numpy()
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
             # Strings lie in memory as pointers, so their serialised form is hashed.
-            digest.update(tf.io.serialize_tensor(tensor).numpy() if array.dtype == object else array.tobytes())
+            is_string = tensor.dtype == tf.string
+            digest.update(tf.io.serialize_tensor(tensor).numpy() if is_string else array.reshape(-1).view(np.uint8))
         return digest.hexdigest()[:16]
 
 

@@ -39,6 +39,8 @@ def test_fingerprint_follows_the_contents() -> None:
         fingerprint(x=np.array([1, 2])),
         fingerprint(x=["1", "2"]),
         fingerprint(x=["12", ""]),
+        fingerprint(x=tf.constant([1, 2], tf.bfloat16)),
+        fingerprint(x=np.array([True, False])),
     ]
     assert len({one["sha256"] for one in different}) == len(different)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from tftoolkit.pipelines import Pipeline, SourceError, digits, sources
+from tftoolkit.pipelines import Pipeline, SourceError, digits, source_error, sources
 from tftoolkit.pipelines.sources import tfds_source
 
 GOLDEN_TEST_INDICES = [1, 2, 7, 8, 9, 10, 13, 14]
@@ -212,6 +212,9 @@ def test_files_that_vanish_in_the_middle_of_a_run_are_named_and_nothing_is_lost(
     assert str(folder / "digits" / "1.0.0") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert p.position == 0
+    with pytest.raises(tf.errors.UnknownError) as in_data_set:
+        next(iter(p.dataset()))
+    assert str(source_error(in_data_set.value)) == str(caught.value)
     (tmp_path / "away").rename(folder)
     p = Pipeline(sources.tfds("digits", "train+test", folder)).batch(100)
     assert next(iter(p))["image"].shape == (100, 8, 8, 1)
