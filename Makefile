@@ -36,8 +36,7 @@ bench: $(VENV)/.ops
 
 # Needs Debian's bazel-bootstrap.
 bazel: $(VENV)/.installed
-	bazel build //...
-	bazel test //...
+	bazel build //... && bazel test //...; status=$$?; bazel shutdown; exit $$status
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

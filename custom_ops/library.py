@@ -62,7 +62,6 @@ class OpLibrary:
         self.path = Path(path)
         self.schemas: dict[str, schema.Schema] = {}
         self.handlers: dict[str, dict[str, int]] = {}
-        self._ops: dict[str, Op] = {}
         try:
             self._shared_object = ctypes.CDLL(str(path))
             declarations = self._shared_object.tk_library
@@ -111,11 +110,9 @@ class OpLibrary:
         """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
         if name not in self.schemas:
             raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
-        if name not in self._ops:
-            from tftoolkit.custom_ops.ops import Op  # needs TensorFlow
+        from tftoolkit.custom_ops import ops  # needs TensorFlow
 
-            self._ops[name] = Op(self, name)
-        return self._ops[name]
+        return ops.op_of(self, name)
 
     def __repr__(self) -> str:
         return f"OpLibrary({self.name!r}: {', '.join(f'{name}{text}' for name, text in self.schemas.items())})"

@@ -30,6 +30,11 @@ def find(op_type: str) -> Op | None:
     return _ops.get(op_type)
 
 
+def op_of(library: OpLibrary, name: str) -> Op:
+    """The library's op, made once even if its file is opened several times. Raises LoadError for a clash of names."""
+    return _ops.get(host.register(library, name)) or Op(library, name)
+
+
 def snake_case(name: str) -> str:
     """RmsNorm → rms_norm."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

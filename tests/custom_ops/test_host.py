@@ -132,6 +132,12 @@ def test_cuda_kernels_are_registered_where_there_is_a_toolkit():
     assert devices == {"CPU", "XLA_CPU_JIT", "GPU", "XLA_GPU_JIT"}
 
 
+def test_opening_a_library_twice_gives_the_same_op(library):
+    again = custom_ops.load("Faulty", [SOURCE])
+    assert again is not library
+    assert again.op("Refuse") is library.op("Refuse")
+
+
 def test_a_name_clash_between_libraries_is_refused(library, tmp_path):
     assert library.op("Refuse")
     other = tmp_path / "other.cc"

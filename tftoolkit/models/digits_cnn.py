@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tftoolkit import custom_ops
+# Compiled now if need be, and not in the middle of tracing a function.
+from tftoolkit.custom_ops import rms_norm
 
 
 class DigitsCnn(tf.Module):
@@ -39,7 +40,7 @@ class DigitsCnn(tf.Module):
         x = tf.nn.relu(tf.nn.conv2d(images, self.first, strides=1, padding="SAME") + self.first_bias)
         x = tf.nn.relu(tf.nn.conv2d(x, self.second, strides=1, padding="SAME") + self.second_bias)
         x = tf.nn.max_pool2d(x, ksize=2, strides=2, padding="VALID")
-        x = custom_ops.rms_norm(tf.reshape(x, [-1, self.gamma.shape[0]]), self.gamma)
+        x = rms_norm(tf.reshape(x, [-1, self.gamma.shape[0]]), self.gamma)
         if key is not None:
             x = tf.nn.experimental.stateless_dropout(x, rate=self.dropout, seed=key)
         return x @ self.classes + self.classes_bias
