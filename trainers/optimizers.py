@@ -133,13 +133,14 @@ class AdamW(Optimizer):
     def step(self, gradients: Sequence[tf.Tensor]) -> None:
         learning_rate = self.learning_rate
         t = tf.cast(self.iterations + 1, tf.float32)
-        m_correction = _one_minus_power(self.beta_1, t)
-        v_correction = _one_minus_power(self.beta_2, t)
+        # Reciprocals: one division of scalars instead of one per weight.
+        m_correction = 1.0 / _one_minus_power(self.beta_1, t)
+        v_correction = 1.0 / _one_minus_power(self.beta_2, t)
         for weight, m, v, gradient in zip(self.weights, self.slots["m"], self.slots["v"], gradients, strict=True):
             rate, m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (learning_rate, m_correction, v_correction))
             new_m = self.beta_1 * m + (1.0 - self.beta_1) * gradient
             new_v = self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient)
-            direction = (new_m / m_scale) / (tf.sqrt(new_v / v_scale) + self.epsilon)
+            direction = new_m * m_scale / (tf.sqrt(new_v * v_scale) + self.epsilon)
             weight.assign(weight - rate * (direction + self.weight_decay * weight))
             m.assign(new_m)
             v.assign(new_v)
