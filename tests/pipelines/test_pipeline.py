@@ -224,6 +224,11 @@ def test_a_state_serves_every_worker_and_every_count() -> None:
         np.testing.assert_array_equal(next(iter(worker))["index"], take(p.dataset(7), 1)[0]["index"][index::count])
 
 
+def test_a_worker_without_rows_gets_an_empty_batch() -> None:
+    p = Pipeline(source(5)).shuffle().map(noisy).batch(4)
+    assert [len(take(p.shard(index, 3).dataset(1), 1)[0]["noise"]) for index in range(3)] == [1, 0, 0]
+
+
 def test_sharded_batch_dimension_is_static() -> None:
     p = Pipeline(source(20)).batch(7, drop_remainder=True)
     assert [p.shard(i, 2).element_spec["index"].shape[0] for i in range(2)] == [4, 3]
