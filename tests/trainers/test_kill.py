@@ -17,8 +17,8 @@ SCRIPT = Path(__file__).with_name("example.py")
 STEPS = 610
 
 
-def _start(directory, runner):
-    arguments = [sys.executable, str(SCRIPT), str(directory), runner, str(STEPS)]
+def _start(directory, runner, steps=STEPS):
+    arguments = [sys.executable, str(SCRIPT), str(directory), runner, str(steps)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -44,31 +44,16 @@ def _assert_equal_runs(found, expected):
     assert not list((found / "checkpoints").glob(".tmp*"))
 
 
-def _undisturbed(tmp_path, runner):
-    """The reference run, and how long it takes from its start event to its end."""
-    process = _start(tmp_path / "undisturbed", runner)
-    _wait_for(process, "start")
-    begin = time.monotonic()
-    _finish(process)
-    return tmp_path / "undisturbed", time.monotonic() - begin
-
-
-def _kill_repeatedly(directory, runner, kills, longest):
-    """Kill at random moments between start and end; later runs resume, so most kills come before any has finished."""
+def _kill_repeatedly(directory, runner, kills, steps, longest):
+    """Kill at random moments, whose sum is at most the time of an undisturbed run."""
     moments = random.Random(f"{runner} {kills}")
-    landed = 0
-    while landed < kills:
-        process = _start(directory, runner)
+    for _ in range(kills):
+        process = _start(directory, runner, steps)
         _wait_for(process, "start")
-        time.sleep(moments.uniform(0, longest / 2))
+        time.sleep(moments.uniform(0, longest / kills))
         process.kill()
         _, err = process.communicate()
-        if process.returncode == 0:  # it was quicker; begin again
-            for path in (directory / "checkpoints").glob("step-*"):
-                path.rename(path.with_name(f"gone-{path.name}"))
-            continue
-        assert process.returncode == -signal.SIGKILL, err
-        landed += 1
+        assert process.returncode == -signal.SIGKILL, f"it finished too early to be killed: {err}"
 
 
 def test_killed_and_terminated_runs_end_the_same(tmp_path, example):
@@ -103,12 +88,16 @@ def test_killed_and_terminated_runs_end_the_same(tmp_path, example):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("runner", "kills"), [("graph", 8), ("xla_chunk", 8), ("xla", 4)])
-def test_many_kills_at_random_moments(tmp_path, runner, kills):
-    expected, longest = _undisturbed(tmp_path, runner)
-    directory = tmp_path / "disturbed"
-    _kill_repeatedly(directory, runner, kills, longest)
-    _finish(_start(directory, runner))
+@pytest.mark.parametrize(("runner", "kills", "steps"), [("graph", 8, 1500), ("xla_chunk", 8, 3000), ("xla", 4, 1500)])
+def test_many_kills_at_random_moments(tmp_path, runner, kills, steps):
+    expected, directory = tmp_path / "undisturbed", tmp_path / "disturbed"
+    process = _start(expected, runner, steps)
+    _wait_for(process, "start")
+    begin = time.monotonic()
+    _finish(process)
+    _kill_repeatedly(directory, runner, kills, steps, longest=time.monotonic() - begin)
+    assert not (directory / "final.npz").exists()
+    _finish(_start(directory, runner, steps))
     _assert_equal_runs(directory, expected)
 
 
