@@ -92,28 +92,32 @@ def test_states_name_the_data_set(data_dir: Path) -> None:
         test.restore(train.state())
 
 
-def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
+def start_preparing(folder: Path) -> subprocess.Popen[str]:
     program = (
-        "import sys; from tftoolkit.pipelines import sources; print(len(sources.tfds('digits', 'train', sys.argv[1])))"
+        "import sys; from tftoolkit.pipelines import sources; print(len(sources.tfds('digits', 'test', sys.argv[1])))"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    for process in started:
-        out, err = process.communicate()
-        assert process.returncode == 0, err.decode()
-        assert out.split() == [b"1437"]
+    return subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    while process.poll() is None and not list(folder.glob(pattern)):
+        time.sleep(0.002)
+
+
+def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
+    other = start_preparing(tmp_path)
+    wait_for(other, tmp_path, "digits/incomplete.*")
+    assert len(sources.tfds("digits", "train", tmp_path)) == 1437
+    assert other.communicate()[0].split() == ["360"]
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
 def test_a_preparation_that_was_killed_starts_anew(tmp_path: Path) -> None:
-    program = "import sys; from tftoolkit.pipelines import sources; sources.tfds('digits', 'train', sys.argv[1])"
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob("digits/incomplete.*")):
-        time.sleep(0.002)
+    process = start_preparing(tmp_path)
+    wait_for(process, tmp_path, "digits/incomplete.*")
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "digits" / "1.0.0").exists()
     assert len(sources.tfds("digits", "train", tmp_path)) == 1437
 
