@@ -43,7 +43,8 @@ class Optimizer(tf.Module):
             raise ValueError("there are no weights to train; build the model (call it once on a sample batch) first")
         for weight in weights:
             if not isinstance(weight, tf.Variable) or not weight.dtype.is_floating:
-                raise TypeError(f"weights must be floating-point tf.Variables, but one is {weight!r}")
+                kind, name = type(weight), getattr(weight, "name", weight)
+                raise TypeError(f"weights must be floating-point tf.Variables, but {name} is a {kind}")
         self.weights = tuple(weights)
         self.slots = {
             slot: [tf.Variable(tf.zeros_like(weight), trainable=False, name=slot) for weight in weights]
