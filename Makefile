@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TFTOOLKIT := $(BIN)/tftoolkit
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: demo test test-slow lint format types bench bazel wheel clean compile_commands.json
@@ -14,10 +15,10 @@ demo: $(VENV)/.ops
 	$(TFTOOLKIT) train digits
 
 test: $(VENV)/.ops
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.ops
-	$(BIN)/python -m pytest --slow
+	$(PYTEST) --slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

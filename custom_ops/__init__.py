@@ -8,19 +8,36 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tftoolkit.custom_ops.errors import BuildError, LoadError
-from tftoolkit.custom_ops.library import OpLibrary, builtin_folders, load
-from tftoolkit.custom_ops.schema import SchemaError
+from tftoolkit.custom_ops.library import OpLibrary, builtin_folders, load, load_inline, open_library
+from tftoolkit.custom_ops.schema_parser import SchemaError
 
 if TYPE_CHECKING:
+    from tftoolkit.custom_ops.jax_host import as_jax
     from tftoolkit.custom_ops.rms_norm import rms_norm
 
-__all__ = ["BuildError", "LoadError", "OpLibrary", "SchemaError", "load", "rms_norm"]
+__all__ = [
+    "BuildError",
+    "LoadError",
+    "OpLibrary",
+    "SchemaError",
+    "as_jax",
+    "load",
+    "load_inline",
+    "open_library",
+    "rms_norm",
+]
 
 # Built-in ops import TensorFlow and may have to be compiled, so each is loaded when it is first asked for.
 _OPS = frozenset(builtin_folders())
 
 
+# What needs TensorFlow or JAX, by the module it comes from.
+_LAZY = {"as_jax": "jax_host"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tftoolkit.custom_ops.{_LAZY[name]}"), name)
     if name in _OPS:
         importlib.import_module(f"tftoolkit.custom_ops.{name}")
         return globals()[name]

@@ -109,7 +109,8 @@ def library_recipe(
         for path in paths
         if path.suffix in _SOURCES
     ]
-    link = [compiler.path, "-shared", *extra_ldflags]
+    # No symbol may be left over: an op library gets everything it needs from its host through the call frame.
+    link = [compiler.path, "-shared", "-Wl,-z,defs", *extra_ldflags]
     if any(path.suffix in _CUDA_SOURCES for path in paths) and (cuda is True or (cuda == "auto" and toolchain.nvcc())):
         root = toolchain.cuda_root()  # raises where cuda=True and there is no toolkit
         nvcc = toolchain.nvcc()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from tftoolkit.custom_ops import builder, schema
+from tftoolkit.custom_ops import builder
 from tftoolkit.custom_ops.errors import LoadError
-
-if TYPE_CHECKING:
-    from tftoolkit.custom_ops.ops import Op
+from tftoolkit.custom_ops.ops import Op, snake_case
+from tftoolkit.custom_ops.schema import Schema
+from tftoolkit.custom_ops.schema_parser import SchemaError, parse
 
 _ABI = 1  # TK_LIBRARY_ABI in include/tftoolkit/op.h, whose structs these are
 
@@ -45,7 +47,7 @@ class _Library(ctypes.Structure):
 
 
 class OpLibrary:
-    """An opened op library.
+    """An opened op library; ``open_library`` or ``load`` makes it. ``library.scale`` is its op Scale.
 
     Attributes:
       name: namespace of its ops in TensorFlow: ``<name>>RmsNorm``.
@@ -54,14 +56,15 @@ class OpLibrary:
       handlers: op name → platform ("CPU", "CUDA") → address of the FFI handler.
 
     Raises LoadError when the file is no op library or was made for another version of tftoolkit, and
-    ``schema.SchemaError`` (with the place of the declaration) when a schema cannot be read.
+    ``SchemaError`` (with the place of the declaration) when a schema cannot be read.
     """
 
     def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
         self.name = name
         self.path = Path(path)
-        self.schemas: dict[str, schema.Schema] = {}
+        self.schemas: dict[str, Schema] = {}
         self.handlers: dict[str, dict[str, int]] = {}
+        self._ops: dict[str, Op] = {}
         try:
             self._shared_object = ctypes.CDLL(str(path))
             declarations = self._shared_object.tk_library
@@ -86,8 +89,8 @@ class OpLibrary:
             if name in self.schemas:
                 raise LoadError(f"{place}: op {name} is declared twice in {self.name}")
             try:
-                self.schemas[name] = schema.parse(op.schema.decode())
-            except schema.SchemaError as error:
+                self.schemas[name] = parse(op.schema.decode())
+            except SchemaError as error:
                 error.add_note(f"in TK_OP({name}, ...) at {place}")
                 raise
             self.handlers[name] = {}
@@ -110,9 +113,26 @@ class OpLibrary:
         """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
         if name not in self.schemas:
             raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
-        from tftoolkit.custom_ops import ops  # needs TensorFlow
+        if name not in self._ops:
+            self._ops[name] = Op(self, name)
+        return self._ops[name]
 
-        return ops.op_of(self, name)
+    def register(self) -> None:
+        """Makes all ops known to TensorFlow, before a SavedModel that holds them is loaded, say. Calls do it too."""
+        from tftoolkit.custom_ops import tf_host
+
+        for name in self.schemas:
+            tf_host.register(self.op(name))
+
+    def __getattr__(self, name: str) -> Op:
+        """``library.rms_norm`` is ``library.op("RmsNorm")``."""
+        for declared in self.__dict__.get("schemas", ()):
+            if snake_case(declared) == name:
+                return self.op(declared)
+        raise AttributeError(f"{self.__dict__.get('name')} has no op {name!r}; it has {', '.join(self.__dir__())}")
+
+    def __dir__(self) -> list[str]:
+        return [*map(snake_case, self.__dict__.get("schemas", ()))]
 
     def __repr__(self) -> str:
         return f"OpLibrary({self.name!r}: {', '.join(f'{name}{text}' for name, text in self.schemas.items())})"
@@ -147,7 +167,59 @@ def load(
         name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
         include_dirs=include_dirs, cuda=cuda,
     )  # fmt: skip
-    return OpLibrary(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+    return open_library(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+
+
+def load_inline(
+    name: str,
+    cpp: str,
+    cuda: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> OpLibrary:
+    """Like ``load``, from source text, as one writes it in a notebook.
+
+    Args:
+      name: namespace of the ops.
+      cpp: C++ source; ``tftoolkit/op.h`` is included already.
+      cuda: CUDA source, or None. It insists on a CUDA toolkit.
+      options: as for ``load``.
+
+    Raises what ``load`` raises; compile errors count lines as the text does.
+    """
+    texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}
+    digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:20]
+    folder = builder.cache_folder(cache_dir) / "inline" / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for suffix, text in texts.items():
+        source = folder / f"{name}{suffix}"
+        if not source.exists():
+            temporary = folder / f".{os.getpid()}-{threading.get_ident()}{suffix}"
+            temporary.write_text(f'#include "tftoolkit/op.h"\n#line 1 "{name}{suffix}"\n{text}')
+            os.replace(temporary, source)
+        sources.append(source)
+    return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
+
+
+_open: dict[tuple[str, str], OpLibrary] = {}
+_open_lock = threading.Lock()
+
+
+def open_library(name: str, path: str | os.PathLike[str]) -> OpLibrary:
+    """Opens a compiled op library. The same content under the same name is opened once, wherever it lies.
+
+    Raises LoadError, SchemaError.
+    """
+    try:
+        key = name, hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise LoadError(f"cannot open the op library {path}: {error.strerror}") from error
+    with _open_lock:
+        if key not in _open:
+            _open[key] = OpLibrary(name, path)
+        return _open[key]
 
 
 def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
@@ -165,4 +237,4 @@ def builtin_folders() -> list[str]:
 
 def load_builtin(folder: str) -> OpLibrary:
     """Builds (once) and opens the library of a built-in op; all of them share the namespace ``TfToolkit``."""
-    return OpLibrary("TfToolkit", builder.build(builtin_recipe(folder)))
+    return open_library("TfToolkit", builder.build(builtin_recipe(folder)))

@@ -1,38 +1,25 @@
-"""Ops as Python callables: calling, references, gradients, and what TensorFlow's transformations need to know."""
+"""Ops as Python callables. Needs neither TensorFlow nor JAX: ``tf_host`` and ``jax_host`` load on first use."""
 
 from __future__ import annotations
 
 import collections
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-from tensorflow.python.eager import context, execute
-from tensorflow.python.framework import op_def_library
-from tensorflow.python.framework import ops as tf_ops
-from tensorflow.python.ops.parallel_for import pfor
+from tftoolkit.custom_ops.schema import Schema, presence
 
-# TensorFlow's generated op wrappers are built on these two.
-from tensorflow.python.eager import core as _core  # isort: skip
-from tensorflow.python import pywrap_tfe as _tfe  # isort: skip
-
-from tftoolkit.custom_ops import host
-from tftoolkit.custom_ops.library import OpLibrary
-from tftoolkit.custom_ops.schema import REST, Schema
-
-_ops: dict[str, Op] = {}
+if TYPE_CHECKING:
+    from tftoolkit.custom_ops.library import OpLibrary
 
 
 def find(op_type: str) -> Op | None:
-    """The op with this TensorFlow name, such as "TfToolkit>RmsNorm", or None."""
-    return _ops.get(op_type)
+    """The op with this TensorFlow name, such as "TfToolkit>RmsNorm", or None if none was used in this process."""
+    from tftoolkit.custom_ops import tf_host
 
-
-def op_of(library: OpLibrary, name: str) -> Op:
-    """The library's op, made once even if its file is opened several times. Raises LoadError for a clash of names."""
-    return _ops.get(host.register(library, name)) or Op(library, name)
+    return tf_host.find(op_type)
 
 
 def snake_case(name: str) -> str:
@@ -41,63 +28,135 @@ def snake_case(name: str) -> str:
 
 
 class Op:
-    """A compiled op: ``op(x, gamma, epsilon=1e-6)`` returns a tensor, or a named tuple of tensors.
+    """A compiled op: ``op(x, gamma, epsilon=1e-6)`` returns a tensor, a list, or a named tuple of them.
 
-    Inputs can be anything TensorFlow converts to a tensor; attributes are Python values and go by keyword. Works
-    eagerly, in ``tf.function``, under ``jit_compile=True``, in ``tf.vectorized_map`` and through a SavedModel.
+    Inputs are whatever TensorFlow converts to a tensor (a list of them for ``*name``, None for an absent ``name?``), or
+    JAX arrays; attributes are Python values and go by keyword. In TensorFlow it works eagerly, in ``tf.function``,
+    under ``jit_compile=True``, in ``tf.vectorized_map`` and through a SavedModel; in JAX also under ``jax.jit``.
 
-    Raises ``tf.errors.InvalidArgumentError`` when ranks or dimensions do not fit the schema, TypeError for missing or
-    unknown arguments.
+    Attributes:
+      schema: what was declared; also the signature that ``help`` and ``str`` show.
+      is_plain: it has neither lists nor optional inputs.
+      reference_function, gradient_function: what ``reference`` and ``gradient`` were given, or None.
+
+    Raises ``tf.errors.InvalidArgumentError`` (in JAX and while a graph is built ValueError) when ranks or dimensions do
+    not fit the schema, TypeError for missing, unknown or ill-typed arguments.
     """
 
     def __init__(self, library: OpLibrary, name: str) -> None:
         self.library = library
         self.name = name
         self.schema: Schema = library.schemas[name]
-        self.tf_name = host.register(library, name)
+        self.handlers: Mapping[str, int] = library.handlers[name]
+        self.reference_function: Callable[..., Any] | None = None
+        self.gradient_function: Callable[..., Any] | None = None
+        self.differentiates_reference = False
         self.__name__ = snake_case(name)
+        self.__doc__ = f"{self}\n\nA compiled op of library {library.name}, {library.path.name}."
         self.__signature__ = _signature(self.schema)
         self._attributes = {attribute.name: attribute for attribute in self.schema.attributes}
-        self._defaults: dict[str, object] = {
-            attribute.name: host.attribute_value(attribute, attribute.default)
-            for attribute in self.schema.attributes
-            if attribute.default is not None
-        }
-        self._outputs = collections.namedtuple(name, [output.name for output in self.schema.outputs])  # type: ignore[misc]
-        self._reference: Callable[..., Any] | None = None
-        self.has_gradient = False
-        _ops[self.tf_name] = self
-        _register_pfor(self)
+        outputs = [output.name for output in self.schema.outputs]
+        self.output_type = collections.namedtuple(name, outputs)  # type: ignore[misc]
+        self.is_plain = not self.schema.has_lists and not self.schema.optional_inputs
+        if "tensorflow" in sys.modules:  # else on first use, so that JAX users need neither TensorFlow nor its host
+            _ = self.tf_name
 
     def __str__(self) -> str:
         return f"{self.__name__}{self.schema}"
 
     __repr__ = __str__
 
+    @property
+    def tf_name(self) -> str:
+        """The op's type in TensorFlow graphs; registers it there on first use."""
+        from tftoolkit.custom_ops import tf_host
+
+        return tf_host.register(self)
+
     def __call__(self, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
-        attributes = self._convert(keywords)
-        if not context.executing_eagerly():
-            return self._in_graph(inputs, attributes, name)
-        flat = [item for pair in attributes.items() for item in pair]
-        try:
-            outputs = _tfe.TFE_Py_FastPathExecute(context.context(), self.tf_name, name, *inputs, *flat)
-        except _core._NotOkStatusException as error:
-            tf_ops.raise_from_not_ok_status(error, name)
-        except _core._FallbackException:
-            # The fast path takes tensors and plain arrays only; this one converts everything else first.
-            return self(*map(tf.convert_to_tensor, inputs), name=name, **keywords)
-        return outputs if len(self.schema.outputs) == 1 else self._outputs(*outputs)
+        attributes = self._complete(keywords)
+        if "jax" in sys.modules and _is_jax(inputs):
+            from tftoolkit.custom_ops import jax_host
 
-    def _in_graph(self, inputs: Sequence[Any], attributes: Mapping[str, object], name: str | None) -> Any:
-        names = (argument.name for argument in self.schema.inputs)
-        arguments = dict(zip(names, inputs, strict=True))
-        _, _, op, _ = op_def_library._apply_op_helper(self.tf_name, name=name, **arguments, **attributes)
-        if execute.must_record_gradient():
-            flat = tuple(item for attr in op.op_def.attr for item in (attr.name, op.get_attr(attr.name)))
-            execute.record_gradient(self.tf_name, op.inputs, flat, op.outputs)
-        return op.outputs[0] if len(op.outputs) == 1 else self._outputs(*op.outputs)
+            return jax_host.call(self, inputs, attributes)
+        from tftoolkit.custom_ops import tf_host
+
+        return tf_host.call(self, inputs, attributes, name)
+
+    def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: ``function(x, ..., *, attribute)`` computes the same in plain TensorFlow ops, for any rank."""
+        self.reference_function = function
+        return function
+
+    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: ``function(op, *output_gradients) -> input gradients``, as for ``tf.RegisterGradient``.
+
+        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``.
+        """
+        if self.gradient_function is not None:
+            raise ValueError(f"{self.name} has a gradient already")
+        self.gradient_function = function
+        return function
+
+    def differentiate_reference(self) -> None:
+        """Makes the reference's own gradient the op's: right to any order, at plain TensorFlow's speed."""
+
+        def gradient(node: Any, *output_gradients: Any) -> Any:
+            from tftoolkit.custom_ops import tf_host
+
+            return tf_host.differentiate_reference(self, node, *output_gradients)
+
+        self.differentiates_reference = True
+        self.gradient(gradient)
+
+    def run_reference(self, *inputs: Any, **attributes: Any) -> Any:
+        """The reference, called like the op. Raises LookupError when there is none."""
+        if self.reference_function is None:
+            raise LookupError(
+                f"{self.name} has no reference: write one in TensorFlow ops under @{self.__name__}.reference"
+            )
+        outputs = self.reference_function(*inputs, **self._complete(attributes))
+        return outputs if len(self.schema.outputs) == 1 else self.output_type(*outputs)
+
+    # Between the caller's view (lists, None, named tuples) and the flat one of graphs and kernels
+
+    def group_inputs(self, flat: Sequence[Any], get_attr: Callable[[str], Any]) -> list[Any]:
+        """A node's inputs as the op's caller gives them; ``get_attr`` reads the node's attributes."""
+        grouped: list[Any] = []
+        position = 0
+        for argument in self.schema.inputs:
+            if argument.variadic:
+                length = get_attr("N")
+                grouped.append(list(flat[position : position + length]))
+                position += length
+            else:
+                absent = argument.optional and not get_attr(presence(argument))
+                grouped.append(None if absent else flat[position])
+                position += 1
+        return grouped
+
+    def group_outputs(self, flat: Sequence[Any], list_length: int) -> Any:
+        """A tensor, a list, or a named tuple of these."""
+        grouped: list[Any] = []
+        position = 0
+        for output in self.schema.outputs:
+            if output.variadic:
+                grouped.append(list(flat[position : position + list_length]))
+                position += list_length
+            else:
+                grouped.append(flat[position])
+                position += 1
+        return grouped[0] if len(grouped) == 1 else self.output_type(*grouped)
+
+    def flat_outputs(self, grouped: Any) -> list[Any]:
+        """The opposite of ``group_outputs``."""
+        parts = [grouped] if len(self.schema.outputs) == 1 else grouped
+        flat: list[Any] = []
+        for output, part in zip(self.schema.outputs, parts, strict=True):
+            flat += list(part) if output.variadic else [part]
+        return flat
 
     def _bind(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
@@ -105,84 +164,42 @@ class Op:
         except TypeError as error:
             raise TypeError(f"{error}; the signature is {self}") from None
         names = [argument.name for argument in self.schema.inputs]
-        return tuple(bound.pop(argument) for argument in names), bound
+        return tuple(bound.pop(argument, None) for argument in names), bound
 
-    def _convert(self, keywords: Mapping[str, Any]) -> dict[str, object]:
-        attributes = dict(self._defaults)
-        for key, value in keywords.items():
-            attributes[key] = host.attribute_value(self._attributes[key], value)
-        if len(attributes) != len(self._attributes):
-            missing = ", ".join(self._attributes.keys() - attributes.keys())
-            raise TypeError(f"missing attribute {missing}; the signature is {self}")
-        return attributes
-
-    def reference(self, *inputs: Any, **attributes: Any) -> Any:
-        """The same function in plain TensorFlow ops, or, given one function and nothing else, sets it (decorator).
-
-        Returns what the op returns. Raises LookupError when the op has no reference.
-        """
-        if len(inputs) == 1 and inspect.isfunction(inputs[0]) and not attributes:
-            self._reference = inputs[0]
-            return inputs[0]
-        if self._reference is None:
-            raise LookupError(
-                f"{self.tf_name} has no reference: write one in TensorFlow ops under @{self.__name__}.reference"
-            )
-        missing = {key: attribute.default for key, attribute in self._attributes.items() if key not in attributes}
-        outputs = self._reference(*inputs, **missing, **attributes)
-        return outputs if len(self.schema.outputs) == 1 else self._outputs(*outputs)
-
-    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorator: registers ``function(op, *output_gradients)``, as ``tf.RegisterGradient`` does."""
-        tf.RegisterGradient(self.tf_name)(function)
-        self.has_gradient = True
-        return function
-
-    def differentiate_reference(self) -> None:
-        """Registers the reference's own gradient as the op's: right to any order, at plain TensorFlow's speed."""
-
-        def gradient(op: Any, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
-            attributes = {key: _read_attribute(op, key, attribute.type) for key, attribute in self._attributes.items()}
-            inputs = [tf.identity(tensor) for tensor in op.inputs]
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                outputs = tf.nest.flatten(self.reference(*inputs, **attributes))
-            return tape.gradient(outputs, inputs, output_gradients=list(output_gradients))
-
-        self.gradient(gradient)
-
-
-def _read_attribute(op: Any, name: str, kind: str) -> Any:
-    value = op.get_attr(name)
-    if kind in ("f64", "str"):
-        value = value.decode() if isinstance(value, bytes) else value
-    return float(value) if kind == "f64" else value
+    def _complete(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """All attributes, checked."""
+        complete: dict[str, Any] = {}
+        for key, attribute in self._attributes.items():
+            if key in keywords:
+                complete[key] = attribute.convert(keywords[key])
+            elif attribute.default is not None:
+                complete[key] = attribute.default
+            else:
+                raise TypeError(f"missing attribute {key}; the signature is {self}")
+        unknown = keywords.keys() - self._attributes.keys()
+        if unknown:
+            raise TypeError(f"unknown attribute {', '.join(sorted(unknown))}; the signature is {self}")
+        return complete
 
 
 def _signature(schema: Schema) -> inspect.Signature:
     parameter = inspect.Parameter
-    parameters = [parameter(argument.name, parameter.POSITIONAL_OR_KEYWORD) for argument in schema.inputs]
+    kind = parameter.POSITIONAL_OR_KEYWORD
+    # An optional input may be left out where no needed one follows.
+    needed = max(i for i, argument in enumerate(schema.inputs) if not argument.optional)
+    parameters = [
+        parameter(argument.name, kind, default=None if i > needed else parameter.empty)
+        for i, argument in enumerate(schema.inputs)
+    ]
     for attribute in schema.attributes:
         default = parameter.empty if attribute.default is None else attribute.default
         parameters.append(parameter(attribute.name, parameter.KEYWORD_ONLY, default=default))
     return inspect.Signature(parameters)
 
 
-def _register_pfor(op: Op) -> None:
-    """Teaches ``tf.vectorized_map`` the op where stacking is just one more leading dimension of every ``...``.
-
-    Elsewhere (an output that sums over ``...``, say) TensorFlow falls back to a loop by itself.
-    """
-    leading = [argument.dims[:1] == (REST,) for argument in op.schema.inputs]
-    outputs_lead = all(argument.dims[:1] == (REST,) for argument in op.schema.outputs)
-
-    def convert(pfor_input: Any) -> Any:
-        stacked = [pfor_input.input(i)[1] for i in range(pfor_input.num_inputs)]
-        if not outputs_lead or any(is_stacked and not can for is_stacked, can in zip(stacked, leading, strict=True)):
-            raise pfor.ConversionNotImplementedError(f"{op} cannot take one more leading dimension")  # makes it a loop
-        pfor_input.stack_inputs([i for i, can in enumerate(leading) if can])
-        inputs = [pfor_input.input(i)[0] for i in range(pfor_input.num_inputs)]
-        attributes = {key: _read_attribute(pfor_input.op, key, a.type) for key, a in op._attributes.items()}
-        return [pfor.wrap(output, True) for output in tf.nest.flatten(op(*inputs, **attributes))]
-
-    pfor.RegisterPFor(op.tf_name)(convert)
+def _is_jax(inputs: Iterable[Any]) -> bool:
+    """Whether any of the inputs is a JAX array or tracer."""
+    array = sys.modules["jax"].Array
+    return any(
+        isinstance(item, array) for value in inputs for item in (value if isinstance(value, list | tuple) else [value])
+    )

@@ -1,7 +1,9 @@
 // The TensorFlow kernel of every op: checks the inputs against the signature, allocates the outputs, calls the handler.
 
+#include <cstring>
 #include <exception>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
@@ -10,6 +12,7 @@
 #include "ffi_api.h"
 #include "registry.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "xla/stream_executor/stream.h"
 
 namespace tftoolkit {
 namespace {
@@ -88,8 +91,9 @@ class FfiKernel : public OpKernel {
     OP_REQUIRES(context, signature_ != nullptr && handler_ != nullptr,
                 absl::InternalError(absl::StrCat(type_string(), " is not registered with the op host")));
     std::vector<AttributeValue> values;
-    OP_REQUIRES_OK(context, ReadAttributes(context, *signature_, &values));
-    attributes_.emplace(*signature_, values);
+    OP_REQUIRES_OK(context, ReadAttributes(context, *signature_, &values, &node_));
+    attributes_.emplace(*signature_, std::move(values));
+    aliases_ = signature_->Aliases(node_.list_length);
     argument_types_.assign(context->num_inputs(), XLA_FFI_ArgType_BUFFER);
     result_types_.assign(context->num_outputs(), XLA_FFI_RetType_BUFFER);
   }
@@ -102,12 +106,19 @@ class FfiKernel : public OpKernel {
       inputs.Set(i, context->input(i));
     }
     std::vector<TensorShape> output_shapes;
-    OP_REQUIRES_OK(context, signature_->OutputShapes(input_shapes, &output_shapes));
+    OP_REQUIRES_OK(context, signature_->OutputShapes(input_shapes, node_, &output_shapes));
     Buffers outputs(context->num_outputs());
     bool all_empty = true;
+    auto alias = aliases_.begin();
     for (int i = 0; i < context->num_outputs(); ++i) {
       Tensor* output = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(i, output_shapes[i], &output));
+      if (alias != aliases_.end() && alias->first == i) {
+        OP_REQUIRES_OK(context, TakePlace(context, alias->second, i, &output));
+        inputs.Set(alias->second, *output);
+        ++alias;
+      } else {
+        OP_REQUIRES_OK(context, context->allocate_output(i, output_shapes[i], &output));
+      }
       outputs.Set(i, *output);
       all_empty &= output->NumElements() == 0;
     }
@@ -116,6 +127,25 @@ class FfiKernel : public OpKernel {
   }
 
  private:
+  // The output in the buffer of the input, or, if somebody else still needs the input, in a copy of it. Either way the
+  // handler finds the input's values in the output, as it does under XLA.
+  static absl::Status TakePlace(OpKernelContext* context, int input, int output, Tensor** tensor) {
+    // No copy of the tensor: it would count as somebody who needs it.
+    const TensorShape shape = context->input(input).shape();
+    const void* from = context->input(input).data();
+    const size_t bytes = context->input(input).TotalBytes();
+    int forwarded = -1;
+    TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({input}, output, shape, tensor, &forwarded));
+    if (forwarded == input || bytes == 0) return absl::OkStatus();
+    if (context->op_device_context() == nullptr) {
+      std::memcpy((*tensor)->data(), from, bytes);
+      return absl::OkStatus();
+    }
+    stream_executor::DeviceAddressBase target((*tensor)->data(), bytes);
+    const stream_executor::DeviceAddressBase source(const_cast<void*>(from), bytes);
+    return context->op_device_context()->stream()->MemcpyD2D(&target, source, bytes);
+  }
+
   absl::Status Call(OpKernelContext* context, Buffers* inputs, Buffers* outputs) {
     XLA_FFI_ExecutionContext execution{context, {}};
     XLA_FFI_CallFrame frame{};
@@ -142,6 +172,8 @@ class FfiKernel : public OpKernel {
 
   const Signature* signature_ = nullptr;
   XLA_FFI_Handler* handler_ = nullptr;
+  NodeValues node_;
+  std::vector<std::pair<int, int>> aliases_;
   std::optional<FfiAttributes> attributes_;
   std::vector<XLA_FFI_ArgType> argument_types_;
   std::vector<XLA_FFI_RetType> result_types_;

@@ -50,7 +50,7 @@ class XlaFfiKernel : public XlaOpKernel {
     OP_REQUIRES(context, signature_ != nullptr,
                 absl::InternalError(absl::StrCat(type_string(), " is not registered with the op host")));
     std::vector<AttributeValue> values;
-    OP_REQUIRES_OK(context, ReadAttributes(context, *signature_, &values));
+    OP_REQUIRES_OK(context, ReadAttributes(context, *signature_, &values, &node_));
     attributes_ = MlirDictionary(*signature_, values);
   }
 
@@ -64,16 +64,22 @@ class XlaFfiKernel : public XlaOpKernel {
       OP_REQUIRES_OK(context, RowMajor(context->input_type(i), input_shapes[i], &operand_layouts[i]));
     }
     std::vector<TensorShape> output_shapes;
-    OP_REQUIRES_OK(context, signature_->OutputShapes(input_shapes, &output_shapes));
+    OP_REQUIRES_OK(context, signature_->OutputShapes(input_shapes, node_, &output_shapes));
     std::vector<xla::Shape> results(output_shapes.size());
     for (size_t i = 0; i < results.size(); ++i) {
       OP_REQUIRES_OK(context, RowMajor(context->expected_output_dtype(i), output_shapes[i], &results[i]));
     }
+    std::vector<std::pair<xla::ShapeIndex, std::pair<int64_t, xla::ShapeIndex>>> aliases;
+    for (const auto& [output, input] : signature_->Aliases(node_.list_length)) {
+      auto& alias = aliases.emplace_back();
+      alias.first.push_back(output);
+      alias.second.first = input;
+    }
     // Layouts are fixed: handlers read dense row-major buffers.
     const xla::XlaOp call = xla::CustomCallWithLayout(
         context->builder(), type_string(), operands, xla::ShapeUtil::MakeTupleShape(results), operand_layouts,
-        attributes_, /*has_side_effect=*/false, /*output_operand_aliasing=*/{}, /*literal=*/nullptr,
-        xla::CustomCallSchedule::SCHEDULE_NONE, xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+        attributes_, /*has_side_effect=*/false, aliases, /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
+        xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
     for (size_t i = 0; i < results.size(); ++i) {
       context->SetOutput(static_cast<int>(i), xla::GetTupleElement(call, static_cast<int64_t>(i)));
     }
@@ -81,6 +87,7 @@ class XlaFfiKernel : public XlaOpKernel {
 
  private:
   const Signature* signature_ = nullptr;
+  NodeValues node_;
   std::string attributes_;
 };
 

@@ -8,11 +8,12 @@ with the mean over the last axis. Two ops with kernels of their own: ``TfToolkit
 
 from __future__ import annotations
 
-from typing import Any
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any
 
 from tftoolkit.custom_ops import library
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _library = library.load_builtin("rms_norm")
 _forward = _library.op("RmsNorm")
@@ -41,6 +42,8 @@ def rms_norm(x: Any, gamma: Any, epsilon: float = 1e-6, *, name: str | None = No
 
 @_forward.reference
 def _(x: tf.Tensor, gamma: tf.Tensor, *, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
+    import tensorflow as tf
+
     wide = tf.cast(x, tf.float32)
     inv_rms = tf.math.rsqrt(tf.reduce_mean(tf.square(wide), axis=-1) + epsilon)
     y = wide * inv_rms[..., tf.newaxis] * tf.cast(gamma, tf.float32)
@@ -58,6 +61,8 @@ def _(op: Any, dy: tf.Tensor, d_inv_rms: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
 def _(
     dy: tf.Tensor, d_inv_rms: tf.Tensor, x: tf.Tensor, gamma: tf.Tensor, inv_rms: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    import tensorflow as tf
+
     dtype = x.dtype
     dy, x, gamma = (tf.cast(tensor, tf.float32) for tensor in (dy, x, gamma))
     d = tf.cast(tf.shape(x)[-1], tf.float32)

@@ -26,7 +26,7 @@ def tensors(case: Case, seed: int = 0) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def reference(x, gamma):
-    return FORWARD.reference(x, gamma, epsilon=EPSILON).y
+    return FORWARD.run_reference(x, gamma, epsilon=EPSILON).y
 
 
 def with_gradients(function):
@@ -118,7 +118,7 @@ def test_gradient_of_the_second_output(mode):
             loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(tf.exp(inv_rms))
         return tape.gradient(loss, [x, gamma])
 
-    for actual, expected in zip(MODES[mode](lambda: run(FORWARD))(), run(FORWARD.reference), strict=True):
+    for actual, expected in zip(MODES[mode](lambda: run(FORWARD))(), run(FORWARD.run_reference), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import custom_ops, export
+from tftoolkit.custom_ops import ops, schema_parser
 from tftoolkit.export import decompose, library
 from tftoolkit.export.trace import trace
 
@@ -163,10 +165,14 @@ def test_shapes_known_and_unknown(tmp_path, shape):
     np.testing.assert_allclose(y, expected, rtol=1e-5)
 
 
-def stand_in(tf_name: str, reference, outputs=("activations",)):
+def stand_in(tf_name: str, reference, schema="(features: f32[... d]) -> (activations: f32[... d])"):
     """A declaration that makes one of TensorFlow's own ops a custom one."""
-    names = [SimpleNamespace(name=name) for name in outputs]
-    return SimpleNamespace(tf_name=tf_name, schema=SimpleNamespace(outputs=names, attributes=[]), reference=reference)
+    parsed = schema_parser.parse(schema)
+    library = SimpleNamespace(name="StandIn", path=Path("none.so"), schemas={tf_name: parsed}, handlers={tf_name: {}})
+    with mock.patch.object(ops.Op, "tf_name", tf_name):  # TensorFlow knows the op already
+        op = ops.Op(library, tf_name)
+    op.reference(reference)
+    return op
 
 
 def test_references_that_contain_custom_ops(tmp_path):
@@ -187,7 +193,8 @@ def test_outputs_in_order_control_inputs_and_functions_inside_references(tmp_pat
         return -tf.reduce_sum(labels * tf.nn.log_softmax(kept), -1), tf.nn.softmax(kept) - labels
 
     op_type = "SoftmaxCrossEntropyWithLogits"
-    op = stand_in(op_type, cross_entropy, outputs=("loss", "backprop"))
+    schema = "(features: f32[n d], labels: f32[n d]) -> (loss: f32[n], backprop: f32[n d])"
+    op = stand_in(op_type, cross_entropy, schema)
 
     def function(x):
         both = tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=x, labels=tf.nn.softmax(-x))

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import function_def_to_graph, meta_graph
 from tensorflow.python.saved_model import fingerprinting_utils
 
+from tftoolkit.custom_ops import ops, tf_host
 from tftoolkit.export.report import ExportError
 
 # From the type of an op to its declaration (custom_ops.ops.Op), or None for TensorFlow's own ops.
@@ -95,9 +96,12 @@ def _rewrite(graph_def: graph_pb2.GraphDef, ops: dict[str, Any]) -> None:
             for node in function.node_def:
                 if node.op in ops:
                     op = ops[node.op]
-                    _replace(node, inner.get_operation_by_name(node.name), op, references)
-                    for position, output in enumerate(op.schema.outputs):
-                        renamed[f"{node.name}:{output.name}:0"] = f"{node.name}:output:{position}"
+                    operation = inner.get_operation_by_name(node.name)
+                    length = operation.get_attr("N") if op.schema.has_lists else 0
+                    _replace(node, operation, op, references)
+                    places = [(o.name, i) for o in op.schema.outputs for i in range(length if o.variadic else 1)]
+                    for position, (output, place) in enumerate(places):
+                        renamed[f"{node.name}:{output}:{place}"] = f"{node.name}:output:{position}"
             _rename(function, renamed)
     graph_def.library.function.extend(references.functions)
 
@@ -135,18 +139,17 @@ class _References:
     def function(self, op: Any, operation: tf.Operation) -> tuple[str, bool]:
         """The function's name in the library and whether it has state."""
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in operation.inputs]
-        attributes = {item.name: _python(operation.get_attr(item.name), item.type) for item in op.schema.attributes}
-        key = (op.tf_name, *map(str, specs), repr(attributes))
+        attributes = [(attr.name, repr(operation.get_attr(attr.name))) for attr in operation.op_def.attr]
+        key = (op.tf_name, *map(str, specs), *attributes)
         if key not in self._known:
-            expected = [tensor.dtype for tensor in operation.outputs]
-            self._known[key] = self._add(op, attributes, specs, expected)
+            self._known[key] = self._add(op, operation, specs)
         return self._known[key]
 
-    def _add(
-        self, op: Any, attributes: dict[str, Any], specs: list[tf.TensorSpec], expected: list[tf.DType]
-    ) -> tuple[str, bool]:
+    def _add(self, op: ops.Op, operation: tf.Operation, specs: list[tf.TensorSpec]) -> tuple[str, bool]:
+        expected = [tensor.dtype for tensor in operation.outputs]
+
         def reference(*inputs: tf.Tensor) -> list[tf.Tensor]:
-            return [tf.convert_to_tensor(output) for output in tf.nest.flatten(op.reference(*inputs, **attributes))]
+            return tf_host.expand(op, operation, inputs)
 
         try:
             with tf.init_scope():
@@ -183,10 +186,3 @@ def _rename_functions(node: node_def_pb2.NodeDef, renamed: dict[str, str]) -> No
         called = [value.func] if value.HasField("func") else value.list.func
         for function in called:
             function.name = renamed.get(function.name, function.name)
-
-
-def _python(value: Any, kind: str) -> Any:
-    value = value.decode() if isinstance(value, bytes) else value
-    return (
-        float(value) if kind == "f64" else value
-    )  # TensorFlow has no float64 attributes: the host writes them as text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tftoolkit.custom_ops import ops
-from tftoolkit.custom_ops.library import builtin_folders
+from tftoolkit.custom_ops.library import builtin_folders, load_builtin
 
 _LOADER = '''\
 """Registers the custom ops of this SavedModel and loads it. Needs tensorflow and tftoolkit, not the model's code.
@@ -21,7 +21,7 @@ Ops that the installed tftoolkit brings are its own; the others come from the li
 import pathlib
 
 import tensorflow as tf
-from tftoolkit.custom_ops.library import OpLibrary
+from tftoolkit.custom_ops.library import open_library
 from tftoolkit.export.library import find
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -32,9 +32,7 @@ def register():
     for file, op_types in LIBRARIES.items():
         missing = [op_type for op_type in op_types if find(op_type) is None]
         if missing:
-            library = OpLibrary(missing[0].rpartition(">")[0], HERE / file)
-            for op_type in missing:
-                library.op(op_type.rpartition(">")[2])
+            open_library(missing[0].rpartition(">")[0], HERE / file).register()
 
 
 def load():
@@ -47,7 +45,8 @@ def find(op_type: str) -> ops.Op | None:
     """The custom op of this type, or None. Built-in ops are loaded when a file mentions them."""
     if op_type.startswith("TfToolkit>") and ops.find(op_type) is None:
         for folder in builtin_folders():
-            importlib.import_module(f"tftoolkit.custom_ops.{folder}")
+            load_builtin(folder).register()
+            importlib.import_module(f"tftoolkit.custom_ops.{folder}")  # references and gradients
     return ops.find(op_type)
 
 
