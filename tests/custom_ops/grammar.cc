@@ -27,6 +27,16 @@ XLA_FFI_DEFINE_HANDLER(ScaledCpu, Scaled, ffi::Ffi::Bind().Arg<F32>().RemainingA
 TK_OP(Scaled, "(scale: f32[], *xs: f32[... d], *weights: f32[d]) -> (*ys: f32[... d])");
 TK_KERNEL(Scaled, CPU, ScaledCpu);
 
+static ffi::Error Blend(F32 x, F32 y, F32Result z, float t) {
+  for (size_t i = 0; i < x.element_count(); ++i) {
+    z->typed_data()[i] = x.typed_data()[i] + t * (y.typed_data()[i] - x.typed_data()[i]);
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(BlendCpu, Blend, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<float>("t"));
+TK_OP(Blend, "(x: f32[...], y: f32[...], *, t: f32 = 0.5) -> (z: f32[...])");
+TK_KERNEL(Blend, CPU, BlendCpu);
+
 // Output dimensions from names and attributes.
 static ffi::Error Pad(F32 x, F32Result y, int64_t left, int32_t) {
   const int64_t n = x.dimensions().back(), m = y->dimensions().back();

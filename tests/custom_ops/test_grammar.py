@@ -38,6 +38,19 @@ def test_lists_are_checked():
         library.scaled(1.0, [one, one], [tf.ones(3), tf.ones(4)])
 
 
+def test_each_place_of_a_list_has_its_own_dimensions():
+    schema = library.scaled.schema
+    assert shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (4,)]], {}) == [[(2, 3), (4,)]]
+    with pytest.raises(ValueError, match=r"weights has shape \[3\], but its dimension d must be 4 as in xs"):
+        shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (3,)]], {})
+
+
+def test_vectorized_map_where_one_input_is_shared():
+    x, y = tf.reshape(tf.range(12.0), [3, 4]), tf.constant([1.0, 2.0, 3.0, 4.0])
+    z = tf.vectorized_map(lambda row: library.blend(row, y, t=0.25), x)
+    np.testing.assert_array_equal(z, x + 0.25 * (y - x))
+
+
 @MODE
 def test_computed_dimensions(mode):
     x = tf.ones([2, 3])
@@ -137,7 +150,7 @@ def test_several_dtype_variables(mode, dtype, index):
 def test_signature_and_help():
     assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])"
     assert "affine(x: f32[... d]" in library.affine.__doc__
-    assert dir(library) == ["accumulate", "affine", "lists", "lookup", "pad", "scaled", "windows"]
+    assert dir(library) == ["accumulate", "affine", "blend", "lists", "lookup", "pad", "scaled", "windows"]
     with pytest.raises(AttributeError, match=r"Grammar has no op 'afine'; it has .*affine"):
         _ = library.afine
 

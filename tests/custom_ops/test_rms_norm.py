@@ -53,15 +53,14 @@ def float64(x, gamma, dy):
 
 
 def assert_as_good_as(actual, naive, exact):
-    """max|actual - exact| <= 2 max|naive - exact| + one rounding of the largest value in the output's dtype."""
+    """max|actual - exact| <= 2 max|naive - exact| + a few float32 roundings of the largest value."""
     for one, plain, right in zip(actual, naive, exact, strict=True):
         assert one.shape == plain.shape
         assert one.dtype == plain.dtype
         if 0 in right.shape:
             continue
-        epsilon = float(tf.experimental.numpy.finfo(one.dtype).eps) if one.dtype != tf.bfloat16 else 2.0**-7
         error = np.abs(tf.cast(one, tf.float64) - right).max()
-        budget = 2 * np.abs(tf.cast(plain, tf.float64) - right).max() + epsilon * np.abs(right).max()
+        budget = 2 * np.abs(tf.cast(plain, tf.float64) - right).max() + 2.0**-22 * np.abs(right).max()
         assert error <= budget
 
 
