@@ -3,11 +3,14 @@
 #include <cstring>
 #include <exception>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "attributes.h"
 #include "ffi_api.h"
 #include "registry.h"
@@ -165,9 +168,16 @@ class FfiKernel : public OpKernel {
       return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw an exception"));
     }
     if (error == nullptr) return absl::OkStatus();
-    absl::Status status(static_cast<absl::StatusCode>(error->code), absl::StrCat(type_string(), ": ", error->message));
+    const absl::Status status(static_cast<absl::StatusCode>(error->code), Explain(error->message));
     delete error;
     return status;
+  }
+
+  // Names the op, and the schema where the FFI header says (with this mark) that the call is not what Bind() expects.
+  std::string Explain(absl::string_view message) const {
+    if (!absl::ConsumePrefix(&message, "[execute] ")) return absl::StrCat(type_string(), ": ", message);
+    return absl::StrCat(type_string(), ": the kernel's Bind() and the schema ", signature_->text,
+                        " disagree: ", message);
   }
 
   const Signature* signature_ = nullptr;
