@@ -71,14 +71,9 @@ TK_ROWS(float)
 TK_ROWS(BFloat16)
 TK_ROWS(Half)
 
-// Adds `count` rows of d floats, in order.
-TK_SIMD void SumPartials(const float* partials, float* sum, int64_t count, int64_t d) {
-  std::copy_n(partials, d, sum);
-  for (int64_t p = 1; p < count; ++p) {
-    const float* partial = partials + p * d;
+TK_SIMD void Add(const float* values, float* sum, int64_t d) {
 #pragma omp simd
-    for (int64_t i = 0; i < d; ++i) sum[i] += partial[i];
-  }
+  for (int64_t i = 0; i < d; ++i) sum[i] += values[i];
 }
 
 struct Rows {
@@ -123,10 +118,11 @@ ffi::Error RunBackward(ffi::ThreadPool& pool, const ffi::AnyBuffer& dy, const ff
   const int64_t rows_per_task =
       std::max({int64_t{1}, kElementsPerTask / std::max<int64_t>(1, d), (shape.rows + kMaxTasks - 1) / kMaxTasks});
   const int64_t tasks = std::max<int64_t>(1, (shape.rows + rows_per_task - 1) / rows_per_task);
-  const std::unique_ptr<float[]> partials(new (std::nothrow) float[tasks * d]());
-  const std::unique_ptr<float[]> sum(new (std::nothrow) float[d]);
-  if (!partials || !sum)
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma");
+  // Per task the sum over its blocks of rows, and the block at hand: adding thousands of rows one by one would lose
+  // digits that the plain computation keeps.
+  constexpr int64_t kRowsPerBlock = 64;
+  const std::unique_ptr<float[]> partials(new (std::nothrow) float[2 * tasks * d]());
+  if (!partials) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma");
   const T* dy_data = static_cast<const T*>(dy.untyped_data());
   const T* x_data = static_cast<const T*>(x.untyped_data());
   const T* gamma_data = static_cast<const T*>(gamma.untyped_data());
@@ -134,13 +130,19 @@ ffi::Error RunBackward(ffi::ThreadPool& pool, const ffi::AnyBuffer& dy, const ff
   const float* inv_data = static_cast<const float*>(inv_rms.untyped_data());
   T* dx_data = static_cast<T*>(dx.untyped_data());
   tftoolkit::ParallelFor(pool, tasks, [&](int64_t task) {
-    const int64_t begin = task * rows_per_task;
-    const int64_t count = std::min(rows_per_task, shape.rows - begin);
-    const int64_t offset = begin * d;
-    Backward(dy_data + offset, d_inv_data + begin, x_data + offset, gamma_data, inv_data + begin, dx_data + offset,
-             partials.get() + task * d, count, d);
+    float* sum = partials.get() + 2 * task * d;
+    float* block = sum + d;
+    const int64_t end = std::min((task + 1) * rows_per_task, shape.rows);
+    for (int64_t begin = task * rows_per_task; begin < end; begin += kRowsPerBlock) {
+      const int64_t offset = begin * d;
+      std::fill_n(block, d, 0.0f);
+      Backward(dy_data + offset, d_inv_data + begin, x_data + offset, gamma_data, inv_data + begin, dx_data + offset,
+               block, std::min(kRowsPerBlock, end - begin), d);
+      Add(block, sum, d);
+    }
   });
-  SumPartials(partials.get(), sum.get(), tasks, d);
+  float* sum = partials.get();
+  for (int64_t task = 1; task < tasks; ++task) Add(partials.get() + 2 * task * d, sum, d);
   T* dgamma_data = static_cast<T*>(dgamma.untyped_data());
   for (int64_t i = 0; i < d; ++i) dgamma_data[i] = Store<T>(sum[i]);
   return ffi::Error::Success();
