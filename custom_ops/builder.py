@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -41,7 +42,6 @@ CUDA_CFLAGS = (
 )  # fmt: skip
 _SOURCES = (".cc", ".cpp", ".cxx")
 _CUDA_SOURCES = (".cu",)
-_HEADERS = (".h", ".hpp", ".cuh", ".inc")
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes a shared library: units, link command, the headers its key depends on, version strings."""
+    """Everything that makes a shared library: units, link command, version strings of what else has a say.
+
+    The key also depends on the headers that the sources include from their own folders and from ``include_dirs``.
+    """
 
     name: str
     units: tuple[Unit, ...]
     link: tuple[str, ...]
-    headers: tuple[Path, ...]
+    include_dirs: tuple[Path, ...]
     versions: tuple[str, ...]
 
     def key(self) -> str:
@@ -72,9 +75,9 @@ class Recipe:
             flags = [
                 flag for flag in unit.command if not flag.startswith(("-I", "-isystem")) and flag != str(unit.source)
             ]
-            digest.update("\0".join(flags).encode() + b"\0" + _read(unit.source))
-        for header in self.headers:
-            digest.update(header.name.encode() + b"\0" + _read(header))
+            digest.update("\0".join(flags).encode() + b"\0")
+        for path, content in _with_headers((unit.source for unit in self.units), self.include_dirs).items():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()[:20]
 
 
@@ -134,9 +137,8 @@ def library_recipe(
         ]
         # Hidden, so that these symbols and TensorFlow's own CUDA stubs cannot be taken for one another.
         link += [f"-L{root}/lib64", "-lcudart_static", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
-    headers = {header for folder in includes for header in folder.rglob("*")}
-    headers |= {header for path in paths for header in path.parent.glob("*")}
-    return Recipe(name, tuple(units), tuple(link), _headers(headers), tuple(versions))
+    folders = [*includes, *_include_folders([*extra_cflags, *extra_cuda_cflags])]
+    return Recipe(name, tuple(units), tuple(link), tuple(folders), tuple(versions))
 
 
 def host_recipe() -> Recipe:
@@ -161,9 +163,7 @@ def host_recipe() -> Recipe:
     sources = sorted(source_dir.glob("*.cc"), key=lambda path: (path.name != "xla_kernel.cc", path.name))
     units = tuple(Unit(path, (compiler.path, *flags, "-c", str(path))) for path in sources)
     # TensorFlow's libraries are not named: `import tensorflow` has put their symbols into the global scope.
-    return Recipe(
-        "host", units, (compiler.path, "-shared"), _headers(source_dir.glob("*")), (version, compiler.version)
-    )
+    return Recipe("host", units, (compiler.path, "-shared"), (), (version, compiler.version))
 
 
 def build(recipe: Recipe, *, cache_dir: str | os.PathLike[str] | None = None, verbose: bool = False) -> Path:
@@ -251,9 +251,9 @@ def _first_error(output: str) -> str:
         return output.strip() or "the compiler gave no reason"
     start = starts[0]
     end = start + 1
-    while end < len(lines) and end < start + 6 and re.match(r"\s*(\d+)?\s*\|", lines[end]):
-        end += 1
-    return "\n".join(lines[start:end])
+    while end < len(lines) and end < start + 6 and re.match(r"\s|\d+ *\|", lines[end]):
+        end += 1  # GCC draws a bar beside the excerpt, nvcc indents it
+    return "\n".join(lines[start:end]).rstrip()
 
 
 @contextlib.contextmanager
@@ -268,8 +268,37 @@ def _progress(what: str) -> Iterator[None]:
     print(f" {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def _headers(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(sorted(path for path in paths if path.suffix in _HEADERS and path.is_file()))
+_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE)
+
+
+def _with_headers(sources: Iterable[Path], folders: Sequence[Path]) -> dict[Path, bytes]:
+    """The contents of the sources and of all headers that they include from their own places and from ``folders``.
+
+    Headers found nowhere are the system's, for which the compiler's version stands. Conditions are not evaluated: one
+    header too many costs a compilation, one too few would give a stale library.
+    """
+    contents = {source: _read(source) for source in sources}
+    queue = list(contents)
+    while queue:
+        file = queue.pop()
+        for quoted, bracketed in _INCLUDE.findall(contents[file]):
+            places = [file.parent, *folders] if quoted else folders
+            candidates = (Path(os.path.normpath(place / os.fsdecode(quoted or bracketed))) for place in places)
+            header = next((path for path in candidates if path.is_file()), None)
+            if header is not None and header not in contents:
+                contents[header] = _read(header)
+                queue.append(header)
+    return contents
+
+
+def _include_folders(flags: Sequence[str]) -> list[Path]:
+    """The folders that compiler flags add to the search for headers."""
+    folders = []
+    for flag, following in itertools.zip_longest(flags, flags[1:], fillvalue=""):
+        for option in ("-I", "-iquote", "-isystem", "-idirafter"):
+            if flag.startswith(option):
+                folders.append(Path(flag.removeprefix(option) or following).resolve())
+    return folders
 
 
 def _read(path: Path) -> bytes:

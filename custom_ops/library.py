@@ -161,8 +161,7 @@ def load(
 
     Raises ValueError for a bad name, BuildError when compiling fails, LoadError or SchemaError for a bad library.
     """
-    if not name.isidentifier():
-        raise ValueError(f"name must be an identifier such as 'MyOps', got {name!r}")
+    _check_name(name)
     recipe = builder.library_recipe(
         name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
         include_dirs=include_dirs, cuda=cuda,
@@ -188,19 +187,30 @@ def load_inline(
 
     Raises what ``load`` raises; compile errors count lines as the text does.
     """
+    _check_name(name)
     texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:20]
     folder = builder.cache_folder(cache_dir) / "inline" / f"{name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = []
     for suffix, text in texts.items():
-        source = folder / f"{name}{suffix}"
-        if not source.exists():
-            temporary = folder / f".{os.getpid()}-{threading.get_ident()}{suffix}"
-            temporary.write_text(f'#include "tftoolkit/op.h"\n#line 1 "{name}{suffix}"\n{text}')
-            os.replace(temporary, source)
-        sources.append(source)
+        # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
+        _write(folder / f"{name}{suffix}", text)
+        _write(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
+    sources = [folder / f"inline-main{suffix}" for suffix in texts]
     return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier():
+        raise ValueError(f"name must be an identifier such as 'MyOps', got {name!r}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that other processes may be writing just now, or reading."""
+    if not path.exists():
+        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
 
 
 _open: dict[tuple[str, str], OpLibrary] = {}
