@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "attributes.h"
 #include "ffi_api.h"
+#include "guard.h"
 #include "registry.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "xla/stream_executor/stream.h"
@@ -77,6 +79,8 @@ class Buffers {
     pointers_[i] = &buffers_[i];
   }
 
+  void Move(size_t i, void* data) { buffers_[i].data = data; }
+
   void** pointers() { return pointers_.data(); }
 
  private:
@@ -126,7 +130,10 @@ class FfiKernel : public OpKernel {
       all_empty &= output->NumElements() == 0;
     }
     if (all_empty) return;
-    OP_REQUIRES_OK(context, Call(context, &inputs, &outputs));
+    const GuardPattern pattern = guard_pattern.load(std::memory_order_relaxed);
+    const bool guarded = pattern.output >= 0 && context->op_device_context() == nullptr;
+    OP_REQUIRES_OK(context,
+                   guarded ? CallGuarded(context, pattern, &inputs, &outputs) : Call(context, &inputs, &outputs));
   }
 
  private:
@@ -147,6 +154,54 @@ class FfiKernel : public OpKernel {
     stream_executor::DeviceAddressBase target((*tensor)->data(), bytes);
     const stream_executor::DeviceAddressBase source(const_cast<void*>(from), bytes);
     return context->op_device_context()->stream()->MemcpyD2D(&target, source, bytes);
+  }
+
+  // The same on guarded copies of the buffers; see guard.h.
+  absl::Status CallGuarded(OpKernelContext* context, const GuardPattern& pattern, Buffers* inputs, Buffers* outputs) {
+    std::vector<std::unique_ptr<GuardedBuffer>> input_copies(context->num_inputs());
+    std::vector<std::unique_ptr<GuardedBuffer>> output_copies(context->num_outputs());
+    std::vector<char> in_place(context->num_inputs(), false);
+    for (int i = 0; i < context->num_outputs(); ++i) {
+      const Tensor& output = *context->mutable_output(i);
+      output_copies[i] = std::make_unique<GuardedBuffer>(output.TotalBytes(), pattern.around);
+      std::memset(output_copies[i]->data(), pattern.output, output.TotalBytes());
+      outputs->Move(i, output_copies[i]->data());
+    }
+    for (const auto& [output, input] : aliases_) {
+      const Tensor& tensor = *context->mutable_output(output);
+      if (tensor.TotalBytes()) std::memcpy(output_copies[output]->data(), tensor.data(), tensor.TotalBytes());
+      inputs->Move(input, output_copies[output]->data());
+      in_place[input] = true;
+    }
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      if (in_place[i]) continue;
+      const Tensor& input = context->input(i);
+      input_copies[i] = std::make_unique<GuardedBuffer>(input.TotalBytes(), pattern.Around(i));
+      if (input.TotalBytes()) std::memcpy(input_copies[i]->data(), input.data(), input.TotalBytes());
+      inputs->Move(i, input_copies[i]->data());
+    }
+    TF_RETURN_IF_ERROR(Call(context, inputs, outputs));
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      if (in_place[i]) continue;
+      const Tensor& input = context->input(i);
+      const bool same = !input.TotalBytes() || !std::memcmp(input_copies[i]->data(), input.data(), input.TotalBytes());
+      if (!same || !input_copies[i]->GuardsIntact()) return Overwritten(signature_->inputs, "input", i, !same);
+    }
+    for (int i = 0; i < context->num_outputs(); ++i) {
+      if (!output_copies[i]->GuardsIntact()) return Overwritten(signature_->outputs, "output", i, false);
+      const Tensor& output = *context->mutable_output(i);
+      if (output.TotalBytes()) std::memcpy(output.data(), output_copies[i]->data(), output.TotalBytes());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Overwritten(const std::vector<Argument>& arguments, const char* kind, int flat, bool inside) const {
+    int i = 0;  // the argument that the flat index belongs to
+    for (int left = flat; left >= (arguments[i].variadic ? node_.list_length : 1); ++i) {
+      left -= arguments[i].variadic ? node_.list_length : 1;
+    }
+    return absl::DataLossError(absl::StrCat(type_string(), ": the kernel writes ", inside ? "into " : "outside of ",
+                                            kind, " ", arguments[i].name));
   }
 
   absl::Status Call(OpKernelContext* context, Buffers* inputs, Buffers* outputs) {
