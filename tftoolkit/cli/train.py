@@ -13,7 +13,6 @@ from tftoolkit.cli import UsageError, import_tensorflow
 
 def run(arguments: list[str]) -> int:
     """Loads the recipe, applies the overrides, runs its job."""
-    import_tensorflow()
     from tftoolkit.trainers import recipes
 
     names = [argument for argument in arguments if not argument.startswith("-")]
@@ -22,6 +21,7 @@ def run(arguments: list[str]) -> int:
     (name,) = names
     config = recipes.load(name)
     directory = _parse(config, name, [argument for argument in arguments if argument != name])
+    import_tensorflow()
     importlib.import_module(f"tftoolkit.jobs.{config.job}").run(config, directory)
     return 0
 
