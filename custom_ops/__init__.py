@@ -13,6 +13,7 @@ from tftoolkit.custom_ops.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.jax_host import as_jax
+    from tftoolkit.custom_ops.record_reader import index_records, read_records
     from tftoolkit.custom_ops.rms_norm import rms_norm
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "OpLibrary",
     "SchemaError",
     "as_jax",
+    "index_records",
     "load",
     "load_inline",
     "open_library",
+    "read_records",
     "rms_norm",
 ]
 
@@ -32,7 +35,7 @@ _OPS = frozenset(builtin_folders())
 
 
 # What needs TensorFlow or JAX, by the module it comes from.
-_LAZY = {"as_jax": "jax_host"}
+_LAZY = {"as_jax": "jax_host", "index_records": "record_reader", "read_records": "record_reader"}
 
 
 def __getattr__(name: str) -> Any:

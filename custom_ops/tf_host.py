@@ -9,6 +9,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
@@ -360,12 +361,27 @@ def wire_form(schema: Schema) -> str:
 
 
 @functools.cache
-def _host() -> ctypes.CDLL:
-    path = builder.build(builder.host_recipe())
+def _host_path() -> str:
+    return str(builder.build(builder.host_recipe()))
+
+
+@functools.cache
+def plain_ops() -> ModuleType:
+    """Opens the host. Returns functions for the ordinary TensorFlow ops in it, which no library declares.
+
+    Raises BuildError, LoadError.
+    """
+    path = _host_path()
     try:
-        library = ctypes.CDLL(str(path))  # finds TensorFlow's symbols because TensorFlow was imported above
-    except OSError as error:
+        return tf.load_op_library(path)  # finds TensorFlow's symbols because TensorFlow was imported above
+    except (tf.errors.OpError, RuntimeError) as error:
         raise LoadError(f"cannot open the op host {path}: {error}. Delete the file to have it built anew.") from error
+
+
+@functools.cache
+def _host() -> ctypes.CDLL:
+    plain_ops()  # the ops register when TensorFlow opens the host, not when ctypes does
+    library = ctypes.CDLL(_host_path())
     library.tk_register_op.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
     library.tk_register_kernel.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
     library.tk_register_op.restype = library.tk_register_kernel.restype = ctypes.c_void_p

@@ -13,7 +13,8 @@
 namespace tftoolkit {
 
 // The bytes in fresh outputs and around inputs. `input` limits the latter to one input; -1 means all of them.
-struct GuardPattern {
+// Aligned to a size that machines load and store at once: std::atomic of another needs libatomic.
+struct alignas(8) GuardPattern {
   int16_t output = -1;  // -1: no guards, handlers run on TensorFlow's own buffers
   int16_t around = 0;
   int16_t input = -1;
