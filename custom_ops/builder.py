@@ -148,6 +148,7 @@ def host_recipe() -> Recipe:
     assert folder is not None
     include = folder / "include"
     compiler = toolchain.cxx()
+    obstacle = toolchain.xla_obstacle()
     # TensorFlow's headers are included as system headers: their warnings are not ours to mend.
     system = [
         include,
@@ -156,6 +157,8 @@ def host_recipe() -> Recipe:
     flags = [
         "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
         "-D_GLIBCXX_USE_CXX11_ABI=1", "-DEIGEN_MAX_ALIGN_BYTES=64",
+        f"-DTK_TENSORFLOW_MINOR={version.split('.')[1]}",
+        *([f'-DTK_WITHOUT_XLA="{obstacle}"'] if obstacle else []),
         *(f"-isystem{path}" for path in system),
     ]  # fmt: skip
     source_dir = Path(__file__).resolve().parent / "host"
@@ -309,5 +312,4 @@ def _read(path: Path) -> bytes:
 
 
 def _ffi_version() -> str:
-    header = toolchain.ffi_include_dir() / "xla/ffi/api/c_api.h"
-    return " ".join(re.findall(r"#define XLA_FFI_API_M\w+ \d+", header.read_text()))
+    return f"XLA FFI {toolchain.ffi_version(toolchain.ffi_include_dir())}"

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from tftoolkit.custom_ops.errors import BuildError
 
-SUPPORTED_TENSORFLOW = ">=2.21,<2.22"
+# What pyproject.toml asks for, and the minor releases of TensorFlow 2 that the op host can be built for.
+RECOMMENDED_TENSORFLOW = ">=2.21,<2.22"
+_TENSORFLOW_MINORS = range(18, 22)
 INCLUDE_DIR = Path(__file__).resolve().parent / "include"
 
 
@@ -83,22 +85,56 @@ def check_tensorflow() -> str:
     """The installed TensorFlow's version, if the op host supports it. Raises BuildError otherwise."""
     version = tensorflow_version()
     if version is None:
-        raise BuildError(f"TensorFlow is not installed. Install it: pip install 'tensorflow{SUPPORTED_TENSORFLOW}'")
-    if version.split(".")[:2] != ["2", "21"]:
+        raise BuildError(f"TensorFlow is not installed. Install it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'")
+    major, minor = version.split(".")[:2]
+    if major != "2" or int(minor) not in _TENSORFLOW_MINORS:
         raise BuildError(
-            f"TensorFlow {version} is installed, but this tftoolkit works with {SUPPORTED_TENSORFLOW} only, since the "
-            f"op host is tied to TensorFlow's C++ ABI. Mend it: pip install 'tensorflow{SUPPORTED_TENSORFLOW}'"
+            f"TensorFlow {version} is installed, but this tftoolkit's op host, which is tied to TensorFlow's C++ ABI, "
+            f"works with 2.{_TENSORFLOW_MINORS[0]} to 2.{_TENSORFLOW_MINORS[-1]}. "
+            f"Mend it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'"
         )
     return version
 
 
+def xla_obstacle() -> str | None:
+    """Why the op host cannot serve XLA programs with the installed TensorFlow, or None when it can."""
+    folder = tensorflow_dir()
+    version = tensorflow_version()
+    if folder is None or version is None:
+        return "TensorFlow is not installed"
+    include = folder / "include"
+    for header in ("xla/ffi/api/c_api.h", "tensorflow/compiler/tf2xla/xla_op_kernel.h"):
+        if not (include / header).exists():
+            return f"TensorFlow {version}'s wheel lacks {header}"
+    # 2.19 put this function into the middle of the table that XLA hands to kernels.
+    if "XLA_FFI_ThreadPool_NumThreads" not in (include / "xla/ffi/api/c_api.h").read_text():
+        return f"the XLA in TensorFlow {version} lacks functions that kernels call; 2.19 is the first that has them"
+    return None
+
+
 def ffi_include_dir() -> Path:
-    """The folder with ``xla/ffi/api/ffi.h``: TensorFlow's, else JAX's. Raises BuildError when neither is there."""
-    for package in ("tensorflow", "jaxlib"):
-        folder = _package_dir(package)
-        if folder and (folder / "include/xla/ffi/api/ffi.h").exists():
-            return folder / "include"
-    raise BuildError("xla/ffi/api/ffi.h was not found: install TensorFlow 2.20 or newer, or JAX.")
+    """The folder with ``xla/ffi/api/ffi.h``: ``$TFTOOLKIT_FFI_INCLUDE``, else TensorFlow's, else JAX's.
+
+    An op library runs in every TensorFlow and JAX whose headers are as new as these, or newer. Raises BuildError when
+    there are none.
+    """
+    wanted = os.environ.get("TFTOOLKIT_FFI_INCLUDE")
+    packages = [folder / "include" for folder in map(_package_dir, ("tensorflow", "jaxlib")) if folder]
+    for include in [Path(wanted)] if wanted else packages:
+        if (include / "xla/ffi/api/ffi.h").exists():
+            return include
+    looked = f"in TFTOOLKIT_FFI_INCLUDE={wanted}" if wanted else "in TensorFlow or JAX"
+    raise BuildError(
+        f"xla/ffi/api/ffi.h was not found {looked}. TensorFlow 2.20 is the first to ship it; with an older one set "
+        "TFTOOLKIT_FFI_INCLUDE to the include folder of TensorFlow 2.20's wheel."
+    )
+
+
+def ffi_version(include: Path) -> tuple[int, int] | None:
+    """The version of XLA's FFI that the headers in this folder declare, or None."""
+    header = include / "xla/ffi/api/c_api.h"
+    found = re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", header.read_text()) if header.exists() else []
+    return (int(found[0]), int(found[1])) if len(found) == 2 else None
 
 
 def _package_dir(name: str) -> Path | None:

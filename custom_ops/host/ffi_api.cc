@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "compatibility.h"
 #include "xla/stream_executor/stream.h"
 
 namespace tftoolkit {
@@ -64,9 +65,9 @@ XLA_FFI_Error* Unimplemented(Args*) {
                            "this XLA FFI service exists inside XLA programs only, not in a TensorFlow kernel"};
 }
 
-XLA_FFI_Api MakeApi() {
-  XLA_FFI_Api api{};
-  api.struct_size = XLA_FFI_Api_STRUCT_SIZE;
+HandlerApi MakeApi() {
+  HandlerApi api{};
+  api.struct_size = sizeof api;
   api.api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
   api.XLA_FFI_Error_Create = CreateError;
   api.XLA_FFI_Error_GetMessage = ErrorMessage;
@@ -92,8 +93,8 @@ XLA_FFI_Api MakeApi() {
 }  // namespace
 
 const XLA_FFI_Api* FfiApi() {
-  static const XLA_FFI_Api api = MakeApi();
-  return &api;
+  static const HandlerApi api = MakeApi();
+  return reinterpret_cast<const XLA_FFI_Api*>(&api);
 }
 
 }  // namespace tftoolkit

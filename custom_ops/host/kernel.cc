@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "attributes.h"
+#include "compatibility.h"
 #include "ffi_api.h"
 #include "guard.h"
 #include "registry.h"

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "ffi_api.h"
 #include "tensorflow/core/framework/kernel_def_builder.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_def.pb.h"
@@ -63,13 +64,17 @@ absl::Status CheckFfiVersion(XLA_FFI_Handler* handler) {
   extension.metadata = &metadata;
   XLA_FFI_CallFrame frame{};
   frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
+  frame.api = FfiApi();
   frame.extension_start = &extension.extension_base;
-  handler(&frame);
+  // A handler of a newer version may refuse the question itself.
+  XLA_FFI_Error* error = handler(&frame);
   const XLA_FFI_Api_Version& version = metadata.api_version;
-  if (version.major_version == XLA_FFI_API_MAJOR && version.minor_version <= XLA_FFI_API_MINOR) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("the handler was compiled for XLA FFI ", version.major_version, ".",
-                                                    version.minor_version, ", newer than this TensorFlow's ",
-                                                    XLA_FFI_API_MAJOR, ".", XLA_FFI_API_MINOR));
+  const bool fits = version.major_version == XLA_FFI_API_MAJOR && version.minor_version <= XLA_FFI_API_MINOR;
+  if (error == nullptr && fits) return absl::OkStatus();
+  delete error;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the kernel was compiled against headers of XLA FFI that are newer than this TensorFlow's (", XLA_FFI_API_MAJOR,
+      ".", XLA_FFI_API_MINOR, "). Compile it against older ones: set TFTOOLKIT_FFI_INCLUDE to a folder that has them"));
 }
 
 absl::Status RegisterKernel(const std::string& op_type, const std::string& platform, XLA_FFI_Handler* handler) {

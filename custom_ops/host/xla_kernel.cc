@@ -1,10 +1,14 @@
 // jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. The only file that
-// needs tf2xla's headers, which take most of the host's build time.
+// needs tf2xla's headers, which take most of the host's build time; TensorFlow versions whose headers are not complete
+// or whose XLA is too old get without_xla.cc in its place.
+
+#ifndef TK_WITHOUT_XLA
 
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "attributes.h"
+#include "compatibility.h"
 #include "registry.h"
 #include "tensorflow/compiler/tf2xla/shape_util.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
@@ -115,3 +119,5 @@ absl::Status RegisterWithXla(const std::string& op_type, const std::string& plat
 }
 
 }  // namespace tftoolkit
+
+#endif  // TK_WITHOUT_XLA

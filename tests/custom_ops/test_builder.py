@@ -141,7 +141,7 @@ def test_an_op_library_needs_no_tensorflow():
     assert "absl" not in symbols
 
 
-@pytest.mark.parametrize("version", ["2.20.1", "2.22.0", "3.0.0", None])
+@pytest.mark.parametrize("version", ["2.17.1", "2.22.0", "3.0.0", None])
 def test_wrong_tensorflow_version(monkeypatch, version):
     monkeypatch.setattr(toolchain, "tensorflow_version", lambda: version)
     with pytest.raises(errors.BuildError, match=r"pip install 'tensorflow>=2.21,<2.22'"):
