@@ -94,8 +94,20 @@ def library_recipe(
     """How to build an op library from C++ and CUDA sources.
 
     ``cuda="auto"`` leaves the .cu files out when no CUDA toolkit is installed; True insists on them.
-    Raises BuildError for a missing compiler or source and for a source of unknown kind.
+    Raises BuildError for a missing compiler or source and for a source of unknown kind, TypeError or ValueError for
+    arguments of another kind.
     """
+    if cuda not in (True, False, "auto"):
+        raise ValueError(f"cuda must be True, False or 'auto', got {cuda!r}")
+    lists = {
+        "sources": sources, "extra_cflags": extra_cflags, "extra_cuda_cflags": extra_cuda_cflags,
+        "extra_ldflags": extra_ldflags, "include_dirs": include_dirs,
+    }  # fmt: skip
+    for argument, value in lists.items():
+        if isinstance(value, str | os.PathLike):
+            raise TypeError(f"{argument} must be a list, got {value!r}")
+    if not sources:
+        raise ValueError(f"library {name} has no sources")
     paths = [Path(source).resolve() for source in sources]
     for path in paths:
         if path.suffix not in _SOURCES + _CUDA_SOURCES:
