@@ -13,19 +13,23 @@ from tftoolkit.custom_ops.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.jax_host import as_jax
+    from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.record_reader import index_records, read_records
     from tftoolkit.custom_ops.rms_norm import rms_norm
 
 __all__ = [
     "BuildError",
     "LoadError",
+    "OpCheckError",
     "OpLibrary",
+    "OpReport",
     "SchemaError",
     "as_jax",
     "index_records",
     "load",
     "load_inline",
     "open_library",
+    "opcheck",
     "read_records",
     "rms_norm",
 ]
@@ -35,7 +39,14 @@ _OPS = frozenset(builtin_folders())
 
 
 # What needs TensorFlow or JAX, by the module it comes from.
-_LAZY = {"as_jax": "jax_host", "index_records": "record_reader", "read_records": "record_reader"}
+_LAZY = {
+    "as_jax": "jax_host",
+    "index_records": "record_reader",
+    "read_records": "record_reader",
+    "opcheck": "opcheck",
+    "OpCheckError": "opcheck",
+    "OpReport": "opcheck",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -48,10 +59,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """An op's function bears its folder's name. Importing the folder would put the module there instead."""
+    """Some functions bear their folder's name. Importing the folder would put the module there instead."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, getattr(value, name) if name in _OPS else value)
+        is_folder = name in _OPS or name == "opcheck"
+        super().__setattr__(name, getattr(value, name) if is_folder else value)
 
 
 sys.modules[__name__].__class__ = _Package

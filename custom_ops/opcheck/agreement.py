@@ -1,0 +1,208 @@
+"""Checks of values: hosts and reference agree, shapes are what was promised, nothing gets lost on the way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.custom_ops.opcheck import compare
+from tftoolkit.custom_ops.opcheck.cases import Case
+from tftoolkit.custom_ops.opcheck.child import Died, RaisedError, ask
+from tftoolkit.custom_ops.opcheck.gradients import against_reference
+from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
+from tftoolkit.custom_ops.opcheck.memory import names, orders, over
+from tftoolkit.custom_ops.opcheck.report import Skipped
+from tftoolkit.custom_ops.opcheck.subject import Subject, evaluate
+
+
+def modes(subject: Subject) -> str:
+    """Eager, graph and XLA disagree, in values or gradients: attributes, layouts or unwritten memory differ there."""
+    chosen = [subject.given, *subject.dtypes, *subject.variants]
+    advice = "look for attributes read in another order than the schema's, for state kept between calls, and for "
+    advice += "services of the host that the kernel uses differently"
+    return "eager, graph and XLA agree in " + over(subject, chosen, lambda case: _modes(subject, case), advice)
+
+
+def _modes(subject: Subject, case: Case) -> list[str]:
+    found: list[str] = []
+    for order in orders(subject, case):
+        function = subject.function(case, order)
+        arrays = subject.arrays(case, order)
+        labels = names(subject, case, order)
+        eager = evaluate(function, arrays)
+        allowed = subject.allowance(case, order, eager)
+        for mode, jit in (("in a graph", False), ("under XLA", True)):
+            other = evaluate(tf.function(function, jit_compile=jit, autograph=False), arrays)
+            for name, one, two, allowance in zip(labels, eager, other, allowed, strict=True):
+                text = "" if one is None or two is None else compare.difference(two, one, allowance)
+                found += [f"{mode} {name} {text}, as it is eagerly"] if text else []
+    return found
+
+
+def shapes(subject: Subject) -> str:
+    """Shapes or dtypes differ: inferred while tracing, at run time, and those of the reference."""
+    case = subject.given
+    advice = (
+        "the schema's output dimensions, the kernel and the reference must say the same: correct the one that is wrong"
+    )
+    specs = list(_specs(case))
+    over(subject, [case], lambda case: _inferred(subject, case, specs), advice)
+    if subject.op.reference_function is None:
+        return f"{len(specs)} ways of knowing the inputs' shapes"
+    over(subject, [case, *subject.sizes, *subject.empties], lambda case: _of_reference(subject, case), advice)
+    return f"{len(specs)} ways of knowing the inputs' shapes; the reference's are the same"
+
+
+def _specs(case: Case) -> Iterator[Sequence[Sequence[int | None] | None]]:
+    """Known, with each dimension unknown, with all, and of unknown rank."""
+    known: list[list[int | None]] = [list(array.shape) for array in case.flat]
+    yield known
+    yield [[None] * len(shape) for shape in known]
+    yield [None] * len(known)
+    for i, shape in enumerate(known):
+        yield [*known[:i], None, *known[i + 1 :]]
+        for axis in range(len(shape)):
+            yield [*known[:i], [*shape[:axis], None, *shape[axis + 1 :]], *known[i + 1 :]]
+
+
+def _inferred(subject: Subject, case: Case, specs: Sequence[Sequence[Sequence[int | None] | None]]) -> list[str]:
+    actual = subject.values(case)
+    function = tf.function(subject.function(case), autograph=False)
+    found = []
+    for place, shapes_known in enumerate(specs):
+        given = [tf.TensorSpec(shape, array.dtype) for shape, array in zip(shapes_known, case.flat, strict=True)]
+        inferred = function.get_concrete_function(*given).structured_outputs
+        for name, spec, one in zip(subject.outputs, inferred, actual, strict=True):
+            exact = place > 0 or spec.shape.is_fully_defined()
+            if spec.dtype != one.dtype or not spec.shape.is_compatible_with(one.shape) or not exact:
+                text = f"{name} is inferred as {spec.dtype.name}{spec.shape} and is {compare.describe(one)}"
+                found.append(f"inputs known as {shapes_known}: {text}")
+    return found
+
+
+def _of_reference(subject: Subject, case: Case) -> list[str]:
+    return [
+        f"{name} is {compare.describe(one)}, the reference's is {compare.describe(other)}"
+        for name, one, other in zip(subject.outputs, subject.values(case), subject.right(case, 0).naive, strict=True)
+        if other is not None and (one.shape != other.shape or one.dtype != other.dtype)
+    ]
+
+
+def reference(subject: Subject) -> str:
+    """Values are further from the reference in float64 than twice the reference's own error in the op's dtype."""
+    chosen = [subject.given, *subject.dtypes, *subject.variants]
+    found = over(subject, chosen, lambda case: _against_reference(subject, case), "compare kernel and reference there")
+    note = subject.right(subject.given, 0).note
+    return f"{found} within twice the error of the naive computation{f' ({note})' if note else ''}"
+
+
+def sizes(subject: Subject) -> str:
+    """Values or gradients are wrong at other sizes: 1, primes, beside multiples of vector widths, other ranks."""
+    if not subject.sizes:
+        raise Skipped("the schema fixes all sizes")
+    advice = "look at the last, partial vector and at the border between tasks"
+    return over(subject, subject.sizes, lambda case: _against_reference(subject, case, True), advice)
+
+
+def empty_values(subject: Subject) -> str:
+    """Values or gradients of empty inputs are not the reference's: a sum over nothing is 0, a mean of nothing NaN."""
+    if not subject.empties:
+        raise Skipped("the schema has no dimension that can be 0")
+    advice = "handle zero elements before the loop: outputs that are not empty must be written all the same"
+    return over(subject, subject.empties, lambda case: _against_reference(subject, case, True), advice)
+
+
+def _against_reference(subject: Subject, case: Case, gradients: bool = False) -> list[str]:
+    try:
+        right = subject.right(case, 0)
+    except tf.errors.InvalidArgumentError:  # such as an index that is out of range for the changed size
+        return []
+    found = compare.against(subject.outputs, subject.values(case), right)
+    return found + (against_reference(subject, case) if gradients and 1 in orders(subject, case) else [])
+
+
+def nan(subject: Subject) -> str:
+    """NaN in an input does not come out where the reference says it must, or comes out where it must not."""
+    chosen = list(_with_nan(subject))
+    if not chosen:
+        raise Skipped("there is no floating input")
+    advice = "comparisons, max and clipping let NaN through only if written so: x > y ? x : y swallows a NaN in x"
+    return over(subject, chosen, lambda case: _nan_places(subject, case), advice)
+
+
+def _with_nan(subject: Subject) -> Iterator[Case]:
+    for case in [subject.given, *subject.dtypes]:
+        for i, (argument, value) in enumerate(zip(subject.op.schema.inputs, case.inputs, strict=True)):
+            if not isinstance(value, np.ndarray) or not is_inexact(value.dtype) or not value.size:
+                continue
+            for place in sorted({0, value.size // 2, value.size - 1}):
+                damaged = value.copy()
+                damaged.reshape(-1)[place] = np.nan
+                at = ", ".join(map(str, np.unravel_index(place, value.shape)))
+                label = f"{case.label}, NaN in {argument.name} at [{at}]"
+                yield replace(case, label=label, inputs=(*case.inputs[:i], damaged, *case.inputs[i + 1 :]))
+
+
+def _nan_places(subject: Subject, case: Case) -> list[str]:
+    naive = subject.right(case, 0).naive
+    found = []
+    for name, one, other in zip(subject.outputs, subject.values(case), naive, strict=True):
+        if other is None or not is_inexact(one.dtype) or one.shape != other.shape:
+            continue
+        ours, theirs = np.isnan(one), np.isnan(other)
+        if (ours != theirs).any():
+            at = np.unravel_index(int(np.argmax(ours != theirs)), ours.shape)
+            found.append(f"{name} is {one[at]} at [{', '.join(map(str, at))}], the reference's is {other[at]}")
+    return found
+
+
+def vectorized_map(subject: Subject) -> str:
+    """``tf.vectorized_map`` gives something else than one call after the other."""
+    advice = "a kernel whose `...` is the first dimension must treat every row by itself"
+    return over(subject, [subject.given], lambda case: _vectorized(subject, case), advice)
+
+
+def _vectorized(subject: Subject, case: Case) -> list[str]:
+    function = subject.function(case)
+    flipped = [np.flip(array).copy() for array in case.flat]
+    examples = [case.flat, flipped, case.flat]
+    stacked = [tf.constant(np.stack(column)) for column in zip(*examples, strict=True)]
+    mapped = tf.vectorized_map(lambda flat: tuple(function(*flat)), tuple(stacked))
+    found = []
+    for i, example in enumerate(examples):
+        values = evaluate(function, example)
+        allowed = subject.allowance(case, 0, values)
+        for name, one, other, allowance in zip(subject.outputs, mapped, values, allowed, strict=True):
+            text = "" if other is None else compare.difference(one[i].numpy(), other, allowance)
+            found += [f"{name} of example {i} {text}"] if text else []
+    return found
+
+
+def saved_model(subject: Subject) -> str:
+    """A SavedModel with the op gives another result, or cannot be loaded, in a process that did not make it."""
+    op, case = subject.op, subject.given
+    if op.tf_name != f"{op.library.name}>{op.name}":
+        raise Skipped(f"its source changed in this process, where it is now {op.tf_name}: start a new one")
+    advice = "the library must be opened (load or open_library, then register()) before the model is loaded"
+
+    def test(case: Case) -> list[str]:
+        module = tf.Module()
+        specs = [tf.TensorSpec([None] * array.ndim, array.dtype) for array in case.flat]
+        module.check = tf.function(subject.function(case), input_signature=specs, autograph=False)
+        with tempfile.TemporaryDirectory() as folder:
+            options = tf.saved_model.SaveOptions(namespace_whitelist=[op.library.name])
+            tf.saved_model.save(module, folder, options=options)
+            try:
+                loaded: list[Array] = ask([(op.library.name, str(op.library.path))], "saved_model", folder, case.flat)
+            except (Died, RaisedError) as error:
+                return [str(error)[:300]]
+        allowed = subject.allowance(case, 0, loaded)
+        texts = [compare.difference(*both) for both in zip(loaded, subject.values(case), allowed, strict=True)]
+        return [f"{name} {text}, as it was before" for name, text in zip(subject.outputs, texts, strict=True) if text]
+
+    over(subject, [case], test, advice)
+    return "the same result in another process"

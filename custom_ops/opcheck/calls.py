@@ -1,0 +1,48 @@
+"""From a function to the op that it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tftoolkit.custom_ops import tf_host
+from tftoolkit.custom_ops.errors import LoadError
+from tftoolkit.custom_ops.ops import Op
+
+
+def the_call(
+    function: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any]
+) -> tuple[Op, list[Any], dict[str, Any]]:
+    """The op, its inputs and its attributes when the function (an op, or made of one) is called.
+
+    Raises TypeError when it calls none or several, LoadError for an op without a CPU kernel.
+    """
+    op, inputs, attributes = (
+        (function, list(args), attrs) if isinstance(function, Op) else _recorded(function, args, attrs)
+    )
+    if "CPU" not in op.handlers:
+        raise LoadError(f"{op.name} has no CPU kernel to check; its library is {op.library.path}")
+    return op, inputs, attributes
+
+
+def _recorded(
+    function: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any]
+) -> tuple[Op, list[Any], dict[str, Any]]:
+    found: list[tuple[Op, Any]] = []
+
+    def trace() -> list[list[tf.Tensor]]:
+        function(*args, **attrs)
+        for node in tf.compat.v1.get_default_graph().get_operations():
+            op = tf_host.find(node.type)
+            if op is not None:
+                found.append((op, node))
+        return [list(node.inputs) for _, node in found]
+
+    inputs = tf.function(trace, autograph=False)()
+    if len(found) != 1:
+        names = ", ".join(op.name for op, _ in found) or "none"
+        raise TypeError(f"opcheck takes an op or a function that calls one op; {function} calls {names}")
+    op, node = found[0]
+    return op, op.group_inputs(inputs[0], node.get_attr), tf_host.node_attributes(op, node)

@@ -1,0 +1,267 @@
+"""The op under check, with everything that several checks need, computed once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.custom_ops.opcheck import cases, child, compare, graphs
+from tftoolkit.custom_ops.opcheck.cases import Case
+from tftoolkit.custom_ops.opcheck.compare import Right
+from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float64, is_inexact, wide
+from tftoolkit.custom_ops.opcheck.report import Skipped
+from tftoolkit.custom_ops.opcheck.worker import Guards
+from tftoolkit.custom_ops.ops import Op
+
+# Each derivative is a chain of roundings of its own, of another shape in op and reference.
+_ROUNDINGS = (1, 4, 16)
+
+_PLAIN: Guards = (0x5A, 0x5A, -1)
+# As floats: a large number, a large negative one, NaN. The first run is the one the others are compared with.
+GUARDS: dict[str, list[Guards]] = {
+    "output": [_PLAIN, (0xDA, 0x5A, -1), (0xFF, 0x5A, -1)],
+    "around": [_PLAIN, (0x5A, 0xDA, -1), (0x5A, 0xFF, -1)],
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A case run in the worker process: results for each guard pattern, or what went wrong there."""
+
+    results: Mapping[str, Sequence[Sequence[Array | None]]]
+    error: str = ""
+    died: bool = False
+
+
+def with_gradients(function: Program, inputs: int) -> Program:
+    """(inputs, output gradients) → gradients of the differentiable inputs."""
+
+    def run(*flat: tf.Tensor) -> list[tf.Tensor | None]:
+        floating = [tensor for tensor in flat[:inputs] if is_inexact(tensor.dtype)]
+        with tf.GradientTape() as tape:
+            tape.watch(floating)
+            outputs = function(*flat[:inputs])
+            targets = [output for output in outputs if is_inexact(output.dtype)]
+        # A reference may return float32 whatever it was given.
+        upstream = [tf.cast(one, target.dtype) for one, target in zip(flat[inputs:], targets, strict=True)]
+        return list(tape.gradient(targets, floating, output_gradients=upstream))
+
+    return run
+
+
+def second_derivatives(function: Program, inputs: int) -> Program:
+    """(inputs, output gradients) → gradients of both, of a weighted sum of the first gradients."""
+
+    def run(*flat: tf.Tensor) -> list[tf.Tensor | None]:
+        floating = [tensor for tensor in flat if is_inexact(tensor.dtype)]
+        with tf.GradientTape() as tape:
+            tape.watch(floating)
+            first = [tf.convert_to_tensor(one) for one in with_gradients(function, inputs)(*flat) if one is not None]
+        weights = [tf.reshape(tf.cast(tf.cos(0.7 * tf.range(tf.size(one), dtype=tf.float64)), one.dtype), tf.shape(one))
+                   for one in first]  # fmt: skip
+        return list(tape.gradient(first, floating, output_gradients=weights))
+
+    return run
+
+
+class Subject:
+    """An op with the call that the user gave.
+
+    Attributes:
+      given: that call.
+      gradient_error: what tracing its gradient raised, or None.
+    """
+
+    def __init__(self, op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> None:
+        self.op = op
+        self.given = cases.given(op, inputs, attributes)
+        self.gradient_error: Exception | None = None
+        self._programs: dict[Any, Graph] = {}
+        self._exact: dict[Any, Callable[[Sequence[Array]], list[Array | None]] | str] = {}
+
+    # Cases: lists are made once, since results are remembered for each case
+
+    @functools.cached_property
+    def dtypes(self) -> list[Case]:
+        return list(cases.other_dtypes(self.op, self.given))
+
+    @functools.cached_property
+    def variants(self) -> list[Case]:
+        """Other attributes, and optional inputs left out."""
+        return [*cases.other_attributes(self.op, self.given), *cases.absent_inputs(self.op, self.given)]
+
+    @functools.cached_property
+    def sizes(self) -> list[Case]:
+        return list(cases.other_sizes(self.op, self.given))
+
+    @functools.cached_property
+    def ranks(self) -> list[Case]:
+        return list(cases.other_ranks(self.op, self.given))
+
+    @functools.cached_property
+    def empties(self) -> list[Case]:
+        return list(cases.empty_sizes(self.op, self.given))
+
+    @functools.cached_property
+    def outputs(self) -> list[str]:
+        return [name for name, _ in cases.output_dtypes(self.op, self.given)]
+
+    def differentiable(self, case: Case) -> bool:
+        """Whether there is something to differentiate."""
+        dtypes = [dtype for _, dtype in cases.output_dtypes(self.op, case)]
+        return bool(self.floating_inputs(case)) and any(map(is_inexact, dtypes))
+
+    def floating_inputs(self, case: Case) -> list[str]:
+        names = cases.input_names(self.op, case)
+        return [name for name, array in zip(names, case.flat, strict=True) if is_inexact(array.dtype)]
+
+    # Running the op
+
+    @functools.cached_property
+    def has_gradient(self) -> bool:
+        """Whether a gradient was declared and can be traced for the given call; ``gradient_error`` says why not."""
+        if self.op.gradient_function is None:
+            return False
+        try:
+            self.trace(self.given, 1)
+        except Exception as error:
+            self.gradient_error = error
+            return False
+        return True
+
+    def function(self, case: Case, order: int = 0) -> Program:
+        """The op from flat inputs to outputs; order 1 (and 2): from inputs and output gradients to derivatives."""
+        return _derivative(case.function(self.op, self.op), case, order)
+
+    @functools.cache  # noqa: B019 (lives as long as the subject)
+    def arrays(self, case: Case, order: int) -> list[Array]:
+        """What ``function`` takes: the inputs and, for derivatives, random output gradients."""
+        if order == 0:
+            return case.flat
+        rng = np.random.default_rng(1)
+        shapes = cases.shapes_of_outputs(self.op, case)
+        dtypes = [tf.dtypes.as_dtype(dtype) for _, dtype in cases.output_dtypes(self.op, case)]
+        gradients = [
+            np.asarray(rng.standard_normal(shape) + (1j * rng.standard_normal(shape) if dtype.is_complex else 0))
+            .astype(dtype.as_numpy_dtype)
+            for shape, dtype in zip(shapes, dtypes, strict=True) if is_inexact(dtype)
+        ]  # fmt: skip
+        return [*case.flat, *gradients]
+
+    def trace(self, case: Case, order: int) -> Graph:
+        """``function`` as a graph, once for all sizes. Raises what the gradient function raises."""
+        key = case.kind, order
+        if key not in self._programs:
+            self._programs[key] = graphs.trace(self.function(case, order), self.arrays(case, order))
+        return self._programs[key]
+
+    @functools.cache  # noqa: B019
+    def probe(self, case: Case, order: int = 0, jit: bool = False) -> Probe:
+        """Runs a case in the worker process under all guard patterns (under XLA: once, without)."""
+        patterns = {"xla": [None]} if jit else GUARDS
+        flat = [pattern for group in patterns.values() for pattern in group]
+        try:
+            results = iter(self.ask("run", case, order, flat, jit))
+        except child.Died as death:
+            return Probe({}, str(death), died=True)
+        except child.RaisedError as error:
+            return Probe({}, str(error))
+        return Probe({name: [next(results) for _ in group] for name, group in patterns.items()})
+
+    def ask(self, job: str, case: Case, order: int, *arguments: Any) -> Any:
+        """Runs a job of ``worker`` on the traced case."""
+        graph = self.trace(case, order)
+        return child.ask(graph.libraries, job, graph, self.arrays(case, order), *arguments)
+
+    @functools.cache  # noqa: B019
+    def survives(self, case: Case) -> bool:
+        """Whether the kernels (gradients included) can be run on the case in this process."""
+        orders = (0, 1) if self.has_gradient and self.differentiable(case) else (0,)
+        # XLA also calls kernels that have nothing to do.
+        modes = (False, True) if 0 in {size for array in case.flat for size in array.shape} else (False,)
+        return not any(self.probe(case, order, jit).died for order in orders for jit in modes)
+
+    def values(self, case: Case) -> Sequence[Array]:
+        """The outputs, of a case that the kernel takes."""
+        return cast(Sequence[Array], self.probe(case).results["output"][0])
+
+    @functools.cached_property
+    def varies(self) -> str:
+        """Which result changes from run to run, in words, or ""."""
+        from tftoolkit.custom_ops.opcheck.memory import varies
+
+        return varies(self)
+
+    # The reference
+
+    @functools.cache  # noqa: B019
+    def right(self, case: Case, order: int) -> Right:
+        """What the reference gives. Raises Skipped without one, and what the reference raises."""
+        function = _derivative(case.function(self.op, self.run_reference), case, order)
+        return self.judge(function, self.arrays(case, order), (case.kind[0], case.kind[2], order), order)
+
+    def run_reference(self, *inputs: Any, **attributes: Any) -> Any:
+        """The reference. Raises Skipped when there is none."""
+        if self.op.reference_function is None:
+            raise Skipped(f"no reference to compare with: write one under @{self.op.__name__}.reference")
+        return self.op.run_reference(*inputs, **attributes)
+
+    def judge(self, function: Program, arrays: Sequence[Array], key: Any, order: int) -> Right:
+        """What a function made of the reference gives; ``key`` names the function."""
+        naive = evaluate(function, arrays)
+        exact, note = self._in_float64(function, arrays, key, naive)
+        plain, true, scale = naive, exact, 1.0
+        if any(array.dtype in (np.float64, np.complex128) for array in arrays) and not note:
+            # Float64 is its own yardstick: the computation's error is measured one precision lower.
+            arrays = [_narrow(array) for array in arrays]
+            plain, scale = evaluate(function, arrays), 2.0**-29
+            true, note = self._in_float64(function, arrays, key, plain)
+        errors = [compare.error(one, other) * scale for one, other in zip(plain, true, strict=True)]
+        allowance = [
+            0.0 if one is None or other is None else 2 * error + compare.slack(one, other, _ROUNDINGS[order])
+            for error, one, other in zip(errors, naive, exact, strict=True)
+        ]
+        return Right(naive, exact, allowance, note)
+
+    def _in_float64(
+        self, function: Program, arrays: Sequence[Array], key: Any, naive: list[Array | None]
+    ) -> tuple[list[Array | None], str]:
+        key = key, tuple((wide(array).dtype.name, array.ndim) for array in arrays)
+        if key not in self._exact:
+            try:
+                self._exact[key] = in_float64(function, arrays)
+            except Exception as error:  # whatever TensorFlow has against it
+                self._exact[key] = f"the reference has no float64 form ({type(error).__name__}: {_first_line(error)})"
+        run = self._exact[key]
+        return (naive, run) if isinstance(run, str) else (run(arrays), "")
+
+    def allowance(self, case: Case, order: int, values: Sequence[Array | None]) -> list[float]:
+        """How far two right results may lie apart: from the reference, else a few roundings of the largest value."""
+        try:
+            return [2 * allowed for allowed in self.right(case, order).allowance]
+        except Skipped:
+            return [0.0 if value is None else compare.slack(value, value, 8 * _ROUNDINGS[order]) for value in values]
+
+
+def _derivative(function: Program, case: Case, order: int) -> Program:
+    inputs = len(case.flat)
+    return (function, with_gradients(function, inputs), second_derivatives(function, inputs))[order]
+
+
+def evaluate(function: Program, arrays: Sequence[Array]) -> list[Array | None]:
+    """Calls a function of tensors with arrays."""
+    results = function(*map(tf.constant, arrays))
+    return [None if result is None else np.asarray(tf.convert_to_tensor(result)) for result in results]
+
+
+def _narrow(array: Array) -> Array:
+    return array.astype({"float64": np.float32, "complex128": np.complex64}.get(array.dtype.name, array.dtype))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
