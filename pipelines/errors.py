@@ -19,11 +19,16 @@ def message_of(error: Exception) -> str:
     return " ".join(text.split())
 
 
+# The text of what sources' own Python code, the ops that read records, and tf.io.parse_example say of a named record.
+_MESSAGE = re.compile(r"(?:SourceError: |(?:Read|Index)Records: |Name: (?=.*, record \d))(.*?)\s*(?:\[Op:|\n|$)")
+
+
 def source_error(error: tf.errors.OpError) -> SourceError | None:
     """The SourceError that a source raised inside a data set, or None if ``error`` has another cause.
 
     TensorFlow hands an exception raised by Python code inside a graph on as ``tf.errors.UnknownError`` with the
-    exception's type, text and traceback in one long message; this gets the text back.
+    exception's type, text and traceback in one long message; this gets the text back. Errors of ops that read records
+    come with the op and the graph node written around them.
     """
-    found = re.search(rf"{SourceError.__name__}: (.*?)(?:\n|$)", error.message)
+    found = _MESSAGE.search(error.message)
     return SourceError(found.group(1)) if found else None

@@ -3,5 +3,6 @@
 from tftoolkit.pipelines.sources.array_source import arrays
 from tftoolkit.pipelines.sources.source import Source
 from tftoolkit.pipelines.sources.tfds_source import tfds
+from tftoolkit.pipelines.sources.tfrecord_source import tfrecord
 
-__all__ = ["Source", "arrays", "tfds"]
+__all__ = ["Source", "arrays", "tfds", "tfrecord"]
