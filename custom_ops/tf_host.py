@@ -21,7 +21,7 @@ from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
-from tftoolkit.custom_ops import builder
+from tftoolkit.custom_ops import builder, toolchain
 from tftoolkit.custom_ops.errors import LoadError
 from tftoolkit.custom_ops.ops import Op
 from tftoolkit.custom_ops.schema import (
@@ -372,9 +372,14 @@ def plain_ops() -> ModuleType:
     Raises BuildError, LoadError.
     """
     path = _host_path()
+    folder = toolchain.tensorflow_dir()
+    assert folder is not None
     try:
-        return tf.load_op_library(path)  # finds TensorFlow's symbols because TensorFlow was imported above
-    except (tf.errors.OpError, RuntimeError) as error:
+        # The host names no library, but finds TensorFlow's symbols where `import tensorflow` or this has put them: in
+        # the global scope. 2.18 and 2.19 keep them to themselves.
+        ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"), mode=ctypes.RTLD_GLOBAL)
+        return tf.load_op_library(path)
+    except (tf.errors.OpError, RuntimeError, OSError) as error:
         raise LoadError(f"cannot open the op host {path}: {error}. Delete the file to have it built anew.") from error
 
 
