@@ -232,6 +232,12 @@ def open_library(name: str, path: str | os.PathLike[str]) -> OpLibrary:
         return _open[key]
 
 
+def opened() -> list[OpLibrary]:
+    """The libraries opened in this process, in that order."""
+    with _open_lock:
+        return list(_open.values())
+
+
 def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
     """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it."""
     path = Path(__file__).resolve().parent / folder
