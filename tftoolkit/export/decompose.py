@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.eager import context
 from tensorflow.python.framework import function_def_to_graph, meta_graph
 from tensorflow.python.saved_model import fingerprinting_utils
 
@@ -152,7 +153,8 @@ class _References:
             return tf_host.expand(op, operation, inputs)
 
         try:
-            with tf.init_scope():
+            # Not in the TensorFlow 1 graph that is default here: in one, `a == b` asks whether a is b.
+            with context.eager_mode():
                 traced = tf.function(reference, autograph=False).get_concrete_function(*specs)
         except Exception as error:  # the reference's own code runs here: anything can come
             raise ExportError("decompose", f"tracing the reference of {op.tf_name}: {error}") from error
