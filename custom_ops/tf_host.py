@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -60,6 +61,8 @@ def register(op: Op) -> str:
         if op in _types:
             return _types[op]
         first = name = f"{op.library.name}>{op.name}"
+        if not re.fullmatch(r"[A-Z]\w*>[A-Z]\w*", name, re.ASCII):  # TensorFlow would end the process
+            raise LoadError(f"TensorFlow wants names of libraries and ops to begin with a capital letter, got {name}")
         version = 1
         while name in _by_type:
             version += 1
