@@ -8,9 +8,12 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <tuple>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -50,14 +53,20 @@ struct Place {
 
 class RecordFile {
  public:
-  static absl::Status Open(tensorflow::Env* env, std::string path, std::unique_ptr<RecordFile>* result) {
-    std::unique_ptr<RecordFile> opened(new RecordFile(std::move(path)));
-    absl::Status status = env->GetFileSize(opened->path_, &opened->size_);
-    if (status.ok()) status = env->NewRandomAccessFile(opened->path_, &opened->file_);
-    if (!status.ok())
-      return absl::Status(status.code(), absl::StrCat("cannot open ", opened->path_, ": ", status.message()));
-    *result = std::move(opened);
-    return absl::OkStatus();
+  RecordFile(tensorflow::Env* env, std::string path) : env_(env), path_(std::move(path)) {}
+
+  absl::Status Open() {
+    absl::Status status = env_->Stat(path_, &opened_as_);
+    size_ = opened_as_.length;
+    if (status.ok()) status = env_->NewRandomAccessFile(path_, &file_);
+    if (status.ok()) return status;
+    return absl::Status(status.code(), absl::StrCat("cannot open ", path_, ": ", status.message()));
+  }
+
+  // Whether the path still leads to what was opened.
+  bool IsCurrent() const {
+    tensorflow::FileStatistics now;
+    return env_->Stat(path_, &now).ok() && now.length == opened_as_.length && now.mtime_nsec == opened_as_.mtime_nsec;
   }
 
   uint64_t size() const { return size_; }
@@ -99,8 +108,6 @@ class RecordFile {
  private:
   static constexpr uint64_t kTrustedLength = 1 << 20;
 
-  explicit RecordFile(std::string path) : path_(std::move(path)) {}
-
   absl::Status Fail(absl::StatusCode code, const Place& place, absl::string_view reason) const {
     return absl::Status(code,
                         absl::StrCat(path_, ", record ", place.number, " at offset ", place.offset, ": ", reason));
@@ -135,9 +142,37 @@ class RecordFile {
                 absl::StrCat("it has ", found, " bytes of data, not ", wanted, ": the index is of another file"));
   }
 
-  std::string path_;
+  tensorflow::Env* const env_;
+  const std::string path_;
+  tensorflow::FileStatistics opened_as_;
   uint64_t size_ = 0;
   std::unique_ptr<tensorflow::RandomAccessFile> file_;
+};
+
+// Open files. Opening one costs more than reading a record of some hundred bytes.
+class RecordFiles {
+ public:
+  absl::Status Get(tensorflow::Env* env, const std::string& path, std::shared_ptr<const RecordFile>* file) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      auto found = files_.find(path);
+      *file = found == files_.end() ? nullptr : found->second;
+    }
+    if (*file != nullptr && (*file)->IsCurrent()) return absl::OkStatus();
+    auto opened = std::make_shared<RecordFile>(env, path);
+    TF_RETURN_IF_ERROR(opened->Open());
+    *file = opened;
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (files_.size() == kMaxOpen) files_.erase(files_.begin());
+    files_[path] = std::move(opened);
+    return absl::OkStatus();
+  }
+
+ private:
+  static constexpr size_t kMaxOpen = 128;
+
+  std::mutex mutex_;
+  std::unordered_map<std::string, std::shared_ptr<const RecordFile>> files_;
 };
 
 class ReadRecords : public OpKernel {
@@ -170,7 +205,7 @@ class ReadRecords : public OpKernel {
     const auto offset = offsets.flat<int64_t>();
     const auto length = context->input(2).flat<int64_t>();
     const auto number = context->input(3).flat<int64_t>();
-    // File by file, so that one is open at a time, and from front to back.
+    // File by file, and each from front to back.
     std::vector<int64_t> order(offset.size());
     std::iota(order.begin(), order.end(), 0);
     const auto path_of = [&](int64_t i) { return absl::string_view(path(one_file ? 0 : i)); };
@@ -178,7 +213,7 @@ class ReadRecords : public OpKernel {
       const int compared = one_file ? 0 : path_of(a).compare(path_of(b));
       return compared < 0 || (compared == 0 && std::tie(offset(a), a) < std::tie(offset(b), b));
     });
-    std::unique_ptr<RecordFile> file;
+    std::shared_ptr<const RecordFile> file;
     absl::string_view open_path;
     for (int64_t i : order) {
       if (offset(i) < 0 || length(i) < 0) {
@@ -187,7 +222,7 @@ class ReadRecords : public OpKernel {
       }
       if (file == nullptr || path_of(i) != open_path) {
         open_path = path_of(i);
-        TF_RETURN_IF_ERROR(RecordFile::Open(context->env(), std::string(open_path), &file));
+        TF_RETURN_IF_ERROR(files_.Get(context->env(), std::string(open_path), &file));
       }
       const Place place{number(i), static_cast<uint64_t>(offset(i))};
       TF_RETURN_IF_ERROR(file->ReadRecord(place, length(i), &records->flat<tstring>()(i)));
@@ -199,6 +234,8 @@ class ReadRecords : public OpKernel {
     return absl::InvalidArgumentError(
         absl::StrCat(name, " has shape ", tensor.shape().DebugString(), ", but ", reason));
   }
+
+  RecordFiles files_;
 };
 
 class IndexRecords : public OpKernel {
@@ -217,12 +254,12 @@ class IndexRecords : public OpKernel {
     if (!TensorShapeUtils::IsScalar(path.shape())) {
       return absl::InvalidArgumentError(absl::StrCat("path must be a scalar, got shape ", path.shape().DebugString()));
     }
-    std::unique_ptr<RecordFile> file;
-    TF_RETURN_IF_ERROR(RecordFile::Open(context->env(), path.scalar<tstring>()(), &file));
+    RecordFile file(context->env(), path.scalar<tstring>()());
+    TF_RETURN_IF_ERROR(file.Open());
     std::vector<int64_t> lengths;
-    for (uint64_t offset = 0; offset < file->size(); offset += lengths.back() + kFrameBytes) {
+    for (uint64_t offset = 0; offset < file.size(); offset += lengths.back() + kFrameBytes) {
       uint64_t length = 0;
-      TF_RETURN_IF_ERROR(file->ReadLength({static_cast<int64_t>(lengths.size()), offset}, &length));
+      TF_RETURN_IF_ERROR(file.ReadLength({static_cast<int64_t>(lengths.size()), offset}, &length));
       lengths.push_back(static_cast<int64_t>(length));
     }
     Tensor* output = nullptr;
