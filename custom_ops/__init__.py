@@ -12,6 +12,7 @@ from tftoolkit.custom_ops.library import OpLibrary, builtin_folders, load, load_
 from tftoolkit.custom_ops.schema_parser import SchemaError
 
 if TYPE_CHECKING:
+    from tftoolkit.custom_ops.available import available
     from tftoolkit.custom_ops.jax_host import as_jax
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.record_reader import index_records, read_records
@@ -25,11 +26,12 @@ __all__ = [
     "OpReport",
     "SchemaError",
     "as_jax",
+    "available",
     "index_records",
     "load",
     "load_inline",
-    "open_library",
     "opcheck",
+    "open_library",
     "read_records",
     "rms_norm",
 ]
@@ -41,6 +43,7 @@ _OPS = frozenset(builtin_folders())
 # What needs TensorFlow or JAX, by the module it comes from.
 _LAZY = {
     "as_jax": "jax_host",
+    "available": "available",
     "index_records": "record_reader",
     "read_records": "record_reader",
     "opcheck": "opcheck",
@@ -59,11 +62,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Some functions bear their folder's name. Importing the folder would put the module there instead."""
+    """Some functions bear their module's name. Importing the module would put the module there instead."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_folder = name in _OPS or name == "opcheck"
-        super().__setattr__(name, getattr(value, name) if is_folder else value)
+        is_function = name in _OPS or name in ("available", "opcheck")
+        super().__setattr__(name, getattr(value, name) if is_function else value)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -267,15 +267,21 @@ def _axis(argument: Argument, dim: Any, array: Array) -> int:
     return array.ndim - len(argument.dims) + place if behind_rest else place
 
 
+def resampled(case: Case) -> list[Array]:
+    """Other flat inputs of the same shapes."""
+    rng = np.random.default_rng(3)
+    return [_sample(array, array.shape, rng) for array in case.flat]
+
+
 def _sample(array: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Values like those of ``array``: drawn from it, and, for floats, from between them, so that ties are rare."""
     if array.size == 0 or 0 in shape:
         return np.zeros(shape, array.dtype)
     flat = array.reshape(-1)
-    first, second = (flat[rng.integers(array.size, size=shape)] for _ in range(2))
+    first, second = (np.asarray(flat[rng.integers(array.size, size=shape)]) for _ in range(2))
     with np.errstate(invalid="ignore"):
         integral = not is_inexact(array.dtype) or bool(np.all(flat.real == np.round(flat.real.astype(np.float64))))
     if integral:
         return first
     weight = rng.random(shape)
-    return (first * weight + second * (1 - weight)).astype(array.dtype)
+    return np.asarray(first * weight + second * (1 - weight)).astype(array.dtype)

@@ -31,7 +31,10 @@ class RaisedError(Exception):
     """
 
     def __init__(self, kind: str, text: str) -> None:
-        super().__init__(f"{kind}: {text}")
+        # TensorFlow writes about the node before and after the kernel's own line.
+        head, mark, _ = text.strip().partition("[[{{")
+        lines = [line for line in head.splitlines() if line.strip()]
+        super().__init__(f"{kind}: {lines[-1 if mark else 0].strip() if lines else 'without a message'}")
         self.kind = kind
 
 

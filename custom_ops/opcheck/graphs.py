@@ -114,12 +114,22 @@ def wide(array: Array) -> Array:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
+def single(array: Array) -> Array:
+    """The same values in float32 or complex64; integers stay as they are."""
+    if not is_inexact(array.dtype):
+        return array
+    return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
+
+
 def in_float64(function: Program, arrays: Sequence[Array]) -> Callable[[Sequence[Array]], list[Array | None]]:
     """The function with every floating computation in float64, internal casts to narrower types included.
 
     Raises whatever TensorFlow raises when it uses an op that has no float64 form.
     """
-    graph = trace(function, [wide(array) for array in arrays])
+    try:
+        graph = trace(function, [wide(array) for array in arrays])
+    except Exception:  # one that mixes its inputs with float32 by itself
+        graph = trace(function, [single(array) for array in arrays])
     graph_def = graph_pb2.GraphDef.FromString(graph.graph_def)
     for node in graph_def.node:
         _widen_attributes(node.attr)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tftoolkit.custom_ops.opcheck import cases, child, compare, graphs
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import Right
-from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float64, is_inexact, wide
+from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float64, is_inexact, single, wide
 from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.worker import Guards
 from tftoolkit.custom_ops.ops import Op
@@ -218,7 +218,7 @@ class Subject:
         plain, true, scale = naive, exact, 1.0
         if any(array.dtype in (np.float64, np.complex128) for array in arrays) and not note:
             # Float64 is its own yardstick: the computation's error is measured one precision lower.
-            arrays = [_narrow(array) for array in arrays]
+            arrays = [single(array) for array in arrays]
             plain, scale = evaluate(function, arrays), 2.0**-29
             true, note = self._in_float64(function, arrays, key, plain)
         errors = [compare.error(one, other) * scale for one, other in zip(plain, true, strict=True)]
@@ -253,14 +253,13 @@ def _derivative(function: Program, case: Case, order: int) -> Program:
     return (function, with_gradients(function, inputs), second_derivatives(function, inputs))[order]
 
 
-def evaluate(function: Program, arrays: Sequence[Array]) -> list[Array | None]:
-    """Calls a function of tensors with arrays."""
-    results = function(*map(tf.constant, arrays))
-    return [None if result is None else np.asarray(tf.convert_to_tensor(result)) for result in results]
-
-
-def _narrow(array: Array) -> Array:
-    return array.astype({"float64": np.float32, "complex128": np.complex64}.get(array.dtype.name, array.dtype))
+def evaluate(function: Program, arrays: Sequence[Array], mode: str = "eagerly") -> list[Array | None]:
+    """Calls a function of tensors with arrays: "eagerly", "in a graph" or "under XLA"."""
+    tensors = [tf.constant(array) for array in arrays]
+    if mode != "eagerly":  # a concrete function, since tf.function would warn that it is made again and again
+        traced = tf.function(function, jit_compile=mode == "under XLA", autograph=False)
+        function = traced.get_concrete_function(*tensors)
+    return [None if one is None else np.asarray(tf.convert_to_tensor(one)) for one in function(*tensors)]
 
 
 def _first_line(error: Exception) -> str:

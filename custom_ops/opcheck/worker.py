@@ -7,14 +7,14 @@ the op libraries only, never the Python module that declared references and grad
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tftoolkit.custom_ops import library, tf_host
@@ -30,29 +30,36 @@ def run(graph: Graph, arrays: Sequence[Array], guards: Sequence[Guards], jit: bo
     function = _runner(graph, jit)
     results = []
     for guard in guards:
-        tf_host._host().tk_guard(*(guard or (-1, 0, -1)))
-        try:
+        with _guarded(guard):
             results.append(function(arrays))
-        finally:
-            tf_host._host().tk_guard(-1, 0, -1)
     return results
 
 
-def repeat(graph: Graph, arrays: Sequence[Array], times: int, threads: int) -> list[Array | None]:
-    """How many of ``times`` runs, alone and in ``threads`` at once, differ from the first, for each result."""
+def repeat(graph: Graph, arrays: Sequence[Array], guard: Guards, times: int, threads: int) -> list[int]:
+    """How many of ``times`` runs alone, and as many from several threads at once, differ from the first, by result."""
     function = _runner(graph, False)
-    first = function(arrays)
 
-    def differences(count: int) -> list[Any]:
-        found = [0 if one is None else np.int64(0) for one in first]
+    def differences(count: int) -> list[int]:
+        found = [0] * len(first)
         for _ in range(count):
             for i, (one, other) in enumerate(zip(first, function(arrays), strict=True)):
                 found[i] += one is not None and other is not None and one.tobytes() != other.tobytes()
         return found
 
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with _guarded(guard), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        first = function(arrays)
         counts = [differences(times), *pool.map(differences, [times // threads] * threads)]
     return [sum(column) for column in zip(*counts, strict=True)]
+
+
+@contextlib.contextmanager
+def _guarded(guard: Guards) -> Iterator[None]:
+    switch = tf_host._host().tk_guard
+    switch(*(guard or (-1, 0, -1)))
+    try:
+        yield
+    finally:
+        switch(-1, 0, -1)
 
 
 def call(name: str, path: str, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> None:

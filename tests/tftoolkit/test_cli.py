@@ -26,7 +26,7 @@ def tftoolkit(*arguments: object, cwd: Path, **environment: str) -> subprocess.C
         (["train", "digits", "--config.expected.x=5"], "no option 'x'; There are: test_accuracy"),
         (["train", "digits", "--config.steps=many"], "--config.steps=many"),
         (["train", "digits", "--directry=x"], "Did you mean: directory"),
-        (["ops"], "ops needs 'list' or 'build', got nothing"),
+        (["ops"], "ops needs 'list', 'build' or 'check', got nothing"),
         (["doctor", "please"], "doctor takes no arguments"),
         (["verify"], "verify needs one file"),
     ],
