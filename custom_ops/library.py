@@ -54,6 +54,8 @@ class OpLibrary:
       path: the shared object.
       schemas: op name → parsed schema.
       handlers: op name → platform ("CPU", "CUDA") → address of the FFI handler.
+      made: op name → op, of those that were asked for.
+      ffi_version: of the XLA FFI headers that it was compiled against, such as (0, 2); hosts with older ones refuse it.
 
     Raises LoadError when the file is no op library or was made for another version of tftoolkit, and
     ``SchemaError`` (with the place of the declaration) when a schema cannot be read.
@@ -64,7 +66,7 @@ class OpLibrary:
         self.path = Path(path)
         self.schemas: dict[str, Schema] = {}
         self.handlers: dict[str, dict[str, int]] = {}
-        self._ops: dict[str, Op] = {}
+        self.made: dict[str, Op] = {}
         try:
             self._shared_object = ctypes.CDLL(str(path))
             declarations = self._shared_object.tk_library
@@ -82,6 +84,7 @@ class OpLibrary:
             raise LoadError(
                 f"{self.path} was compiled for op.h version {library.abi}, this tftoolkit reads {_ABI}: rebuild it"
             )
+        self.ffi_version = library.ffi_major, library.ffi_minor
         declared = library.ops
         while declared:
             op = declared.contents
@@ -113,9 +116,9 @@ class OpLibrary:
         """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
         if name not in self.schemas:
             raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
-        if name not in self._ops:
-            self._ops[name] = Op(self, name)
-        return self._ops[name]
+        if name not in self.made:
+            self.made[name] = Op(self, name)
+        return self.made[name]
 
     def register(self) -> None:
         """Makes all ops known to TensorFlow, before a SavedModel that holds them is loaded, say. Calls do it too."""

@@ -68,7 +68,7 @@ def cuda_root() -> Path:
 
 def tensorflow_dir() -> Path | None:
     """The installed TensorFlow's folder, or None."""
-    return _package_dir("tensorflow")
+    return package_dir("tensorflow")
 
 
 def tensorflow_version() -> str | None:
@@ -119,7 +119,7 @@ def ffi_include_dir() -> Path:
     there are none.
     """
     wanted = os.environ.get("TFTOOLKIT_FFI_INCLUDE")
-    packages = [folder / "include" for folder in map(_package_dir, ("tensorflow", "jaxlib")) if folder]
+    packages = [folder / "include" for folder in map(package_dir, ("tensorflow", "jaxlib")) if folder]
     for include in [Path(wanted)] if wanted else packages:
         if (include / "xla/ffi/api/ffi.h").exists():
             return include
@@ -137,7 +137,8 @@ def ffi_version(include: Path) -> tuple[int, int] | None:
     return (int(found[0]), int(found[1])) if len(found) == 2 else None
 
 
-def _package_dir(name: str) -> Path | None:
+def package_dir(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None when there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

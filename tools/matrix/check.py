@@ -191,6 +191,22 @@ def jax_checks(grammar: Any) -> dict[str, Callable[[], None]]:
     return {"JAX": lambda: check(lambda f: f), "jax.jit": lambda: check(jax.jit)}
 
 
+def check_available(host: str) -> None:
+    """What ``custom_ops.available`` says about this environment is what is found out here by running."""
+    reasons = {row.host: row.reason for row in custom_ops.available() if row.op == "TfToolkit>RmsNorm"}
+    installed = {name: importlib.util.find_spec(name) is not None for name in ("tensorflow", "jax")}
+    assert installed[host]
+    obstacle = (toolchain.xla_obstacle() or "") if installed["tensorflow"] else "TensorFlow is not installed"
+    assert reasons["TF CPU"].startswith("" if installed["tensorflow"] else "TensorFlow is not installed")
+    assert reasons["XLA Host"].startswith(obstacle)
+    assert reasons["JAX CPU"].startswith("" if installed["jax"] else "JAX is not installed")
+    if installed["tensorflow"]:
+        assert reasons["TF CPU"] == reasons["reference"] == ""
+        assert reasons["XLA Host"] == obstacle
+    if installed["jax"]:
+        assert reasons["JAX CPU"] == ""
+
+
 class UnavailableError(Exception):
     """Not here, for a reason that is known and was made sure of."""
 
@@ -219,6 +235,7 @@ def main() -> None:
     checks = tensorflow_checks(grammar) if host == "tensorflow" else jax_checks(grammar)
     opened = {library.name: library.path.resolve() for library in libraries.opened()}
     assert opened == {name: path.resolve() for name, path in paths.items()}, f"other files were opened: {opened}"
+    check_available(host)
     versions = {"python": platform.python_version()}
     for package in ("tensorflow", "jax", "numpy", "ml_dtypes"):
         if importlib.util.find_spec(package):
