@@ -1,0 +1,75 @@
+"""The code in docs/ runs, as a reader would run it: in an empty folder, in the order of the page."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"(?://|#) ([\w.]+\.(?:cc|cu|py))\b")
+
+
+def run(program: str, folder: Path) -> str:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The folder with the tutorial's files, and its programs: blocks that name no file."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    programs = []
+    for _, code in _BLOCK.findall((DOCS / "custom_ops.md").read_text()):
+        if named := _FILE.match(code):
+            (folder / named[1]).write_text(code)
+        else:
+            programs.append(code)
+    return folder, programs
+
+
+def test_the_op_tutorial_runs(tutorial):
+    folder, programs = tutorial
+    output = run("".join(code for code in programs if "import jax" not in code and "opcheck(" not in code), folder)
+    assert "decay has shape [7], but its dimension channels must be 16 as in x" in output
+    assert (folder / "plain/saved_model.pb").exists()
+    assert (folder / "native/assets.extra/load.py").exists()
+
+
+def test_the_op_of_the_tutorial_is_in_order(tutorial):
+    folder, programs = tutorial
+    (program,) = (code for code in programs if "opcheck(" in code)
+    assert "no check failed" in run(program, folder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_the_op_tutorial_runs_in_jax(tutorial):
+    folder, programs = tutorial
+    (program,) = (code for code in programs if "import jax" in code)
+    output = run(program + "import sys\nassert 'tensorflow' not in sys.modules\n", folder)
+    assert "1.875" in output
+
+
+def test_a_saved_model_of_the_tutorial_loads_without_its_module(tutorial):
+    folder, programs = tutorial
+    (program,) = (code for code in programs if "runpy" in code)
+    (folder / "leaky.py").rename(folder / "gone.py")
+    run(program, folder)
+
+
+def test_the_first_op_is_as_short_as_promised(tutorial):
+    folder, _ = tutorial
+    page = (DOCS / "custom_ops.md").read_text()
+    assert f"in {len((folder / 'leaky.cc').read_text().splitlines())} lines" in page
+
+
+def test_links_lead_somewhere():
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", _BLOCK.sub("", page.read_text())):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"
