@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from tftoolkit.custom_ops.opcheck import agreement, child, gradients, memory
 from tftoolkit.custom_ops.opcheck.calls import the_call
 from tftoolkit.custom_ops.opcheck.report import Failed, OpCheckError, OpReport, Result, Skipped
@@ -94,7 +96,8 @@ def _report(subject: Subject, checks: Sequence[str]) -> OpReport:
 
 def _result(subject: Subject, check: str) -> Result:
     try:
-        return Result(check, "ok", _CHECKS[check](subject))
+        with tf.device("/CPU:0"):  # agreement.modes turns to the GPU by itself
+            return Result(check, "ok", _CHECKS[check](subject))
     except Failed as failure:
         return Result(check, "FAILED", failure.seen, failure.advice)
     except Skipped as reason:

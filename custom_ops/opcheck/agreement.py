@@ -17,7 +17,7 @@ from tftoolkit.custom_ops.opcheck.gradients import against_reference
 from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
 from tftoolkit.custom_ops.opcheck.memory import names, orders, over
 from tftoolkit.custom_ops.opcheck.report import Skipped
-from tftoolkit.custom_ops.opcheck.subject import Subject, evaluate
+from tftoolkit.custom_ops.opcheck.subject import MODES, Subject, evaluate
 
 
 def modes(subject: Subject) -> str:
@@ -40,6 +40,9 @@ def _modes(subject: Subject, case: Case) -> list[str]:
             return [f"under XLA the kernel {'' if jitted.died else 'raises '}{jitted.error[:300]}"]
         others = {"in a graph": evaluate(function, arrays, "in a graph")}
         others["under XLA"] = list(jitted.results["xla"][0])
+        if "CUDA" in subject.op.handlers and tf.config.list_physical_devices("GPU"):
+            with tf.device("/GPU:0"):
+                others |= {f"on the GPU, {mode},": evaluate(function, arrays, mode) for mode in MODES}
         for mode, other in others.items():
             for name, one, two, allowance in zip(names(subject, case, order), eager, other, allowed, strict=True):
                 text = "" if one is None or two is None else compare.difference(two, one, allowance)

@@ -253,8 +253,11 @@ def _derivative(function: Program, case: Case, order: int) -> Program:
     return (function, with_gradients(function, inputs), second_derivatives(function, inputs))[order]
 
 
+MODES = ("eagerly", "in a graph", "under XLA")
+
+
 def evaluate(function: Program, arrays: Sequence[Array], mode: str = "eagerly") -> list[Array | None]:
-    """Calls a function of tensors with arrays: "eagerly", "in a graph" or "under XLA"."""
+    """Calls a function of tensors with arrays, in one of the modes."""
     tensors = [tf.constant(array) for array in arrays]
     if mode != "eagerly":  # a concrete function, since tf.function would warn that it is made again and again
         traced = tf.function(function, jit_compile=mode == "under XLA", autograph=False)

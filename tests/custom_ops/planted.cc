@@ -145,6 +145,13 @@ ffi::Error CrashesOnEmpty(F32 x, F32Result y) {
   return ffi::Error::Success();
 }
 
+// x, but it never comes back from more than 16 elements.
+ffi::Error Hangs(F32 x, F32Result y) {
+  std::copy_n(x.typed_data(), x.element_count(), y->typed_data());
+  while (x.element_count() > 16) sched_yield();
+  return ffi::Error::Success();
+}
+
 // x less the mean of everything: not a function of single rows, as `...` promises.
 ffi::Error Centre(F32 x, F32Result y) {
   double sum = 0;
@@ -189,6 +196,7 @@ SCALE(Sparse);
 SCALE(Shortcut);
 SCALE(OneDtype);
 SCALE(NoGradient);
+SCALE(NoReference);
 SCALE(WrongValue);
 TK_OP(OneDtypeBack, "<T: f32 | f64>(dy: T[... d], gamma: T[d], *, alpha: f32) -> (dx: T[... d])");
 TK_KERNEL(OneDtypeBack, CPU, OneDtypeBackCpu);
@@ -204,6 +212,7 @@ UNARY(ReadsPast, "(x: f32[... d]) -> (y: f32[...])");
 UNARY(WritesPast, "(x: f32[n]) -> (y: f32[n])");
 UNARY(SwallowsNan, "(x: f32[...]) -> (y: f32[...])");
 UNARY(CrashesOnEmpty, "(x: f32[... d]) -> (y: f32[...])");
+UNARY(Hangs, "(x: f32[n]) -> (y: f32[n])");
 UNARY(Centre, "(x: f32[... d]) -> (y: f32[... d])");
 UNARY(Stateful, "(x: f32[n]) -> (y: f32[n])");
 UNARY(Square, "(x: f32[n]) -> (y: f32[n])");

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tftoolkit import custom_ops
-from tftoolkit.custom_ops.opcheck import CHECKS, pytest_checks
+from tftoolkit import cli, custom_ops
+from tftoolkit.cli import ops as ops_command
+from tftoolkit.custom_ops.opcheck import CHECKS, child, pytest_checks
 
 planted = custom_ops.load("Planted", [Path(__file__).parent / "planted.cc"])
 planted._shared_object.set_offset.argtypes = [ctypes.c_float]
@@ -55,6 +56,12 @@ def _(node, dy):
     return dx * 1.001, dgamma
 
 
+@planted.no_reference.gradient
+def _(node, dy):
+    dx, dgamma = scale_gradient(node, dy)
+    return dx, dgamma * 1.001
+
+
 @planted.rows_only.gradient
 def _(node, dy):
     """Right for matrices only: other ranks have other dimensions to reduce over."""
@@ -95,6 +102,7 @@ def _(node, upstream):
 
 BUGS = {
     "wrong gradient": ("gradient", planted.wrong_gradient, SCALE, "the gradient of x"),
+    "wrong gradient and no reference": ("gradient", planted.no_reference, SCALE, "gamma .* finite differences give"),
     "missing gradient": ("gradient", planted.no_gradient, SCALE, "NoGradient has no gradient"),
     "wrong gradient for other ranks": ("gradient_broadcast", planted.rows_only, SCALE, r"\.\.\. = .* of gamma"),
     "wrong gradient for a sparse upstream": ("gradient_broadcast", planted.sparse, SCALE, "from a gather"),
@@ -138,7 +146,90 @@ def test_rms_norm_passes(dtype):
     x, gamma = (tf.cast(array, dtype) for array in SCALE)
     report = custom_ops.opcheck(custom_ops.rms_norm, x, gamma, epsilon=1e-3)
     assert {row.verdict for row in report.results} == {"ok"}
-    print(report)
 
 
 test_in_one_line = pytest_checks(planted.right, *SCALE, checks=["runs", "gradient"])
+
+
+def test_a_kernel_that_hangs_is_caught(monkeypatch):
+    custom_ops.opcheck(planted.right, *SCALE, checks=["runs"])  # the process is up: what takes time now is the kernel
+    monkeypatch.setattr(child, "_TIMEOUT", 2.0)
+    with pytest.raises(custom_ops.OpCheckError, match="n = 17: the kernel does not return within 2 s"):
+        custom_ops.opcheck(planted.hangs, ROW, checks=["runs"])
+
+
+def test_a_gradient_may_be_refused_on_purpose():
+    report = custom_ops.opcheck(planted.refusing, *SCALE, checks=["gradient", "second_order"])
+    assert report["gradient"].seen == "refused: Refusing has no gradient on purpose"
+    assert report["second_order"].verdict == "skipped"
+
+
+def test_checks_that_need_a_reference_say_so():
+    report = custom_ops.opcheck(planted.no_reference, *SCALE, checks=["reference", "nan"])
+    assert {row.verdict for row in report.results} == {"skipped"}
+    assert "write one under @no_reference.reference" in report["reference"].seen
+
+
+def test_the_report_is_a_table():
+    with pytest.raises(custom_ops.OpCheckError) as caught:
+        custom_ops.opcheck(planted.no_gradient, *SCALE, checks=["invalid", "gradient"], alpha=2.0)
+    assert str(caught.value).splitlines() == [
+        "opcheck of Planted>NoGradient no_gradient<T: f32 | f64>(x: T[... d], gamma: T[d], *, alpha: f32 = 1.5)"
+        " -> (y: T[... d])",
+        "check     verdict  what was seen (→ what to do)",
+        "invalid   ok       6 wrong calls refused",
+        "gradient  FAILED   NoGradient has no gradient",
+        f"{' ' * 19}→ write one under @no_gradient.gradient, or call no_gradient.differentiate_reference(); raise",
+        f"{' ' * 19}  NotImplementedError there if the op cannot have one",
+        "1 of 2 checks FAILED",
+    ]
+
+
+def test_wrong_use():
+    with pytest.raises(ValueError, match=r"unknown checks gradiant; there are .*gradient"):
+        custom_ops.opcheck(planted.right, *SCALE, checks=["gradiant"])
+    with pytest.raises(ValueError, match="its dimension d must be 8 as in x"):
+        custom_ops.opcheck(planted.right, MATRIX, ROW[:3])
+    with pytest.raises(TypeError, match="the signature is right"):
+        custom_ops.opcheck(planted.right, MATRIX)
+    with pytest.raises(TypeError, match=r"opcheck takes an op or a function that calls one op; .* calls none"):
+        custom_ops.opcheck(tf.square, MATRIX)
+
+
+LISTS = """#include "tftoolkit/op.h"
+using F32 = ffi::Buffer<ffi::F32>;
+// Every x plus the bias, if there is one; SKIP rows at the end are left out.
+static ffi::Error Shift(F32 bias, ffi::RemainingArgs xs, ffi::RemainingRets ys, bool has_bias) {
+  for (size_t i = 0; i < xs.size(); ++i) {
+    auto x = xs.get<F32>(i);
+    auto y = ys.get<F32>(i);
+    if (!x || !y) return ffi::Error::InvalidArgument("not float32");
+    for (size_t j = 0; j + SKIP < x->element_count(); ++j)
+      (*y)->typed_data()[j] = x->typed_data()[j] + (has_bias ? bias.typed_data()[0] : 0.0f);
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(Cpu, Shift, ffi::Ffi::Bind().Arg<F32>().RemainingArgs().RemainingRets().Attr<bool>("has_bias"));
+TK_OP(Shift, "(bias?: f32[], *xs: f32[...]) -> (*ys: f32[...])");
+TK_KERNEL(Shift, CPU, Cpu);
+"""
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "good-shift.cc").write_text(LISTS.replace("SKIP", "0"))
+    assert cli.main(["ops", "check", str(tmp_path / "good-shift.cc")]) == 0
+    output = capsys.readouterr().out
+    assert "opcheck of Good>Shift shift(bias?: f32[], *xs: f32[...])" in output
+    assert "no check failed" in output
+    (tmp_path / "bad.cc").write_text(LISTS.replace("SKIP", "1"))
+    library = custom_ops.load("Bad", [tmp_path / "bad.cc"])
+    assert cli.main(["ops", "check", str(library.path)]) == 1
+    assert re.search(r"written +FAILED +as given: ys\[0\] \(1 of 3 elements", capsys.readouterr().out)
+    with pytest.raises(FileNotFoundError, match=r"no such file: gone\.so; it is no built-in op either, those are "):
+        ops_command.run(["check", "gone.so"])
+
+
+@pytest.mark.slow
+def test_a_built_in_op_on_the_command_line(capsys):
+    assert cli.main(["ops", "check", "rms_norm"]) == 0
+    assert "opcheck of TfToolkit>RmsNormGrad" in capsys.readouterr().out
