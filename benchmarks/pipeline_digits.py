@@ -4,8 +4,9 @@
 
 Both shuffle the whole training split, shift each image by at most one pixel, scale it to [0, 1] and batch. They run in
 turns, so that a busy machine slows all of them alike; the ratio is taken within each turn, and median and range over
-the turns are printed. ``tf.data`` is from_tensor_slices, shuffle(all), map, batch, prefetch, with stateful shuffling
-and a random op per example, as tutorials write it; it cannot be resumed in the middle of an epoch.
+the turns are printed and written to benchmarks/results.csv. ``tf.data`` is from_tensor_slices, shuffle(all), map,
+batch, prefetch, with stateful shuffling and a random op per example, as tutorials write it; it cannot be resumed in the
+middle of an epoch.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import results
 import tensorflow as tf
 
 from tftoolkit import pipelines
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each candidate in each turn")
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
+    where = results.machine()
 
     speeds: dict[str, list[float]] = {}
     for turn in range(options.runs + 1):
@@ -86,6 +89,8 @@ def main() -> None:
         spread = f"{min(values):,.0f} … {max(values):,.0f}"
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
         print(f"{name:32s} {statistics.median(values):20,.0f} {spread:>20s}   {ratio:>32s}")
+    figures = {(name, f"batch {options.batch_size}"): values for name, values in speeds.items()}
+    results.save("pipeline_digits", figures, "examples/s", where)
 
 
 if __name__ == "__main__":

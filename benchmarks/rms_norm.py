@@ -2,7 +2,9 @@
 
 Runs the alternatives in turn, many rounds, in one process, and prints medians, their spread (interquartile range over
 median), the ratio to ours, and how far each is from the floor: the time that copying the bytes the op must move takes
-here, measured in the same rounds. Usage: python benchmarks/rms_norm.py [rounds]
+here, measured in the same rounds. Medians and ranges go to benchmarks/results.csv too.
+
+    python benchmarks/rms_norm.py [rounds]
 """
 
 import os
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import results
 import tensorflow as tf
 
 from tftoolkit import custom_ops
@@ -21,6 +24,7 @@ from tftoolkit.custom_ops import ops
 from tftoolkit.custom_ops.rms_norm.cases import BENCHMARK, Case
 
 assert custom_ops.rms_norm  # registers the op
+Figures = dict[tuple[str, str], np.ndarray]
 FORWARD = ops.find("TfToolkit>RmsNorm")
 assert FORWARD is not None
 
@@ -63,7 +67,7 @@ def measure(alternatives: dict[str, Callable[[], object]], rounds: int) -> dict[
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def compare(case: Case, rounds: int) -> None:
+def compare(case: Case, rounds: int) -> Figures:
     rng = np.random.default_rng(0)
     shapes = (case.shape, case.shape[-1:], case.shape)
     arguments = [tf.cast(rng.standard_normal(shape), case.dtype) for shape in shapes]
@@ -87,9 +91,11 @@ def compare(case: Case, rounds: int) -> None:
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
         spread = (high - low) / median
         print(f"  {name:14} {median * 1e3:8.3f} ms ± {spread:4.0%}   {median / ours:5.2f} × ours in a graph")
+    shape = "x".join(map(str, case.shape))
+    return {(name, f"forward + backward, {shape} {case.dtype}"): values * 1e3 for name, values in seconds.items()}
 
 
-def eager_call(rounds: int) -> None:
+def eager_call(rounds: int) -> Figures:
     x, gamma = tf.ones([8, 64]), tf.ones(64)
     calls = 200
     alternatives: dict[str, Callable[[], object]] = {
@@ -98,16 +104,21 @@ def eager_call(rounds: int) -> None:
         "tf.raw_ops.Mul": lambda: [tf.raw_ops.Mul(x=x, y=gamma) for _ in range(calls)],
     }
     print("\nOne eager call, 8x64 float32")
-    for name, values in measure(alternatives, rounds).items():
+    seconds = measure(alternatives, rounds)
+    for name, values in seconds.items():
         low, median, high = np.quantile(values / calls, [0.25, 0.5, 0.75])
         print(f"  {name:14} {median * 1e6:8.2f} µs ± {(high - low) / median:4.0%}")
+    return {(name, "eager call, 8x64 float32"): values / calls * 1e6 for name, values in seconds.items()}
 
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    where = results.machine()
+    figures: Figures = {}
     for case in BENCHMARK:
-        compare(case, rounds)
-    eager_call(rounds)
+        figures |= compare(case, rounds)
+    results.save("rms_norm", figures, "ms", where)
+    results.save("rms_norm_eager", eager_call(rounds), "µs", where)
 
 
 if __name__ == "__main__":

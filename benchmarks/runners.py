@@ -4,7 +4,8 @@
 
 The model is an MLP 784-64-64-10, batch 32, cross-entropy, AdamW; the data set repeats one batch, so that the loop is
 measured and not the input. All candidates run in turns, so that a busy machine slows all of them alike; median and
-range over the rounds are printed, and the ratio to the plain loop within each round.
+range over the rounds are printed and written to benchmarks/results.csv; the ratio to the plain loop is taken within
+each round.
 
 *plain loop* calls ``tf.function(jit_compile=True)`` once per batch. *Keras 3 fit* is ``steps_per_execution=100,
 jit_compile=True``. *Trainer* is the whole loop with ``xla_chunk``: each round it restores, begins a pipeline, writes a
@@ -26,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import results
 import tensorflow as tf
 
 from tftoolkit import pipelines, trainers
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=1000, help="per round (eager: a tenth); a multiple of 1000")
     arguments = parser.parse_args()
+    where = results.machine()
 
     candidates = {
         "plain loop": with_plain_loop(),
@@ -159,6 +162,8 @@ def main() -> None:
         median = statistics.median(values)
         spread = f"{min(values):.0f}–{max(values):.0f}"
         print(f"{name:20} {median:8.0f} {spread:>13} {1e6 / median:8.0f} {ratio:13.2f}")
+    figures = {(name, "step"): values for name, values in times.items()}
+    results.save("runners", figures, "µs", where, keras=keras.__version__)
 
 
 if __name__ == "__main__":
