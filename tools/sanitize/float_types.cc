@@ -1,0 +1,99 @@
+// Compares tftoolkit/float_types.h with the compiler's own half and with arithmetic in double.
+//
+//   float_types STRIDE     all 65,536 halves and bfloat16s, and every STRIDE-th float
+
+#include "tftoolkit/float_types.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+
+namespace {
+
+using tftoolkit::BFloat16;
+using tftoolkit::BitsFloat;
+using tftoolkit::FloatBits;
+using tftoolkit::Half;
+using tftoolkit::Load;
+using tftoolkit::Store;
+
+template <typename T>
+bool IsNan(T value) {
+  return std::isnan(Load(value));
+}
+
+void Expect(bool right, const char* what, uint32_t bits, uint32_t found) {
+  if (right) return;
+  std::fprintf(stderr, "%s of 0x%x is 0x%x\n", what, bits, found);
+  std::exit(1);
+}
+
+float HalfValue(uint16_t bits) {
+  _Float16 value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<float>(value);
+}
+
+uint16_t NearestHalf(float value) {
+  const _Float16 rounded = static_cast<_Float16>(value);
+  uint16_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return bits;
+}
+
+// By its definition: of the two neighbours the nearer one, or, in the middle, the even one. Beyond the largest finite
+// bfloat16 comes 2^128, whose bits are infinity's.
+uint16_t NearestBFloat16(float value) {
+  const uint32_t bits = FloatBits(value);
+  const uint16_t below = bits >> 16;
+  if (std::isinf(value)) return below;
+  const uint16_t above = below + 1;
+  const auto magnitude = [](uint16_t half) {
+    return (half & 0x7fff) == 0x7f80 ? std::ldexp(1.0, 128)
+                                     : static_cast<double>(BitsFloat(static_cast<uint32_t>(half & 0x7fff) << 16));
+  };
+  const double middle = (magnitude(below) + magnitude(above)) / 2, size = std::fabs(static_cast<double>(value));
+  if (size == middle) return below % 2 == 0 ? below : above;
+  return size < middle ? below : above;
+}
+
+void CheckFloat(uint32_t bits) {
+  const float value = BitsFloat(bits);
+  const Half half = Store<Half>(value);
+  const BFloat16 bfloat16 = Store<BFloat16>(value);
+  if (std::isnan(value)) {
+    Expect(IsNan(half) && (half.bits >> 15) == (bits >> 31), "the half", bits, half.bits);
+    Expect(IsNan(bfloat16) && (bfloat16.bits >> 15) == (bits >> 31), "the bfloat16", bits, bfloat16.bits);
+  } else {
+    Expect(half.bits == NearestHalf(value), "the half", bits, half.bits);
+    Expect(bfloat16.bits == NearestBFloat16(value), "the bfloat16", bits, bfloat16.bits);
+  }
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  const uint64_t stride = std::strtoull(argv[1], nullptr, 10);
+  for (uint32_t bits = 0; bits < 1u << 16; ++bits) {
+    const Half half{static_cast<uint16_t>(bits)};
+    const BFloat16 bfloat16{static_cast<uint16_t>(bits)};
+    const float expected = HalfValue(half.bits);
+    if (std::isnan(expected)) {
+      Expect(IsNan(half) && IsNan(Store<Half>(Load(half))), "the float of the half", bits, FloatBits(Load(half)));
+    } else {
+      Expect(FloatBits(Load(half)) == FloatBits(expected), "the float of the half", bits, FloatBits(Load(half)));
+      Expect(Store<Half>(Load(half)).bits == bits, "the half", bits, Store<Half>(Load(half)).bits);
+    }
+    Expect(FloatBits(Load(bfloat16)) == bits << 16, "the float of the bfloat16", bits, FloatBits(Load(bfloat16)));
+    if (!IsNan(bfloat16)) Expect(Store<BFloat16>(Load(bfloat16)).bits == bits, "the bfloat16", bits, bits);
+    // Everything around the ties: for a bfloat16 in the middle of the lower 16 bits, for a half of the lower 13; where
+    // halves are subnormal their ties have more bits.
+    for (uint32_t low : {0x0fffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) CheckFloat(bits << 16 | low);
+  }
+  uint64_t count = 0;
+  for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += stride, ++count) CheckFloat(static_cast<uint32_t>(bits));
+  std::printf("float_types.h: %llu floats\n", static_cast<unsigned long long>(count));
+  return 0;
+}

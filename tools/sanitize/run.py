@@ -1,0 +1,177 @@
+"""Runs the kernels of the built-in ops, and the headers that ops include, under the compiler's sanitizers.
+
+    python tools/sanitize/run.py [--calls 100] [--seed 0]
+
+AddressSanitizer with UndefinedBehaviorSanitizer (for the baseline machine, and for AVX2 where this one has it) and
+ThreadSanitizer. ``driver.cc`` is the host, so neither Python nor TensorFlow runs under them; TensorFlow or JAX must be
+installed for the FFI headers. Calls come from each op's cases.py and, at random, from its schema. Ends with an error
+on the first report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tftoolkit.custom_ops import builder, library, sampling, toolchain  # noqa: E402
+from tftoolkit.custom_ops.schema import DTYPES, Argument, Attribute, presence  # noqa: E402
+from tftoolkit.custom_ops.schema_parser import parse  # noqa: E402
+from tftoolkit.custom_ops.shapes import Shape  # noqa: E402
+
+# XLA_FFI_DataType and bytes, by the schema's names.
+FFI_TYPES = {
+    "bool": (1, 1), "i8": (2, 1), "i16": (3, 2), "i32": (4, 4), "i64": (5, 8), "u8": (6, 1), "u16": (7, 2),
+    "u32": (8, 4), "u64": (9, 8), "f16": (10, 2), "bf16": (16, 2), "f32": (11, 4), "f64": (12, 8), "c64": (15, 8),
+    "c128": (18, 16),
+}  # fmt: skip
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address, AVX2": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-march=x86-64-v3"],
+    "thread": ["-fsanitize=thread"],
+}
+FLAGS = [flag for flag in builder.CFLAGS if flag not in ("-O3", "-fPIC")] + ["-O1", "-g", "-fno-omit-frame-pointer"]
+
+
+def compile_program(output: Path, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    include = [f"-I{toolchain.INCLUDE_DIR}", "-isystem", str(toolchain.ffi_include_dir())]
+    subprocess.run(
+        [toolchain.cxx().path, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
+    )
+    return output
+
+
+def check_float_types(folder: Path, has_avx2: bool) -> None:
+    source = [HERE / "float_types.cc"]
+    undefined = compile_program(folder / "float_types", source, [*FLAGS, *SANITIZERS["address"]])
+    subprocess.run([undefined, "4099"], check=True)
+    # With the machine's own conversion all floats take seconds, in software half a minute for every hundredth.
+    fast, stride = (["-march=x86-64-v3"], "1") if has_avx2 else ([], "101")
+    subprocess.run([compile_program(folder / "all_floats", source, ["-std=c++17", "-O3", *fast]), stride], check=True)
+
+
+def check_ops(name: str, calls: str, program: Path) -> None:
+    # ThreadSanitizer knows fixed memory layouts only.
+    prefix = ["setarch", "--addr-no-randomize"] if name == "thread" else []
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    subprocess.run([*prefix, program], input=calls, text=True, check=True, env=environment)
+
+
+def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
+    """Lines for the driver."""
+    for line in listing.splitlines():
+        name, text, source = line.split("\t")
+        schema = parse(text)
+        rng = random.Random(f"{seed} {name}")
+        calls = [sampling.sample(schema, rng) for _ in range(count)]
+        for case in cases_of(Path(source).parent):
+            call = sampling.resized(calls[0], case.shape)
+            dtype = {long: short for short, long in DTYPES.items()}[case.dtype]
+            calls.append(replace(call, dtypes=dict.fromkeys(schema.dtype_vars, dtype)))
+        for call in calls:
+            try:
+                yield " ".join([name, *words(call)])
+            except ValueError:
+                continue  # attributes and shapes that no output fits
+
+
+def cases_of(folder: Path) -> Sequence[Any]:
+    """The case table of an op folder."""
+    path = folder / "cases.py"
+    return runpy.run_path(str(path))["CASES"] if path.exists() else ()
+
+
+def words(call: sampling.Call) -> Iterator[str]:
+    """The call as driver.cc reads it. Raises ValueError when the outputs would be impossible."""
+    schema = call.schema
+    values: dict[str, object] = dict(call.attributes)
+    for argument, shape in zip(schema.inputs, call.inputs, strict=True):
+        if argument.optional:
+            values[presence(argument)] = shape is not None
+    hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
+    attributes = sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
+    yield str(len(attributes))
+    for attribute in attributes:
+        value = values[attribute.name]
+        items = value if isinstance(value, tuple) else (value,)
+        yield f"{attribute.name} {attribute.type} {len(items)}"
+        yield from (encode(item) for item in items)
+    flat_inputs: list[tuple[str, Shape]] = []
+    first: dict[str, int] = {}
+    for argument, shape in zip(schema.inputs, call.inputs, strict=True):
+        first[argument.name] = len(flat_inputs)
+        flat_inputs += flat(call, argument, (0,) if shape is None else shape)
+    yield str(len(flat_inputs))
+    yield from (buffer(dtype, shape, -1) for dtype, shape in flat_inputs)
+    outputs = [
+        buffer(dtype, shape, first[argument.alias] + place if argument.alias else -1)
+        for argument, shapes in zip(schema.outputs, call.outputs(), strict=True)
+        for place, (dtype, shape) in enumerate(flat(call, argument, shapes))
+    ]
+    yield str(len(outputs))
+    yield from outputs
+
+
+def flat(call: sampling.Call, argument: Argument, shapes: Shape | list[Shape]) -> list[tuple[str, Shape]]:
+    return [(call.dtype(argument), shape) for shape in (shapes if isinstance(shapes, list) else [shapes])]
+
+
+def encode(value: object) -> str:
+    if isinstance(value, str):
+        return "x" + value.encode().hex()
+    return str(int(value)) if isinstance(value, bool) else repr(value)
+
+
+def buffer(dtype: str, shape: Shape, alias: int) -> str:
+    return " ".join(map(str, [*FFI_TYPES[dtype], alias, len(shape), *shape]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=100, help="random calls of each op")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    started = time.monotonic()
+    has_avx2 = " avx2 " in Path("/proc/cpuinfo").read_text()
+    names = [name for name in SANITIZERS if has_avx2 or "AVX2" not in name]
+    sources = [HERE / "driver.cc"]
+    for folder in library.builtin_folders():
+        sources += sorted((ROOT / "custom_ops" / folder).glob("*.cc"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="tftoolkit-sanitize-") as temporary:
+            folder = Path(temporary)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                built = pool.map(lambda name: compile_program(folder / name, sources, FLAGS + SANITIZERS[name]), names)
+                programs = dict(zip(names, built, strict=True))
+            listing = subprocess.run(
+                [programs["address"], "list"], check=True, text=True, stdout=subprocess.PIPE
+            ).stdout
+            calls = "\n".join(all_calls(listing, options.calls, options.seed)) + "\n"
+            for name, program in programs.items():
+                before = time.monotonic()
+                check_ops(name, calls, program)
+                print(f"{name}: clean, {time.monotonic() - before:.0f} s", flush=True)
+            check_float_types(folder, has_avx2)
+    except subprocess.CalledProcessError as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    print(f"all clean in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
