@@ -25,6 +25,5 @@ bool GuardedBuffer::GuardsIntact() const {
 // Bytes to fill fresh CPU outputs and the memory around inputs with, and the input meant (-1: all of them). An output
 // byte of -1 switches guards off.
 extern "C" __attribute__((visibility("default"))) void tk_guard(int output, int around, int input) {
-  tftoolkit::guard_pattern.store(
-      {static_cast<int16_t>(output), static_cast<int16_t>(around), static_cast<int16_t>(input)});
+  tftoolkit::guard_pattern.store({static_cast<int16_t>(output), static_cast<int16_t>(around), input});
 }

@@ -17,7 +17,7 @@ namespace tftoolkit {
 struct alignas(8) GuardPattern {
   int16_t output = -1;  // -1: no guards, handlers run on TensorFlow's own buffers
   int16_t around = 0;
-  int16_t input = -1;
+  int32_t input = -1;
 
   int Around(int i) const { return input < 0 || input == i ? around : kOther; }
 
@@ -26,6 +26,7 @@ struct alignas(8) GuardPattern {
 };
 
 extern std::atomic<GuardPattern> guard_pattern;  // set for the whole process by tk_guard()
+static_assert(std::atomic<GuardPattern>::is_always_lock_free, "read in every call of every op");
 
 // Memory of a given size, aligned as TensorFlow's is, between two guards.
 class GuardedBuffer {

@@ -70,7 +70,7 @@ def given(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Case:
 
     def array(argument: Argument, value: Any) -> Array:
         wanted = DTYPES.get(argument.dtype, dtypes.get(argument.dtype))
-        found: Array = tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted).numpy()
+        found = np.asarray(tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted))
         dtypes.setdefault(argument.dtype, found.dtype.name)
         return found
 
@@ -150,7 +150,7 @@ class _Cast:
         values = array.real if array.dtype.kind == "c" and not self.dtype.startswith("complex") else array
         if self.dtype.startswith("uint"):
             values = np.abs(values)
-        return values.astype(tf.dtypes.as_dtype(self.dtype).as_numpy_dtype)
+        return np.asarray(values).astype(tf.dtypes.as_dtype(self.dtype).as_numpy_dtype)
 
 
 def other_attributes(op: Op, case: Case) -> Iterator[Case]:

@@ -86,7 +86,7 @@ def runner(graph: Graph, jit: bool = False) -> Callable[[Sequence[Array]], list[
 
     def run(arrays: Sequence[Array]) -> list[Array | None]:
         outputs = iter(function(*map(tf.constant, [*arrays, *(value for _, value in graph.constants)])))
-        return [next(outputs).numpy() if there else None for there in graph.present]
+        return [np.asarray(next(outputs)) if there else None for there in graph.present]
 
     return run
 

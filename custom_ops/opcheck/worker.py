@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tftoolkit.custom_ops import library, tf_host
@@ -75,7 +76,7 @@ def call(name: str, path: str, op: str, inputs: Sequence[Any], attributes: Mappi
 def saved_model(path: str, arrays: Sequence[Array]) -> list[Array]:
     """Loads a SavedModel and runs its function ``check``."""
     outputs = tf.saved_model.load(path).check(*map(tf.constant, arrays))
-    return [output.numpy() for output in outputs]
+    return [np.asarray(output) for output in outputs]
 
 
 _JOBS: dict[str, Callable[..., Any]] = {job.__name__: job for job in (run, repeat, call, saved_model)}

@@ -185,6 +185,11 @@ def test_the_report_is_a_table():
     ]
 
 
+def test_scalars():
+    with pytest.raises(custom_ops.OpCheckError, match=r"NaN in x at \[\]: y is 0.0 at \[\]"):
+        custom_ops.opcheck(planted.swallows_nan, 0.5, checks=["nan"])
+
+
 def test_wrong_use():
     with pytest.raises(ValueError, match=r"unknown checks gradiant; there are .*gradient"):
         custom_ops.opcheck(planted.right, *SCALE, checks=["gradiant"])
