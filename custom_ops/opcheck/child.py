@@ -44,7 +44,7 @@ class _Worker:
         # Guards are for CPU kernels; a GPU is left to the parent.
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": "-1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tftoolkit.custom_ops.opcheck.worker"],
+            [sys.executable, "-c", "from tftoolkit.custom_ops.opcheck.worker import main; main()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
         )  # fmt: skip
@@ -54,6 +54,7 @@ class _Worker:
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
+        before = self.stderr.seek(0, os.SEEK_END)  # what was said about earlier jobs is of no interest
         try:
             pickle.dump(message, process.stdin)
             process.stdin.flush()
@@ -63,7 +64,7 @@ class _Worker:
             return pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             code = process.wait()
-        self.stderr.seek(0)
+        self.stderr.seek(before)
         said = self.stderr.read().decode(errors="replace").strip().splitlines()
         last = f", saying {said[-1]!r}" if said else ""
         raise Died(f"ends its process with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}{last}")

@@ -1,4 +1,4 @@
-"""The process in which kernels run that may crash: ``python -m tftoolkit.custom_ops.opcheck.worker``.
+"""The process in which kernels run that may crash.
 
 It reads pickled jobs (function name, arguments) from standard input and answers on what was standard output. It knows
 the op libraries only, never the Python module that declared references and gradients: those arrive as graphs.
@@ -109,7 +109,3 @@ def main() -> None:
             answer = False, (type(error).__name__, str(error))
         pickle.dump(answer, answers)
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()
