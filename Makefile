@@ -9,7 +9,7 @@ TFTOOLKIT := $(BIN)/tftoolkit
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test test-slow lint format types bench bazel wheel clean compile_commands.json
+.PHONY: demo test test-slow lint format types bench bazel sanitize wheel clean compile_commands.json
 
 demo: $(VENV)/.ops
 	$(TFTOOLKIT) train digits
@@ -38,6 +38,10 @@ bench: $(VENV)/.ops
 # Needs Debian's bazel-bootstrap.
 bazel: $(VENV)/.installed
 	bazel build //... && bazel test //...; status=$$?; bazel shutdown; exit $$status
+
+# The native code under AddressSanitizer, UBSan and ThreadSanitizer.
+sanitize: $(VENV)/.installed
+	$(BIN)/python tools/sanitize/run.py
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
