@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -54,7 +55,6 @@ class _Worker:
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        before = self.stderr.seek(0, os.SEEK_END)  # what was said about earlier jobs is of no interest
         try:
             pickle.dump(message, process.stdin)
             process.stdin.flush()
@@ -64,8 +64,9 @@ class _Worker:
             return pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             code = process.wait()
-        self.stderr.seek(before)
+        self.stderr.seek(0)
         said = self.stderr.read().decode(errors="replace").strip().splitlines()
+        said = [line for line in said if not re.match(r"[IWE]\d{4} |WARNING: All log", line)]  # TensorFlow's notices
         last = f", saying {said[-1]!r}" if said else ""
         raise Died(f"ends its process with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}{last}")
 

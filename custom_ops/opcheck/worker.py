@@ -101,6 +101,8 @@ def main() -> None:
             libraries, job, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        os.lseek(2, 0, os.SEEK_SET)  # standard error is a file: what earlier jobs said is of no interest
+        os.ftruncate(2, 0)
         try:
             for name, path in libraries:
                 library.open_library(name, path).register()
