@@ -156,7 +156,7 @@ def load(
     """Compiles C++ and CUDA sources (once; see ``builder``) and opens the op library.
 
     Args:
-      name: namespace of the ops; a CamelCase or lower-case identifier.
+      name: namespace of the ops in TensorFlow; an identifier that begins with a capital letter.
       sources: .cc/.cpp/.cxx and .cu files.
       cuda: "auto" leaves .cu files out where no CUDA toolkit is installed, True insists on one.
       cache_dir: where the result is kept; see ``builder.cache_folder``.
