@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import importlib.util
 import itertools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -215,14 +215,20 @@ def _error(check: Callable[[], object]) -> str:
     return ""
 
 
+_COUNT_GPUS = """
+import ctypes
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)), count.value)
+"""
+
+
+@functools.cache
 def _no_gpu() -> str:
-    """Why there is no NVIDIA GPU. Does not initialise CUDA, which a process must not do before it forks."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    """Why there is no NVIDIA GPU. Asked in a process of its own, since CUDA does not survive a later fork."""
+    asked = subprocess.run([sys.executable, "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
+    if asked.returncode:
         return "no NVIDIA driver on this machine (libcuda.so.1)"
-    if not any(Path("/proc/driver/nvidia/gpus").glob("*")) and not Path("/dev/dxg").exists():
-        return "no NVIDIA GPU in this machine"
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides the GPUs"
-    return ""
+    status, count = map(int, asked.stdout.split())
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limit = "" if hidden is None else f", CUDA_VISIBLE_DEVICES is {hidden!r}"
+    return "" if count else f"the NVIDIA driver shows no GPU (CUDA error {status}{limit})"

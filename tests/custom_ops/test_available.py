@@ -53,8 +53,8 @@ def test_on_this_machine():
     (reason,) = set(rows("TfToolkit>RmsNorm", "TF GPU").values())
     if toolchain.nvcc() is None:
         assert reason.startswith("no CUDA toolkit when it was compiled")
-    elif not Path("/proc/driver/nvidia").exists():
-        assert reason.startswith("no NVIDIA")
+    else:  # tests/conftest.py hides GPUs
+        assert reason.startswith(("no NVIDIA driver", "the NVIDIA driver shows no GPU"))
 
 
 def test_printing_needs_neither_tensorflow_nor_jax():

@@ -181,7 +181,9 @@ def failures(result: dict[str, Any]) -> list[str]:
 
 def sources() -> str:
     """A hash over all that the results depend on, less what pip resolves."""
-    files = [path for folder in ("custom_ops", "tools/matrix") for path in (ROOT / folder).rglob("*")]
+    folders = ("custom_ops/host", "custom_ops/include", "custom_ops/rms_norm", "tools/matrix")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    files += (ROOT / "custom_ops").glob("*.py")
     digest = hashlib.sha256()
     for path in sorted([*files, GRAMMAR]):
         if path.is_file() and "__pycache__" not in path.parts:
