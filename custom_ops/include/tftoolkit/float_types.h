@@ -37,13 +37,15 @@ TK_INLINE float Load(float value) { return value; }
 
 TK_INLINE float Load(BFloat16 value) { return BitsFloat(static_cast<uint32_t>(value.bits) << 16); }
 
-// The exponent of a half sits 112 below that of a float; multiplying by 2^112 moves it and normalises subnormals.
+// The exponent of a half sits 112 below that of a float. A subnormal half counts steps of 2^-24, as the lowest bits of
+// a float in [0.5, 1) do. No float on the way is subnormal: hosts may run kernels with those flushed to zero.
 TK_INLINE float Load(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-  const float scaled = BitsFloat(magnitude) * BitsFloat(0x77800000u);    // 2^112
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity and NaN keep an all-ones exponent
-  return BitsFloat(FloatBits(scaled) | special | sign);
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t subnormal = FloatBits(BitsFloat(0x3f000000u + magnitude) - 0.5f);
+  const uint32_t normal =
+      (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);  // infinity and NaN too
+  return BitsFloat(sign | (magnitude < 0x400u ? subnormal : normal));
 }
 
 template <typename T>
