@@ -82,7 +82,9 @@ def test_an_example_that_does_not_fit_is_named(tmp_path: Path) -> None:
         next(iter(Pipeline(sources.tfrecord(path, FEATURES)).batch(2)))
 
 
-@pytest.mark.parametrize("first", [example(1, [1]), b"no example", b"\x99", b""])
+@pytest.mark.parametrize(
+    "first", [example(1, [1]), b"no example", b"\x99", b""], ids=["other features", "text", "a byte", "empty"]
+)
 def test_features_that_the_first_record_does_not_have_are_refused(tmp_path: Path, first: bytes) -> None:
     with pytest.raises(ValueError, match="features: the first record cannot be parsed with them"):
         sources.tfrecord(write(tmp_path / "a", [first]), FEATURES)
