@@ -34,7 +34,8 @@ def test_every_op_has_a_row_for_every_host():
     assert len(found) == len(custom_ops.available())
     hosts: dict[tuple[str, str], list[str]] = {}
     for row in found:
-        hosts.setdefault((row.op, row.dtype), []).append(row.host)
+        if row.op.startswith(("TfToolkit>", "Grammar>")):  # other tests may have opened a library in two versions
+            hosts.setdefault((row.op, row.dtype), []).append(row.host)
     assert set(map(tuple, hosts.values())) == {HOSTS}
     assert {"TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad", "TfToolkit>ReadRecords", "Grammar>Affine"} <= {
         row.op for row in found
