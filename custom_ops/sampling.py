@@ -97,20 +97,20 @@ def _shape(
 ) -> Shape:
     """A shape that agrees with ``known``, which learns the rest of it."""
     shape: list[int] = []
-    room = max_elements
 
-    def size() -> int:
-        return rng.choice([size for size in sizes if size <= room] or [1])
-
-    for dim in argument.dims:
-        if dim == REST:
-            if REST not in known:
-                known[REST] = tuple(size() for _ in range(rng.randint(0, 6 - len(argument.dims))))
-            new = known[REST]
-        else:
-            new = dim if isinstance(dim, int) else known.setdefault(str(dim), size())
-        shape += new if isinstance(new, tuple) else [new]
+    def extend(size: int | None = None) -> int:
         room = max_elements
         for one in shape:
             room //= max(1, one)
+        shape.append(rng.choice([size for size in sizes if size <= room] or [1]) if size is None else size)
+        return shape[-1]
+
+    for dim in argument.dims:
+        if dim == REST:
+            rest = known.get(REST, (None,) * rng.randint(0, 6 - len(argument.dims)))
+            known[REST] = tuple(extend(size) for size in rest)  # type: ignore[union-attr]
+        elif isinstance(dim, int):
+            extend(dim)
+        else:
+            known[str(dim)] = extend(known.get(str(dim)))  # type: ignore[arg-type]
     return tuple(shape)
