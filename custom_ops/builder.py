@@ -39,6 +39,7 @@ CUDA_CFLAGS = (
     "-cudart", "static",
     "-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90",
     "-gencode", "arch=compute_90,code=compute_90",
+    "--threads", "0",  # the targets side by side
 )  # fmt: skip
 _SOURCES = (".cc", ".cpp", ".cxx")
 _CUDA_SOURCES = (".cu",)
