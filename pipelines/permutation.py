@@ -26,7 +26,7 @@ def permute(positions: tf.Tensor, size: int, state: tf.Tensor) -> tf.Tensor:
     Args:
       positions: int64, any shape, each in [0, size).
       size: number of elements, 1 … 2**62.
-      state: uint64 scalar, see ``keys.stream_state``.
+      state: uint64, scalar or one per position, see ``keys.stream_state``.
 
     Returns:
       int64, the shape of ``positions``.
@@ -37,7 +37,7 @@ def permute(positions: tf.Tensor, size: int, state: tf.Tensor) -> tf.Tensor:
     left_limit = tf.constant(radix_left, tf.uint64)
     right_limit = tf.constant(-(-size // radix_left), tf.uint64)
     limit, one = tf.constant(size, tf.uint64), tf.constant(1, tf.uint64)
-    round_keys = tf.unstack(fold(state, tf.range(_ROUNDS, dtype=tf.int64)))
+    round_keys = [fold(state, tf.constant(number, tf.int64)) for number in range(_ROUNDS)]
 
     def add_hash(digit: tf.Tensor, other: tf.Tensor, key: tf.Tensor, radix: tf.Tensor) -> tf.Tensor:
         # 63 bits of the hash, so that the sum cannot wrap around, which would spoil the bijection.
