@@ -31,7 +31,7 @@ def fold(state: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 def stream_state(seed: int, epoch: tf.Tensor, stream: int) -> tf.Tensor:
-    """Hash state (uint64, the shape of ``epoch``) of one random stream; stream 0 is the order, 1, 2, … the map stages."""
+    """Hash state (uint64, shape of ``epoch``) of one random stream; stream 0 is the order, 1, 2, … the map stages."""
     return fold(fold(mix(_u64(seed)), epoch), tf.constant(stream, tf.uint64))
 
 

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline, SourceError, source_error, sources
-from tftoolkit.pipelines.sources import tfrecord_source
+from tftoolkit.pipelines.sources import tfrecord_index
+from tftoolkit.pipelines.sources.files import INDEX_SUFFIX
 
 RECORDS = [bytes([65 + i]) * size for i, size in enumerate([0, 1, 7, 30, 3])]
 FRAME = 16
@@ -78,7 +79,7 @@ def test_features_are_parsed(tmp_path: Path) -> None:
 
 def test_an_example_that_does_not_fit_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a", [example(0, [1, 2]), example(1, [1, 2, 3])])
-    with pytest.raises(SourceError, match=rf"^{path}, record 1, Key: values, .*Number of float values != expected"):
+    with pytest.raises(SourceError, match=rf"^{path}, record 1 at offset \d+, Key: values, .*Number of float values != expected"):
         next(iter(Pipeline(sources.tfrecord(path, FEATURES)).batch(2)))
 
 
@@ -91,7 +92,7 @@ def test_features_that_the_first_record_does_not_have_are_refused(tmp_path: Path
 
 
 def test_every_flipped_byte_is_found_and_only_its_record_is_named(tmp_path: Path) -> None:
-    """Exhaustive: no byte of a file is without a checksum, and no damage ever changes another record."""
+    """Exhaustive: no byte of a file is without a checksum, and no damage ever changes or hides another record."""
     path = write(tmp_path / "a", RECORDS)
     content = path.read_bytes()
     offsets = np.cumsum([0] + [len(record) + FRAME for record in RECORDS])
@@ -101,11 +102,8 @@ def test_every_flipped_byte_is_found_and_only_its_record_is_named(tmp_path: Path
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
         named = rf"^{path}, record {number} at offset {offsets[number]}: it is damaged"
-        if position - offsets[number] < 12:  # the way to what follows is lost
-            with pytest.raises(SourceError, match=named):
-                sources.tfrecord(path)
-            continue
         source = sources.tfrecord(path)
+        assert len(source) == len(RECORDS)
         for i, record in enumerate(RECORDS):
             if i == number:
                 with pytest.raises(tf.errors.DataLossError) as caught:
@@ -145,7 +143,7 @@ def test_the_files_end_is_checked_at_every_place(tmp_path: Path) -> None:
 def test_the_index_is_kept_beside_the_file_and_renewed_with_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a", RECORDS)
     sources.tfrecord(path)
-    index = tmp_path / f"a{tfrecord_source.INDEX_SUFFIX}"
+    index = tmp_path / f"a{INDEX_SUFFIX}"
     made = index.stat().st_mtime_ns
     sources.tfrecord(path)
     assert index.stat().st_mtime_ns == made
@@ -166,7 +164,7 @@ def test_the_index_is_kept_beside_the_file_and_renewed_with_it(tmp_path: Path) -
 def test_a_damaged_index_is_made_anew(tmp_path: Path, damage) -> None:
     path = write(tmp_path / "a", RECORDS)
     sources.tfrecord(path)
-    index = tmp_path / f"a{tfrecord_source.INDEX_SUFFIX}"
+    index = tmp_path / f"a{INDEX_SUFFIX}"
     index.write_bytes(damage(index.read_bytes()))
     assert everything(sources.tfrecord(path)) == RECORDS
     assert len(np.load(index)["lengths"]) == len(RECORDS)
@@ -176,7 +174,7 @@ def test_an_index_of_another_file_gives_no_wrong_record(tmp_path: Path) -> None:
     """The length fields are compared as well: even a forged index cannot make a record start or end elsewhere."""
     path = write(tmp_path / "a", [b"12345", b"123"])
     sources.tfrecord(path)
-    index = tmp_path / f"a{tfrecord_source.INDEX_SUFFIX}"
+    index = tmp_path / f"a{INDEX_SUFFIX}"
     with np.load(index) as stored:
         stamp = stored["stamp"]
     np.savez(index, stamp=stamp, lengths=np.array([3, 5]))
@@ -188,12 +186,12 @@ def test_the_cache_holds_the_index_where_the_folder_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a", RECORDS)
-    write_index = tfrecord_source._write_index  # root may write everywhere, so read-only is said here
+    write_index = tfrecord_index._write_index  # root may write everywhere, so read-only is said here
 
     def beside_fails(place: Path, *rest: np.ndarray) -> bool:
         return place.parent != tmp_path and write_index(place, *rest)
 
-    monkeypatch.setattr(tfrecord_source, "_write_index", beside_fails)
+    monkeypatch.setattr(tfrecord_index, "_write_index", beside_fails)
     assert everything(sources.tfrecord(path)) == RECORDS
     [index] = (tmp_path / "cache" / "tfrecord").iterdir()
     assert stat.S_IMODE(index.parent.stat().st_mode) == 0o700
@@ -215,7 +213,7 @@ def test_a_file_that_vanishes_in_the_middle_of_a_run_is_named_and_nothing_is_los
 
 def test_states_name_the_files(tmp_path: Path) -> None:
     one, other = (Pipeline(sources.tfrecord(write(tmp_path / name, RECORDS))).batch(2) for name in "ab")
-    with pytest.raises(ValueError, match=r"source.files: saved \['a'\], this pipeline \['b'\]"):
+    with pytest.raises(ValueError, match=r"source.files.a: saved 121, this pipeline 'nothing'; source.files.b: saved 'nothing'"):
         other.restore(one.state())
 
 
@@ -228,7 +226,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing"):
         sources.tfrecord([path, tmp_path / "nothing"])
     with pytest.raises(TypeError, match=r"features\['x'\]: expected a tf.io.FixedLenFeature"):
-        sources.tfrecord(path, {"x": tf.io.VarLenFeature(tf.int64)})
+        sources.tfrecord(path, {"x": tf.io.SparseFeature("i", "v", tf.int64, 3)})
     packed = tmp_path / "packed"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(SourceError, match=r"record 0 at offset 0.*It is compressed: unpack it"):
