@@ -20,24 +20,22 @@ _ROUNDS = 10
 MAX_SIZE = 1 << 62  # left and right digit plus 63 random bits must not overflow 64 bits
 
 
-def permute(positions: tf.Tensor, size: int, state: tf.Tensor) -> tf.Tensor:
+def permute(positions: tf.Tensor, size: int | tf.Tensor, state: tf.Tensor) -> tf.Tensor:
     """The images of ``positions`` under the permutation of 0 … size-1 that ``state`` selects.
 
     Args:
       positions: int64, any shape, each in [0, size).
-      size: number of elements, 1 … 2**62.
+      size: number of elements, 1 … 2**62; or an int64 tensor, one number (of at most 2**52) per position, where each
+        position is permuted among the 0 … size-1 of its own.
       state: uint64, scalar or one per position, see ``keys.stream_state``.
 
     Returns:
       int64, the shape of ``positions``.
     """
-    if not 1 <= size <= MAX_SIZE:
-        raise ValueError(f"size={size}: a permutation needs between 1 and 2**62 elements")
-    radix_left = math.isqrt(size - 1) + 1
-    left_limit = tf.constant(radix_left, tf.uint64)
-    right_limit = tf.constant(-(-size // radix_left), tf.uint64)
-    limit, one = tf.constant(size, tf.uint64), tf.constant(1, tf.uint64)
-    round_keys = [fold(state, tf.constant(number, tf.int64)) for number in range(_ROUNDS)]
+    left_limit, right_limit = _radices(size)
+    limit, one = tf.cast(size, tf.uint64), tf.constant(1, tf.uint64)
+    rounds = tf.reshape(tf.range(_ROUNDS, dtype=tf.int64), [_ROUNDS] + [1] * state.shape.rank)
+    round_keys = tf.unstack(fold(state[tf.newaxis], rounds))
 
     def add_hash(digit: tf.Tensor, other: tf.Tensor, key: tf.Tensor, radix: tf.Tensor) -> tf.Tensor:
         # 63 bits of the hash, so that the sum cannot wrap around, which would spoil the bijection.
@@ -57,3 +55,13 @@ def permute(positions: tf.Tensor, size: int, state: tf.Tensor) -> tf.Tensor:
     start = tf.cast(positions, tf.uint64)
     values, _ = tf.while_loop(lambda _, outside: tf.reduce_any(outside), walk, (start, tf.ones_like(start, tf.bool)))
     return tf.cast(values, tf.int64)
+
+
+def _radices(size: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if isinstance(size, int):
+        if not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"size={size}: a permutation needs between 1 and 2**62 elements")
+        left = math.isqrt(size - 1) + 1
+        return tf.constant(left, tf.uint64), tf.constant(-(-size // left), tf.uint64)
+    left = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(size, tf.float64))), tf.int64)
+    return tf.cast(left, tf.uint64), tf.cast(-(-size // left), tf.uint64)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines.keys import example_keys, stream_state
-from tftoolkit.pipelines.permutation import permute
-from tftoolkit.pipelines.sources.source import Example, Source, Spec
-from tftoolkit.pipelines.stages import MapStage, name_of
+from tftoolkit.pipelines.batching import Batching
+from tftoolkit.pipelines.mapping import PairedMap
+from tftoolkit.pipelines.rows import Rows
+from tftoolkit.pipelines.sources.source import Source, Spec
+from tftoolkit.pipelines.stages import Stage, Where
 
-_ORDER_STREAM = 0
+_NUMBER = tf.TensorSpec([], tf.int64)
+_OFFSETS = tf.TensorSpec([None], tf.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,57 +23,170 @@ class Plan:
 
     source: Source
     seed: int
-    shuffled: bool = False
-    maps: tuple[MapStage, ...] = ()
-    batch_size: int = 0  # 0: not batched yet
-    drop_remainder: bool = False
+    stages: tuple[Stage, ...] = ()
+    source_shuffled: bool = False  # by the source itself, see ``Source.order``
+    batching: Batching | None = None
+    paired: PairedMap | None = None
     shard_index: int = 0
     shard_count: int = 1
+    stacked: int = 0  # batches per element of the data set; 0: one, without a dimension for it
 
     @property
-    def example_spec(self) -> Spec:
-        return self.maps[-1].element_spec if self.maps else self.source.element_spec
+    def element_spec(self) -> Spec:
+        """Of what is batched."""
+        return self.stages[-1].element_spec if self.stages else self.source.element_spec
 
     @property
-    def batches_per_epoch(self) -> int:
-        full, rest = divmod(len(self.source), self.batch_size)
-        return full + (1 if rest and not self.drop_remainder else 0)
+    def length(self) -> int:
+        """Elements per epoch."""
+        return self.stages[-1].length if self.stages else len(self.source)
+
+    @property
+    def shuffled(self) -> bool:
+        return self.source_shuffled or any(stage.label == "shuffle" for stage in self.stages)
+
+    @property
+    def row_spec(self) -> Spec:
+        """Of one row of a batch."""
+        assert self.batching is not None
+        if self.paired:
+            return self.paired.after
+        padding = self.batching.padding_of(*[tf.constant(0, tf.int64)] * 2)
+        return padding.spec(self.element_spec) if padding else self.element_spec
+
+    def load_elements(self, where: Where) -> tuple[Rows, Where]:
+        """The elements at ``where``, and what their random keys are made of."""
+        where, contexts = self.locate(where)
+        rows = (
+            self.stages[0].fetch(self.source, where.index, contexts[0]) if contexts else self.source.fetch(where.index)
+        )
+        for stage, context in zip(self.stages, contexts, strict=True):
+            rows, where = stage.build(rows, where, context)
+        return rows, where
+
+    def locate(self, where: Where) -> tuple[Where, list[Any]]:
+        """Addresses in the source, and each stage's context."""
+        contexts = []
+        for stage in reversed(self.stages):
+            where, context = stage.locate(where)
+            contexts.append(context)
+        if hasattr(self.source, "order"):
+            epoch = where.epoch + tf.zeros_like(where.index)
+            where = Where(*self.source.order(epoch, where.index, self.seed, self.source_shuffled))
+        return where, contexts[::-1]
 
     @functools.cached_property
     def load(self) -> Any:
-        """tf.function: batch number, int64 scalar, counted over all epochs -> the batch."""
-        return tf.function(self._load, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+        """tf.function: number of a batch (or stack), int64 scalar, counted over all epochs -> the batch."""
+        load = self._load_stack if self.stacked else self._load
+        return tf.function(load, input_signature=[_NUMBER], autograph=False)
 
-    def _load(self, number: tf.Tensor) -> Example:
-        epoch = number // self.batches_per_epoch
-        indices = self._indices(epoch, first=(number % self.batches_per_epoch) * self.batch_size)
-        batch = self.source.fetch(indices)
-        for stream, stage in enumerate(self.maps, start=_ORDER_STREAM + 1):
-            keys = example_keys(stream_state(self.seed, epoch, stream), indices) if stage.keyed else None
-            batch = stage.apply(batch, keys)
-        rows = indices.shape[:1]
-        return {name: tf.ensure_shape(batch[name], rows + spec.shape) for name, spec in self.example_spec.items()}
+    @functools.cached_property
+    def load_some(self) -> Any:
+        """tf.function: batch number, int64[r] rows of the whole batch, int64[r] neighbour of each -> these rows."""
+        return tf.function(self._load_some, input_signature=[_NUMBER, _OFFSETS, _OFFSETS], autograph=False)
 
-    def _indices(self, epoch: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        """Source indices, int64, of this worker's rows of the batch that starts at ``first`` in its epoch."""
-        size = len(self.source)
-        if self.drop_remainder or size % self.batch_size == 0:
-            offsets = tf.range(self.shard_index, self.batch_size, self.shard_count, dtype=tf.int64)
-        else:
-            rows = tf.minimum(size - first, self.batch_size)
-            offsets = tf.range(self.shard_index, tf.maximum(rows, self.shard_index), self.shard_count, dtype=tf.int64)
-        positions = first + offsets
-        if not self.shuffled:
-            return positions
-        return permute(positions, size, stream_state(self.seed, epoch, _ORDER_STREAM))
+    def _load(self, number: tf.Tensor) -> Rows:
+        epoch, elements = self.elements_of(number)
+        mine = elements[self.shard_index :: self.shard_count]
+        if self.paired is None:
+            rows, _ = self.load_elements(Where(epoch, mine))
+            return self._padded(number, rows, mine)
+        if self.shard_count > 1:
+            return self._mixed(number, epoch, mine, tf.roll(elements, -1, axis=0)[self.shard_index :: self.shard_count])
+        rows, identity = self.load_elements(Where(epoch, mine))
+        rows = self._padded(number, rows, mine)
+        neighbours = {name: tf.roll(feature, -1, axis=0) for name, feature in rows.items()}
+        return self.paired.apply(rows, neighbours, identity, self.seed)
+
+    def _load_some(self, number: tf.Tensor, offsets: tf.Tensor, neighbours: tf.Tensor) -> Rows:
+        epoch, elements = self.elements_of(number)
+        mine = tf.gather(elements, offsets)
+        if self.paired is None:
+            rows, _ = self.load_elements(Where(epoch, mine))
+            return self._padded(number, rows, mine)
+        return self._mixed(number, epoch, mine, tf.gather(elements, neighbours))
+
+    def _mixed(self, number: tf.Tensor, epoch: tf.Tensor, mine: tf.Tensor, theirs: tf.Tensor) -> Rows:
+        """The elements ``mine``, mixed with the elements ``theirs``, which may belong to other workers."""
+        assert self.paired is not None
+        elements = tf.concat([mine, theirs], 0)
+        both, identity = self.load_elements(Where(epoch, elements))
+        both = self._padded(number, both, elements)
+        count = tf.shape(mine)[0]
+        identity = Where(*(part if part.shape.rank == 0 else part[:count] for part in identity))
+        rows, neighbours = (
+            {name: one[part] for name, one in both.items()} for part in (slice(count), slice(count, None))
+        )
+        mixed = self.paired.apply(rows, neighbours, identity, self.seed)
+        return {name: tf.ensure_shape(mixed[name], mine.shape[:1] + spec.shape) for name, spec in self.row_spec.items()}
+
+    def _load_stack(self, number: tf.Tensor) -> Rows:
+        """``stacked`` batches at once: fewer, larger operations than batch by batch."""
+        assert self.batching is not None
+        numbers = number * self.stacked + tf.range(self.stacked, dtype=tf.int64)
+        if self.paired or not self.batching.uniform:
+            return tf.map_fn(self._load, numbers, fn_output_signature=self._batch_signature())
+        epochs, within = self._divided(numbers)
+        elements = self.batching.rows_of(epochs, within)[:, self.shard_index :: self.shard_count]
+        count = elements.shape[1]
+        flat = tf.reshape(elements, [-1])
+        rows, _ = self.load_elements(Where(tf.repeat(epochs, count), flat))
+        rows = self._padded(number, rows, flat)
+        return {
+            name: tf.reshape(feature, [self.stacked, count, *self.row_spec[name].shape])
+            for name, feature in rows.items()
+        }
+
+    def _batch_signature(self) -> Spec:
+        assert self.batching is not None
+        rows = len(range(self.shard_index, self.batching.largest, self.shard_count))
+        return {name: tf.TensorSpec([rows, *spec.shape], spec.dtype) for name, spec in self.row_spec.items()}
+
+    def elements_of(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Epoch and element numbers of the whole batch, for all workers."""
+        assert self.batching is not None
+        epoch, within = self._divided(number)
+        return epoch, self.batching.rows_of(epoch, within)
+
+    def _divided(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Epoch, and number within the epoch, of a batch."""
+        assert self.batching is not None
+        return number // self.batching.batches_per_epoch, number % self.batching.batches_per_epoch
+
+    def _padded(self, number: tf.Tensor, rows: Rows, elements: tf.Tensor) -> Rows:
+        """Rows as tensors of one shape, with the static shape that is known; or ragged, if padding wasn't asked for."""
+        assert self.batching is not None
+        spec, padding = self.element_spec, self.batching.padding_of(*self._divided(number))
+        if padding:
+            rows, spec = padding.apply(rows, spec), padding.spec(spec)
+        count = elements.shape[:1]
+        return {
+            name: tf.ensure_shape(rows[name], count + one.shape) if isinstance(rows[name], tf.Tensor) else rows[name]
+            for name, one in spec.items()
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the stream, apart from the seed. The shard is no part of it: all workers share one state."""
+        assert self.batching is not None
+        stages = [stage.label for stage in self.stages]
+        if self.source_shuffled:
+            stages.insert(0, "shuffle")
         return {
-            "source": self.source.fingerprint(),
-            "shuffle": self.shuffled,
-            "maps": [name_of(stage.function) for stage in self.maps],
-            "features": {name: f"{spec.dtype.name}{spec.shape}" for name, spec in sorted(self.example_spec.items())},
-            "batch_size": self.batch_size,
-            "drop_remainder": self.drop_remainder,
+            "source": _short(self.source.fingerprint()),
+            "stages": _short([*stages, self.batching.label, *([self.paired.label] if self.paired else [])]),
+            "features": _short({name: f"{s.dtype.name}{s.shape}" for name, s in sorted(self.row_spec.items())}),
         }
+
+
+def _short(value: Any, limit: int = 400) -> Any:
+    """``value``, with what is too long for a state of 2 KB cut and replaced by a digest."""
+    if isinstance(value, dict) and len(str(value)) > limit:
+        small = {name: _short(one, limit // 4) for name, one in value.items()}
+        return small if len(str(small)) <= limit else _digest(value, limit)
+    return value if len(str(value)) <= limit else _digest(value, limit)
+
+
+def _digest(value: Any, limit: int) -> str:
+    text = str(value)
+    return f"{text[: limit // 2]}… ({hashlib.sha256(text.encode()).hexdigest()[:16]})"

@@ -15,8 +15,8 @@ class Varied(NamedTuple):
     shapes: tf.Tensor  # int64[n, rank]
 
 
-# A feature of fixed shape is a Tensor [n, ...]; one with only its first dimension unknown a RaggedTensor [n, None, ...].
-Feature = tf.Tensor | tf.RaggedTensor | Varied
+# A feature of fixed shape is a Tensor [n, ...]; if only the first dimension varies, a RaggedTensor [n, None, ...];
+# any other is Varied.
 Rows = dict[str, Any]
 
 
@@ -66,57 +66,48 @@ def _signature(spec: tf.TensorSpec) -> Any:
         return spec
     if is_ragged(spec):
         return tf.RaggedTensorSpec(spec.shape, spec.dtype, ragged_rank=0)
-    return Varied(
-        tf.RaggedTensorSpec([None], spec.dtype, ragged_rank=0), tf.TensorSpec([spec.shape.rank], tf.int64)
-    )
+    return Varied(tf.RaggedTensorSpec([None], spec.dtype, ragged_rank=0), tf.TensorSpec([spec.shape.rank], tf.int64))
 
 
-def pad(feature: Any, spec: tf.TensorSpec, sizes: tuple[int | None, ...], value: Any) -> tf.Tensor:
+def pad(feature: Any, spec: tf.TensorSpec, sizes: tuple[Any, ...], value: Any) -> tf.Tensor:
     """One dense tensor [n, ...] of rows of different shapes, filled up at the ends with ``value``.
 
-    ``sizes`` is the shape to fill up to; None stands for the largest among the rows.
+    ``sizes`` is the shape to fill up to: integers, int64 scalar tensors, or None for the largest among the rows.
     """
-    if is_dense(spec) and sizes == tuple(spec.shape):
-        return feature
     fill = tf.constant(value, spec.dtype)
-    if isinstance(feature, tf.RaggedTensor):
-        longest = tf.reduce_max(tf.concat([[0], feature.row_lengths()], 0))
-        with tf.control_dependencies([_check_fits(longest[tf.newaxis], sizes[:1])]):
-            return feature.to_tensor(fill, shape=[None, sizes[0], *feature.shape[2:]])
     if isinstance(feature, Varied):
         return _pad_varied(feature, sizes, fill)
-    dense = tf.pad(
-        feature, [[0, 0], *([0, size - have] for size, have in zip(sizes, spec.shape, strict=True))], constant_values=fill
-    )
-    return dense
+    if isinstance(feature, tf.RaggedTensor):
+        target = _fitting(tf.reduce_max(tf.concat([[0], feature.row_lengths()], 0))[tf.newaxis], sizes[:1])
+        return feature.to_tensor(fill, shape=tf.concat([[-1], target, feature.shape[2:]], 0))
+    margins = [[0, 0], *([0, size - have] for size, have in zip(sizes, spec.shape, strict=True))]
+    return tf.pad(feature, margins, constant_values=fill) if sizes != tuple(spec.shape) else feature
 
 
-def _pad_varied(feature: Varied, sizes: tuple[int | None, ...], fill: tf.Tensor) -> tf.Tensor:
+def _pad_varied(feature: Varied, sizes: tuple[Any, ...], fill: tf.Tensor) -> tf.Tensor:
     rank = len(sizes)
-    largest = tf.reduce_max(tf.concat([tf.zeros([1, rank], tf.int64), feature.shapes], 0), 0)
-    with tf.control_dependencies([_check_fits(largest, sizes)]):
-        target = tf.stack([largest[i] if size is None else tf.constant(size, tf.int64) for i, size in enumerate(sizes)])
+    target = _fitting(tf.reduce_max(tf.concat([tf.zeros([1, rank], tf.int64), feature.shapes], 0), 0), sizes)
 
     def one_row(row: Varied) -> tf.Tensor:
         margins = tf.stack([tf.zeros([rank], tf.int64), target - row.shapes], axis=1)
         return tf.pad(tf.reshape(row.values, row.shapes), margins, constant_values=fill)
 
-    padded = tf.map_fn(one_row, feature, fn_output_signature=tf.TensorSpec(sizes, fill.dtype))
+    padded = tf.map_fn(one_row, feature, fn_output_signature=tf.TensorSpec([None] * rank, fill.dtype))
     return tf.reshape(padded, tf.concat([tf.shape(feature.shapes, tf.int64)[:1], target], 0))
 
 
-def _check_fits(largest: tf.Tensor, sizes: tuple[int | None, ...]) -> tf.Operation:
-    allowed = tf.constant([tf.int64.max if size is None else size for size in sizes], tf.int64)
-    # A plain assertion is enough: data sets run op by op on the CPU, never inside XLA.
-    return tf.debugging.Assert(
-        tf.reduce_all(largest <= allowed),
-        ["pad_to: an example is larger than what it shall be padded to; its size:", largest, "pad_to:", allowed],
+def _fitting(largest: tf.Tensor, sizes: tuple[Any, ...]) -> tf.Tensor:
+    """The shape to fill up to, int64[rank], unless an example is larger than that."""
+    target = tf.stack(
+        [
+            have if size is None else tf.cast(size, tf.int64)
+            for have, size in zip(tf.unstack(largest, len(sizes)), sizes, strict=True)
+        ]
     )
-
-
-def group(rows: Rows, spec: Spec, size: int) -> Rows:
-    """[n * size, ...] -> [n, size, ...] for every feature; all of them are dense."""
-    return {name: tf.reshape(rows[name], [-1, size, *one.shape]) for name, one in spec.items()}
+    message = ["pad_to: an example is larger than what it shall be padded to; its size:", largest, "pad_to:", target]
+    # A plain assertion is enough: data sets run op by op on the CPU, never inside XLA.
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(largest <= target), message)]):
+        return tf.identity(target)
 
 
 def gather(rows: Mapping[str, Any], indices: tf.Tensor) -> Rows:

@@ -1,29 +1,63 @@
-"""The map stage: a function of one example, applied to every row of a batch."""
+"""Stages: what lies between the examples of a source and the batches."""
 
 import dataclasses
-import functools
-import inspect
-import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tftoolkit.pipelines.sources.source import Example, Spec
+from tftoolkit.pipelines.rows import Rows
+from tftoolkit.pipelines.sources.source import Example, Source, Spec
 
-KEY_SPEC = tf.TensorSpec([2], tf.int32)
 
-# Random ops that keep their own state; the stateless ones have names that start with Stateless.
-_STATEFUL_RANDOM_OP = re.compile(
-    r"Random|Stateful(?!PartitionedCall)|Multinomial|TruncatedNormal|ParameterizedTruncated|SampleDistorted|Rng"
-)
+class Where(NamedTuple):
+    """Addresses of n elements: int64[n] each, or one epoch (int64 scalar) for all of them."""
+
+    epoch: tf.Tensor
+    index: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """A sequence of elements per epoch, computed from those of the stage before.
+
+    To load some elements, their addresses go down through ``locate`` of all stages to the source, and the rows read
+    there come up through ``build``. With the rows comes the identity of each: the address that random keys are made of,
+    which is not touched by the order (shuffle, take, filter) that it is visited in.
+    """
+
+    element_spec: Spec
+    length: int
+    """Elements per epoch."""
+
+    def locate(self, where: Where) -> tuple[Where, Any]:
+        """Which elements of the stage before are needed, and whatever ``build`` must know."""
+        return where, None
+
+    def fetch(self, source: Source, indices: tf.Tensor, context: Any) -> Rows:
+        """Reads from the source; called of the first stage only."""
+        return source.fetch(indices)
+
+    def build(self, rows: Rows, identity: Where, context: Any) -> tuple[Rows, Where]:
+        """The elements, from those of the stage before."""
+        return rows, identity
+
+    @property
+    def label(self) -> str:
+        """What stands in states, profiles and error messages; all that decides the stage's result is in it."""
+        raise NotImplementedError
+
+    @property
+    def varies(self) -> bool:
+        """Whether elements are others in another epoch or under another seed, so that no plan can be made of them."""
+        return False
 
 
 class Vectorized:
     """A function of one example that is written over the rows of a whole batch, so a batch costs one call.
 
     Calling it with one example runs the same code on a batch of one: there is no second implementation. It is right
-    only if no row looks at another row.
+    only if no row looks at another row. A feature whose first dimension varies comes as a RaggedTensor.
     """
 
     def __init__(self, name: str, over_rows: Callable[..., Example]) -> None:
@@ -37,72 +71,14 @@ class Vectorized:
         return {name: value[0] for name, value in self.over_rows(batch, *keys).items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MapStage:
-    """A function of the user, traced once to learn what it returns and that it keeps the pipeline's promises."""
+class Paired:
+    """A function of each row and its neighbour, for stages that mix two examples; stands right after ``batch``.
 
-    function: Callable[..., Example]
-    graph: Any  # the function as tf.function, so that it is traced once and with AutoGraph
-    keyed: bool
-    element_spec: Spec
+    The neighbour is the next row of the whole batch (of the last row, the first one), however many workers share the
+    batch.
+    """
 
-    @classmethod
-    def trace(cls, function: Callable[..., Example], input_spec: Spec) -> "MapStage":
-        """Raises TypeError or ValueError if ``function`` cannot be a stage after ``input_spec``."""
-        if not callable(function):
-            raise TypeError(f"map: expected a function of an example, got {function!r}")
-        keyed = _takes_key(function)
-        signature = (input_spec, KEY_SPEC) if keyed else (input_spec,)
-        graph = tf.function(function)
-        traced = graph.get_concrete_function(*signature)
-        _refuse_stateful_random(name_of(function), traced.graph.as_graph_def())
-        return cls(function, graph, keyed, _checked_spec(name_of(function), traced.structured_outputs))
-
-    def apply(self, batch: Example, keys: tf.Tensor | None) -> Example:
-        """The function over every row of ``batch``; ``keys`` int32[n, 2] where the function takes one."""
-        arguments = (batch,) if keys is None else (batch, keys)
-        if isinstance(self.function, Vectorized):
-            return self.function.over_rows(*arguments)
-        # map_fn and not vectorized_map: that one rewrites the function, may round differently from a single call, and
-        # runs stateless random ops through a slower loop of its own.
-        return tf.map_fn(lambda row: self.graph(*row), arguments, fn_output_signature=self.element_spec)
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    if isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)
-
-
-def _takes_key(function: Callable[..., Any]) -> bool:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    target = function.over_rows if isinstance(function, Vectorized) else function
-    parameters = inspect.signature(target).parameters.values()
-    required = sum(p.kind in positional and p.default is p.empty for p in parameters)
-    if required not in (1, 2):
-        raise TypeError(
-            f"map: {name_of(function)} must take (example) or (example, key), but it has {required} positional "
-            "parameters without a default"
-        )
-    return required == 2
-
-
-def _checked_spec(name: str, outputs: Any) -> Spec:
-    if not isinstance(outputs, dict):
-        raise TypeError(f"map: {name} must return a dict of tensors, got {type(outputs).__name__}")
-    if not outputs:
-        raise ValueError(f"map: {name} returned an empty dict; an example needs at least one feature")
-    for feature, value in outputs.items():
-        if not isinstance(feature, str) or not isinstance(value, tf.Tensor | tf.TensorSpec):
-            raise TypeError(f"map: {name} must return dense tensors by name, got {feature!r}: {type(value).__name__}")
-    return {feature: tf.TensorSpec(value.shape, value.dtype) for feature, value in outputs.items()}
-
-
-def _refuse_stateful_random(name: str, graph: Any) -> None:
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    found = sorted({node.op for node in nodes if _STATEFUL_RANDOM_OP.match(node.op)})
-    if found:
-        raise ValueError(
-            f"map: {name} draws random numbers that depend on how often it was called ({', '.join(found)}), so the "
-            "stream could not be resumed; take (example, key) and use tf.random.stateless_* with seed=key"
-        )
+    def __init__(self, name: str, over_rows: Callable[..., Example]) -> None:
+        """``over_rows(batch, neighbours, keys)``, dense, keys int32[n, 2]; ``name`` stands in states."""
+        self.__name__ = name
+        self.over_rows = over_rows

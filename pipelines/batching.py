@@ -1,0 +1,146 @@
+"""How elements become batches."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tftoolkit.pipelines.rows import Rows, is_dense, is_ragged, pad
+from tftoolkit.pipelines.sources.source import Spec
+
+
+class Batching(Protocol):
+    """Which elements each batch of an epoch holds."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+
+    @property
+    def largest(self) -> int:
+        """Number of rows of the largest batch."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every batch has ``largest`` rows."""
+
+    def rows_of(self, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """Element numbers int64[rows] of batch ``number`` (int64 scalar) of an epoch.
+
+        If batches are uniform, ``number`` may be int64[k], which gives int64[k, rows].
+        """
+
+    def padding_of(self, epoch: tf.Tensor, number: tf.Tensor) -> "Padding | None":
+        """How rows of different shapes become one tensor; None: a RaggedTensor."""
+
+    @property
+    def label(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """Rows are filled up at their ends with ``values`` (default 0, "" or False), to the largest or to ``sizes``."""
+
+    sizes: Mapping[str, tuple[Any, ...]]
+    """Per feature: a number, an int64 scalar tensor that differs from batch to batch, or None for the largest row."""
+    values: Mapping[str, Any]
+
+    def spec(self, before: Spec) -> Spec:
+        """Of one row when padded; sizes that depend on the batch are None."""
+
+        def static(name: str, spec: tf.TensorSpec) -> list[int | None]:
+            return [size if isinstance(size, int) else None for size in self._size(name, spec)]
+
+        return {name: tf.TensorSpec(static(name, spec), spec.dtype) for name, spec in before.items()}
+
+    def apply(self, rows: Rows, before: Spec) -> Rows:
+        zero = {name: "" if spec.dtype == tf.string else 0 for name, spec in before.items()}
+        return {
+            name: pad(rows[name], spec, self._size(name, spec), self.values.get(name, zero[name]))
+            for name, spec in before.items()
+        }
+
+    def _size(self, name: str, spec: tf.TensorSpec) -> tuple[Any, ...]:
+        return self.sizes.get(name, tuple(spec.shape))
+
+    @property
+    def label(self) -> str:
+        return f"padded to {dict(self.sizes) or 'the longest'} with {dict(self.values) or 0}"
+
+
+def checked_padding(
+    before: Spec, padded: bool, pad_to: Mapping[str, Any] | None, padding_values: Mapping[str, Any] | None
+) -> Padding | None:
+    """Raises TypeError or ValueError naming the argument."""
+    if not padded:
+        if pad_to or padding_values:
+            raise ValueError("pad_to and padding_values need padded=True")
+        loose = [name for name, spec in before.items() if not (is_dense(spec) or is_ragged(spec))]
+        if loose:
+            raise ValueError(
+                f"batch: the examples' {', '.join(map(repr, loose))} differ in shape ({before[loose[0]].shape}): bring "
+                "them to one shape in a map stage (crop, resize), or pass padded=True"
+            )
+        return None
+    sizes = {}
+    for name, wanted in (pad_to or {}).items():
+        spec = _known(before, "pad_to", name)
+        size = tuple(wanted) if isinstance(wanted, list | tuple | tf.TensorShape) else (wanted,)
+        if len(size) != spec.shape.rank:
+            raise ValueError(f"pad_to[{name!r}]={wanted!r}: the feature has {spec.shape.rank} dimensions")
+        for have, want in zip(spec.shape, size, strict=True):
+            if want is None and have is not None:
+                raise ValueError(f"pad_to[{name!r}]={wanted!r}: write {have} for the dimension that is {have} already")
+            if have is not None and want < have:
+                raise ValueError(f"pad_to[{name!r}]={wanted!r}: smaller than the examples, which are {spec.shape}")
+        sizes[name] = size
+    for name, value in (padding_values or {}).items():
+        dtype = _known(before, "padding_values", name).dtype
+        try:
+            tf.constant(value, dtype, [])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"padding_values[{name!r}]={value!r}: no {dtype.name} scalar") from None
+    return Padding(sizes, dict(padding_values or {}))
+
+
+def _known(before: Spec, argument: str, name: str) -> tf.TensorSpec:
+    if name not in before:
+        raise ValueError(f"{argument}: there is no feature {name!r}, only {', '.join(map(repr, before))}")
+    return before[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """``size`` consecutive elements each; the last one of an epoch may be smaller unless ``drop_remainder``."""
+
+    length: int
+    size: int
+    drop_remainder: bool
+    padding: Padding | None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        full, rest = divmod(self.length, self.size)
+        return full + (1 if rest and not self.drop_remainder else 0)
+
+    @property
+    def largest(self) -> int:
+        return self.size
+
+    @property
+    def uniform(self) -> bool:
+        return self.drop_remainder or self.length % self.size == 0
+
+    def rows_of(self, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        first = number[..., tf.newaxis] * self.size
+        if self.uniform:
+            return first + tf.range(self.size, dtype=tf.int64)
+        return first + tf.range(tf.minimum(self.length - number * self.size, self.size))
+
+    def padding_of(self, epoch: tf.Tensor, number: tf.Tensor) -> Padding | None:
+        return self.padding
+
+    @property
+    def label(self) -> str:
+        padding = f", {self.padding.label}" if self.padding else ""
+        return f"batch({self.size}{', drop_remainder=True' if self.drop_remainder else ''}{padding})"

@@ -1,0 +1,70 @@
+"""One pass over all elements of a plan, for what has to be known of each before any can be dealt out."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.pipelines.bad_examples import Skipping, failed_elements
+from tftoolkit.pipelines.errors import SourceError
+from tftoolkit.pipelines.plan import Plan
+from tftoolkit.pipelines.progress import progress
+from tftoolkit.pipelines.rows import Rows, Varied
+from tftoolkit.pipelines.stages import Where
+
+ROWS_AT_ONCE = 256
+
+
+def scan(
+    plan: Plan, purpose: str, reduce: Callable[[Rows], Any], skipping: Skipping | None
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields element numbers and what ``reduce`` makes of these elements, batch by batch, with a progress bar.
+
+    Args:
+      purpose: what the bar says.
+      reduce: rows -> anything that TensorFlow can return; runs as graph.
+      skipping: leaves out elements that cannot be read; without it they raise SourceError.
+    """
+    zero = tf.constant(0, tf.int64)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
+    def load(elements: tf.Tensor) -> Any:
+        return reduce(plan.load_elements(Where(zero, elements))[0])
+
+    with progress(purpose, plan.length, " examples") as bar:
+        for first in range(0, plan.length, ROWS_AT_ONCE):
+            elements = np.arange(first, min(first + ROWS_AT_ONCE, plan.length))
+            try:
+                result = load(tf.constant(elements))
+            except (tf.errors.OpError, SourceError) as error:
+                failed = failed_elements(plan, Where(zero, tf.constant(elements)))
+                if not skipping:
+                    raise next(iter(failed.values()), error) from None
+                for place, reason in failed.items():
+                    skipping.add(plan, Where(zero, tf.constant(elements[place : place + 1])), reason)
+                elements = np.setdiff1d(elements, elements[list(failed)])
+                result = load(tf.constant(elements))
+            yield elements, result
+            bar.update(min(ROWS_AT_ONCE, plan.length - first))
+
+
+def lengths_of(plan: Plan, feature: str, skipping: Skipping | None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (int64[n]) and lengths (int64[n]) of all elements that can be read.
+
+    A source that knows the lengths is asked; else everything is read once.
+    """
+    if not plan.stages and hasattr(plan.source, "lengths"):
+        known = np.asarray(plan.source.lengths(feature), np.int64)
+        return np.arange(len(known)), known
+
+    def lengths(rows: Rows) -> tf.Tensor:
+        value = rows[feature]
+        if isinstance(value, Varied):
+            return value.shapes[:, 0]
+        if isinstance(value, tf.RaggedTensor):
+            return value.row_lengths()
+        return tf.fill(tf.shape(value)[:1], tf.shape(value, tf.int64)[1])
+
+    found = [(elements, result.numpy()) for elements, result in scan(plan, f"length of {feature}", lengths, skipping)]
+    return np.concatenate([elements for elements, _ in found]), np.concatenate([result for _, result in found])
