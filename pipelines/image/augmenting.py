@@ -1,0 +1,167 @@
+"""RandAugment (Cubuk et al., 2020)."""
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tftoolkit.pipelines.image import color
+from tftoolkit.pipelines.image.draws import below, uniform
+from tftoolkit.pipelines.image.feature import channels_of, height_width, integer, named, need_dtype, picture
+from tftoolkit.pipelines.sources.source import Example
+
+MAX_MAGNITUDE = 30
+_FILL = 128  # what moves in at the borders: gray, as in the authors' code
+
+Op = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (uint8 picture, sign: float32 −1 or 1) -> uint8 picture
+
+
+def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]:
+    """Applies ``num_ops`` of 14 changes, drawn uniformly and with replacement, all with one magnitude.
+
+    The ranges are those of AutoAugment (Cubuk et al., 2019, table 6) on a scale of 0 … 30, where 0 changes nothing
+    except by auto-contrast, equalize (which have no magnitude) and 30 is the end of the range, as in torchvision::
+
+        identity, auto-contrast, equalize
+        shear x, shear y          ±0.3 × magnitude / 30
+        translate x, translate y  ±150 / 331 of the width or height × magnitude / 30, in whole pixels
+        rotate                    ±30° × magnitude / 30
+        brightness, color, contrast, sharpness   factor 1 ± 0.9 × magnitude / 30
+        posterize                 8 − round(4 × magnitude / 30) bits
+        solarize                  from 256 × (1 − magnitude / 30) on
+
+    Signs are drawn as well. What moves in at the borders is gray (128), nearest pixels are taken. All but the affine
+    changes give the integers of Pillow. (In the authors' code solarize and posterize grow weaker with
+    the magnitude, and small magnitudes make pictures dark; as in torchvision, that is not so here.)
+
+    A stage for ``Pipeline.map``; put it before ``normalize``. Shape and dtype are kept.
+
+    Raises:
+      TypeError, ValueError: ``num_ops`` below 1, ``magnitude`` not an integer 0 … 30; the image is missing, not uint8,
+        or has not 1 or 3 channels.
+    """
+    integer("num_ops", num_ops, 1)
+    integer("magnitude", magnitude, 0, MAX_MAGNITUDE)
+    available = ops(magnitude)
+
+    def stage(example: Example, key: tf.Tensor) -> Example:
+        image = picture("rand_augment", example)
+        need_dtype("rand_augment", image, tf.uint8)
+        channels_of("rand_augment", image)
+        shape = image.shape
+        draws = tf.reshape(uniform(key[tf.newaxis], 2 * num_ops), [num_ops, 2])
+        chosen, signs = below(draws[:, 0], len(available)), tf.cast(2 * below(draws[:, 1], 2) - 1, tf.float32)
+        for layer in range(num_ops):
+            branches = [lambda op=op, x=image, sign=signs[layer]: op(x, sign) for op in available.values()]
+            image = tf.ensure_shape(tf.switch_case(chosen[layer], branches), shape)
+        return {**example, "image": image}
+
+    return named(f"rand_augment(num_ops={num_ops}, magnitude={magnitude})", stage)
+
+
+def ops(magnitude: int) -> dict[str, Op]:
+    """The 14 changes by name, at this magnitude."""
+    part = magnitude / MAX_MAGNITUDE
+    return {
+        "identity": lambda image, sign: image,
+        "auto_contrast": lambda image, sign: auto_contrast(image),
+        "equalize": lambda image, sign: equalize(image),
+        "shear_x": lambda image, sign: affine(image, [1.0, sign * 0.3 * part, 0.0, 0.0, 1.0, 0.0]),
+        "shear_y": lambda image, sign: affine(image, [1.0, 0.0, 0.0, sign * 0.3 * part, 1.0, 0.0]),
+        "translate_x": lambda image, sign: affine(image, [1.0, 0.0, sign * _pixels(image, 1, part), 0.0, 1.0, 0.0]),
+        "translate_y": lambda image, sign: affine(image, [1.0, 0.0, 0.0, 0.0, 1.0, sign * _pixels(image, 0, part)]),
+        "rotate": lambda image, sign: rotate(image, sign, 30.0 * part),
+        "brightness": _enhancement(color.adjust_brightness, 0.9 * part),
+        "color": _enhancement(color.adjust_saturation, 0.9 * part),
+        "contrast": _enhancement(color.adjust_contrast, 0.9 * part),
+        "sharpness": _enhancement(adjust_sharpness, 0.9 * part),
+        "posterize": lambda image, sign: posterize(image, 8 - round(4 * part)),
+        "solarize": lambda image, sign: solarize(image, math.ceil(256 * (1 - part))),
+    }
+
+
+def _enhancement(adjust: Callable[..., tf.Tensor], amount: float) -> Op:
+    def op(image: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
+        return tf.cast(adjust(tf.cast(image, tf.float32), 1.0 + sign * amount, tf.uint8), tf.uint8)
+
+    return op
+
+
+def _pixels(image: tf.Tensor, axis: int, part: float) -> tf.Tensor:
+    size = tf.cast(height_width(image)[axis], tf.float32)
+    return tf.floor(size * (150 / 331 * part))
+
+
+def affine(image: tf.Tensor, matrix: list[tf.Tensor | float]) -> tf.Tensor:
+    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), matrix [a, b, c, d, e, f], x and y at pixel centres.
+
+    The convention of ``PIL.Image.transform`` with the nearest pixel.
+    """
+    height, width = height_width(image)
+    a, b, c, d, e, f = matrix
+    x, y = (tf.range(size, dtype=tf.float32) + 0.5 for size in (width, height))
+    # One line of the fill colour around the picture takes up all that comes from outside of it.
+    source_x = a * x + (b * y + c + 1.0)[:, tf.newaxis]
+    source_y = d * x + (e * y + f + 1.0)[:, tf.newaxis]
+    column = tf.cast(tf.clip_by_value(tf.floor(source_x), 0.0, tf.cast(width + 1, tf.float32)), tf.int32)
+    row = tf.cast(tf.clip_by_value(tf.floor(source_y), 0.0, tf.cast(height + 1, tf.float32)), tf.int32)
+    framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=_FILL)
+    return tf.gather(tf.reshape(framed, [-1, image.shape[-1]]), row * (width + 2) + column)
+
+
+def rotate(image: tf.Tensor, sign: tf.Tensor, degrees: float) -> tf.Tensor:
+    """Turned counter-clockwise (sign 1) about the middle; the corners that leave the picture are lost."""
+    height, width = (tf.cast(size, tf.float32) / 2.0 for size in height_width(image))
+    cos, sin = math.cos(math.radians(degrees)), -sign * math.sin(math.radians(degrees))
+    return affine(image, [cos, sin, width - cos * width - sin * height, -sin, cos, height + sin * width - cos * height])
+
+
+def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+    """Keeps the highest ``bits`` bits of each value, as ``PIL.ImageOps.posterize``."""
+    return tf.bitwise.bitwise_and(image, tf.constant(256 - 2 ** (8 - bits), tf.uint8))
+
+
+def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+    """Inverts the values from ``threshold`` on, as ``PIL.ImageOps.solarize``."""
+    inverted = tf.bitwise.invert(image)
+    # 256, where nothing is inverted, is no uint8.
+    return tf.raw_ops.Select(condition=image > threshold - 1, x=inverted, y=image) if threshold else inverted
+
+
+def auto_contrast(image: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel so that its values span 0 … 255, as ``PIL.ImageOps.autocontrast``."""
+    lines = tf.cast(tf.unstack(image, axis=-1), tf.float64)
+    low, high = (reduce(lines, axis=[1, 2], keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+    # float64 and this order of operations, since Pillow cuts off the fraction of what they give.
+    varied = tf.cast(high > low, tf.float64)
+    scale = varied * 255.0 / tf.maximum(high - low, 1.0) + (1.0 - varied)
+    stretched = lines * scale + -low * scale * varied
+    return tf.stack(tf.unstack(tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.uint8)), axis=-1)
+
+
+def equalize(image: tf.Tensor) -> tf.Tensor:
+    """Spreads each channel's values so that all are about equally frequent, as ``PIL.ImageOps.equalize``."""
+    return tf.stack([_equalized(channel) for channel in tf.unstack(tf.cast(image, tf.int32), axis=-1)], axis=-1)
+
+
+def _equalized(channel: tf.Tensor) -> tf.Tensor:
+    histogram = tf.histogram_fixed_width(channel, [0, 256], nbins=256)
+    before = tf.cumsum(histogram, exclusive=True)
+    # The values above the last but one step have nothing to gain: a step is a 255th of all others.
+    last = tf.gather(histogram, tf.reduce_max(channel))
+    step = (tf.size(channel) - last) // 255
+    table = tf.minimum((step // 2 + before) // tf.maximum(step, 1), 255)
+    table = tf.cast(tf.where(step > 0, table, tf.range(256)), tf.uint8)
+    return tf.gather_nd(table, channel[..., tf.newaxis])
+
+
+def adjust_sharpness(values: tf.Tensor, factor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """A blend with the picture smoothed by Pillow's kernel; values float32, whole numbers; the border stays."""
+    height, width = height_width(values)
+    inner = values[1:-1, 1:-1]
+    lines = values[:-2] + values[1:-1] + values[2:]
+    total = lines[:, :-2] + lines[:, 1:-1] + lines[:, 2:] + 4.0 * inner
+    smoothed = tf.floor((2.0 * total + 13.0) / 26.0)  # rounded; the kernel's weights are 1, in the middle 5
+    behind = [[1, tf.minimum(size - 1, 1)] for size in (height, width)]  # a line of one pixel is all border
+    low = values + tf.pad(smoothed - inner, [*behind, [0, 0]])
+    return color.in_range(low + factor * (values - low), dtype)
