@@ -1,7 +1,7 @@
 """tf.data input pipelines where a batch is a function of (seed, position): exact to resume, cheap to checkpoint."""
 
-from tftoolkit.pipelines import image, sources
+from tftoolkit.pipelines import audio, image, sources, text
 from tftoolkit.pipelines.errors import SourceError, StateMismatchError, source_error
 from tftoolkit.pipelines.pipeline import Pipeline
 
-__all__ = ["Pipeline", "SourceError", "StateMismatchError", "image", "source_error", "sources"]
+__all__ = ["Pipeline", "SourceError", "StateMismatchError", "audio", "image", "source_error", "sources", "text"]

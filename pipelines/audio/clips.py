@@ -1,0 +1,84 @@
+"""The feature "audio" of many examples as one flat tensor, whether or not the clips have the same length."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.pipelines.sources.source import Example
+
+
+class Clips:
+    """The clips of a batch one after the other.
+
+    Attributes:
+      flat: [positions, ...]: all clips along one axis, of samples or frames.
+      lengths: int64[n], their lengths along it.
+    """
+
+    def __init__(self, like: Any, flat: tf.Tensor, lengths: tf.Tensor) -> None:
+        self._like = like  # the feature it was made of, which tells how to pack the result
+        self.flat = flat
+        self.lengths = lengths
+
+    @classmethod
+    def of(cls, feature: Any) -> "Clips":
+        if isinstance(feature, tf.RaggedTensor):
+            return cls(feature, feature.values, tf.cast(feature.row_lengths(), tf.int64))
+        count, length = tf.unstack(tf.shape(feature, tf.int64)[:2])
+        return cls(feature, tf.reshape(feature, [-1, *feature.shape[2:]]), tf.fill([count], length))
+
+    def owners(self) -> tf.Tensor:
+        """int64[positions]: for every position the number of the clip that it belongs to."""
+        return tf.repeat(tf.range(tf.size(self.lengths, tf.int64)), self.lengths)
+
+    def positions(self) -> tf.Tensor:
+        """int64[positions]: 0, 1, 2, … within each clip."""
+        starts = tf.cumsum(self.lengths, exclusive=True)
+        return tf.range(tf.shape(self.flat, tf.int64)[0]) - tf.gather(starts, self.owners())
+
+    def maxima(self, values: tf.Tensor) -> tf.Tensor:
+        """The maximum over each clip: values [positions] -> [n]."""
+        return tf.math.unsorted_segment_max(values, self.owners(), tf.size(self.lengths))
+
+    def packed(self, flat: tf.Tensor) -> Any:
+        """``flat`` [positions, ...] as the feature came: a dense tensor [n, length, ...] or a ragged one."""
+        if isinstance(self._like, tf.RaggedTensor):
+            return self._like.with_values(flat)
+        shape = tf.concat([tf.shape(self._like)[:2], tf.shape(flat)[1:]], 0)
+        return tf.ensure_shape(tf.reshape(flat, shape), self._like.shape[:2].concatenate(flat.shape[1:]))
+
+
+def audio_of(stage: str, rows: Example, shape: tuple[str, ...]) -> Any:
+    """The feature "audio", checked to be floating point of that shape, which is given as names for the message."""
+    if "audio" not in rows:
+        raise ValueError(f"{stage}: the example has no feature 'audio', only {sorted(rows)}")
+    audio = rows["audio"]
+    if audio.shape.rank != len(shape) + 1:
+        hint = "; average the channels first" if shape == ("samples",) and audio.shape.rank == 3 else ""
+        raise ValueError(f"{stage}: 'audio' must have shape [{', '.join(shape)}], got {audio.shape[1:]}{hint}")
+    if not audio.dtype.is_floating:
+        raise ValueError(f"{stage}: 'audio' must be floating point, got {audio.dtype.name}; scale it to [-1, 1] first")
+    return audio
+
+
+def weighted_sums(columns: tf.Tensor, first: np.ndarray, weights: np.ndarray) -> tf.Tensor:
+    """Row i of the result is Σ_k weights[i, k] · columns[first[i] + k], added up in the order of k.
+
+    columns [m, positions], first int[r], weights float[r, width] -> [r, positions]. Weights that reach past the last
+    column must be 0.
+    """
+    last = columns.shape[0] - 1
+    total = tf.zeros([], columns.dtype)
+    for k in range(weights.shape[1]):
+        total += tf.gather(columns, np.minimum(first + k, last)) * tf.constant(weights[:, k : k + 1], columns.dtype)
+    return total
+
+
+def checked_integer(name: str, value: Any, minimum: int) -> int:
+    """Raises TypeError or ValueError naming the argument if ``value`` is not an integer ≥ ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name}={value}: must be at least {minimum}")
+    return value

@@ -1,0 +1,136 @@
+"""Sources over a token file: its documents, or windows cut from the whole corpus."""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
+from tftoolkit.pipelines.text.token_file import TokenFile
+
+
+def tokens(file: str | os.PathLike[str]) -> "DocumentSource":
+    """The documents of a token file (see ``text.write_tokens``): {"tokens": int32[None]}.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      SourceError: it is no token file, or a damaged one. While iterating: a document lies in a damaged block.
+    """
+    return DocumentSource(TokenFile(file))
+
+
+def token_windows(
+    file: str | os.PathLike[str], length: int, stride: int | None = None, targets: bool = False
+) -> "WindowSource":
+    """The corpus of a token file, cut into windows over the borders of documents: {"tokens": int32[length]}.
+
+    Window i begins at token i·stride. Tokens at the end that do not fill a window are left out.
+
+    Args:
+      file: see ``text.write_tokens``.
+      length: tokens per window.
+      stride: from the begin of a window to that of the next; default: ``length``, so that windows do not overlap.
+      targets: add {"targets": int32[length]}: for each token the one that follows it in the corpus.
+
+    Raises:
+      TypeError, ValueError: ``length`` or ``stride`` is no integer ≥ 1, or the corpus has no window of that length.
+      FileNotFoundError, SourceError: see ``tokens``.
+    """
+    stride = length if stride is None else stride
+    for name, value in (("length", length), ("stride", stride)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    return WindowSource(TokenFile(file), length, stride, bool(targets))
+
+
+class DocumentSource:
+    """See ``tokens``."""
+
+    def __init__(self, file: TokenFile) -> None:
+        self._file = file
+        self.element_spec: Spec = {"tokens": tf.TensorSpec([None], tf.int32)}
+
+    def __len__(self) -> int:
+        return len(self._file.offsets) - 1
+
+    def lengths(self, feature: str) -> np.ndarray:
+        """Number of tokens of every document, int64[len(self)], without reading them."""
+        _check_feature(feature, self.element_spec)
+        return np.diff(self._file.offsets)
+
+    def fetch(self, indices: tf.Tensor) -> Example:
+        return fetch_in_python(self._read, indices, self.element_spec)
+
+    def _read(self, indices: np.ndarray) -> list[list[np.ndarray]]:
+        starts, stops = self._file.offsets[indices], self._file.offsets[indices + 1]
+        self._file.check(starts, stops)
+        return [[self._file.tokens[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "tokens", **_identity(self._file), "documents": len(self)}
+
+    def describe(self, index: int) -> str:
+        start, stop = self._file.offsets[index : index + 2].tolist()
+        return f"{self._file.path.name}, document {index} (tokens {start} to {stop - 1})"
+
+
+class WindowSource:
+    """See ``token_windows``."""
+
+    def __init__(self, file: TokenFile, length: int, stride: int, targets: bool) -> None:
+        self._file, self._window, self._stride = file, length, stride
+        self._span = length + 1 if targets else length
+        self._length = max(0, (len(file.tokens) - self._span) // stride + 1)
+        if not self._length:
+            raise ValueError(
+                f"length={length}: {file.path.name} has only {len(file.tokens)} tokens, one window needs {self._span}"
+            )
+        names = ["tokens", "targets"] if targets else ["tokens"]
+        self.element_spec: Spec = {name: tf.TensorSpec([length], tf.int32) for name in names}
+        # A view with one row for every token a window could begin at: taking rows of it copies runs of memory.
+        self._windows = np.lib.stride_tricks.sliding_window_view(file.tokens, self._span)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def lengths(self, feature: str) -> np.ndarray:
+        """Number of tokens of every window, int64[len(self)]: all the same."""
+        _check_feature(feature, self.element_spec)
+        return np.full(len(self), self._window, np.int64)
+
+    def fetch(self, indices: tf.Tensor) -> Example:
+        windows = tf.numpy_function(self._read, [indices], tf.int32, stateful=False)
+        windows = tf.ensure_shape(windows, [*indices.shape[:1], self._span])
+        if "targets" not in self.element_spec:
+            return {"tokens": windows}
+        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        starts = indices * self._stride
+        self._file.check(starts, starts + self._span)
+        return self._windows[starts].astype(np.int32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        settings = {"length": self._window, "stride": self._stride, "targets": "targets" in self.element_spec}
+        return {"kind": "token_windows", **_identity(self._file), **settings}
+
+    def describe(self, index: int) -> str:
+        start = index * self._stride
+        return f"{self._file.path.name}, window {index} (tokens {start} to {start + self._span - 1})"
+
+
+def _identity(file: TokenFile) -> dict[str, Any]:
+    return {
+        "file": file.path.name,
+        "tokens": len(file.tokens),
+        "tokenizer": file.tokenizer,
+        "crc32": file.checksum,
+    }
+
+
+def _check_feature(feature: str, spec: Spec) -> None:
+    if feature not in spec:
+        raise ValueError(f"feature={feature!r}: the source has only {sorted(spec)}")
