@@ -68,6 +68,10 @@ class Map(Stage):
             return None
         return Map(function.after, self.length, (*self.functions, function), self.seed)
 
+    def parts(self) -> list["Map"]:
+        """One stage for each function."""
+        return [Map(function.after, self.length, (function,), self.seed) for function in self.functions]
+
     def build(self, rows: Rows, identity: Where, context: Any) -> tuple[Rows, Where]:
         keys = [
             example_keys(stream_state(self.seed, identity.epoch, function.stream), identity.index)

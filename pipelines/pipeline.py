@@ -10,12 +10,13 @@ from typing import Any, SupportsIndex
 
 import tensorflow as tf
 
-from tftoolkit.pipelines import bad_examples, planning
+from tftoolkit.pipelines import bad_examples, planning, profiling
 from tftoolkit.pipelines.batching import Batch, checked_padding
 from tftoolkit.pipelines.mapping import Function, Map, PairedMap
 from tftoolkit.pipelines.ordering import Repeat, Shuffle, Take, Window
 from tftoolkit.pipelines.permutation import MAX_SIZE
 from tftoolkit.pipelines.plan import Plan
+from tftoolkit.pipelines.profiling import Profile
 from tftoolkit.pipelines.rows import is_dense
 from tftoolkit.pipelines.sources.source import Example, Source, Spec
 from tftoolkit.pipelines.stages import Paired, Stage
@@ -362,6 +363,14 @@ class Pipeline:
             if explained is not error:
                 return explained
         return error
+
+    def profile(self, batches: int = 50) -> Profile:
+        """Runs the first batches stage by stage and names the slowest: ``print(p.profile())``, ``.slowest``.
+
+        Each stage's time is that without any parallelism; the last line tells what the data set delivers with it.
+        """
+        self._need_batch()
+        return profiling.profile(self._plan, self.dataset(), _integer("batches", batches, 1))
 
     @property
     def skipped(self) -> list[bad_examples.SkippedExample]:

@@ -91,11 +91,11 @@ class Plan:
         mine = elements[self.shard_index :: self.shard_count]
         if self.paired is None:
             rows, _ = self.load_elements(Where(epoch, mine))
-            return self._padded(number, rows, mine)
+            return self.padded(number, rows, mine)
         if self.shard_count > 1:
             return self._mixed(number, epoch, mine, tf.roll(elements, -1, axis=0)[self.shard_index :: self.shard_count])
         rows, identity = self.load_elements(Where(epoch, mine))
-        rows = self._padded(number, rows, mine)
+        rows = self.padded(number, rows, mine)
         neighbours = {name: tf.roll(feature, -1, axis=0) for name, feature in rows.items()}
         return self.paired.apply(rows, neighbours, identity, self.seed)
 
@@ -104,7 +104,7 @@ class Plan:
         mine = tf.gather(elements, offsets)
         if self.paired is None:
             rows, _ = self.load_elements(Where(epoch, mine))
-            return self._padded(number, rows, mine)
+            return self.padded(number, rows, mine)
         return self._mixed(number, epoch, mine, tf.gather(elements, neighbours))
 
     def _mixed(self, number: tf.Tensor, epoch: tf.Tensor, mine: tf.Tensor, theirs: tf.Tensor) -> Rows:
@@ -112,7 +112,7 @@ class Plan:
         assert self.paired is not None
         elements = tf.concat([mine, theirs], 0)
         both, identity = self.load_elements(Where(epoch, elements))
-        both = self._padded(number, both, elements)
+        both = self.padded(number, both, elements)
         count = tf.shape(mine)[0]
         identity = Where(*(part if part.shape.rank == 0 else part[:count] for part in identity))
         rows, neighbours = (
@@ -132,7 +132,7 @@ class Plan:
         count = elements.shape[1]
         flat = tf.reshape(elements, [-1])
         rows, _ = self.load_elements(Where(tf.repeat(epochs, count), flat))
-        rows = self._padded(number, rows, flat)
+        rows = self.padded(number, rows, flat)
         return {
             name: tf.reshape(feature, [self.stacked, count, *self.row_spec[name].shape])
             for name, feature in rows.items()
@@ -154,7 +154,7 @@ class Plan:
         assert self.batching is not None
         return number // self.batching.batches_per_epoch, number % self.batching.batches_per_epoch
 
-    def _padded(self, number: tf.Tensor, rows: Rows, elements: tf.Tensor) -> Rows:
+    def padded(self, number: tf.Tensor, rows: Rows, elements: tf.Tensor) -> Rows:
         """Rows as tensors of one shape, with the static shape that is known; or ragged, if padding wasn't asked for."""
         assert self.batching is not None
         spec, padding = self.element_spec, self.batching.padding_of(*self._divided(number))
