@@ -1,55 +1,77 @@
 """Optimizers written in TensorFlow operations, for lists of ``tf.Variable``.
 
-``Optimizer`` is the seam between :class:`tftoolkit.trainers.Update` and an update rule: whatever has its four members
-(``iterations``, ``slots``, ``build``, ``step``) can be driven by an ``Update``. A rule need not care for non-finite
-gradients, nor for clipping; the ``Update`` does.
+``Optimizer`` is the seam between :class:`tftoolkit.trainers.Update` and an update rule: a rule has ``slot_names`` and
+``step``. It need not care for non-finite gradients, nor for clipping; the ``Update`` does. The optimizers of Keras take
+the same place through :mod:`tftoolkit.trainers.keras_adapter`.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.trainers.naming import PerWeight, tf_variable
 from tftoolkit.trainers.schedules import Schedule, constant
 
 
-class Optimizer(tf.Module):
+class Optimizer(PerWeight):
     """Base class: a learning rate, a step counter and slots (one variable per weight and slot name).
 
     Args:
         learning_rate: a number, or a schedule (int64 scalar tensor ``iterations`` -> float32 scalar tensor).
+
+    Attributes:
+        iterations: int64 variable, the number of updates made.
+        rate_factors: one number per weight, by which its learning rate is multiplied.
+        decays: one truth value per weight, whether weight decay applies to it.
     """
 
-    # The weights belong to the model: reached through the optimizer they would get a second name.
-    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"weights", *tf.Module._TF_MODULE_IGNORED_PROPERTIES})
+    weight_decay: float | None = None
 
     def __init__(self, learning_rate: float | Schedule) -> None:
         super().__init__()
         self.schedule: Schedule = learning_rate if callable(learning_rate) else constant(float(learning_rate))
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
-        self.slots: dict[str, list[tf.Variable]] = {}
-        self.weights: tuple[tf.Variable, ...] = ()
+        self.rate_factors: tuple[float, ...] = ()
+        self.decays: tuple[bool, ...] = ()
 
-    def build(self, weights: Sequence[tf.Variable]) -> None:
+    def build(self, weights: Sequence[Any], rate_factors: Sequence[float] = (), decays: Sequence[bool] = ()) -> None:
         """Create the slots for ``weights`` (floating point). Must be called once, before the first ``step``.
 
+        Args:
+            weights: variables of TensorFlow or Keras.
+            rate_factors: one number per weight; all 1 if left out.
+            decays: one truth value per weight; all True if left out.
+
         Raises:
-            ValueError: already built, or no weights.
-            TypeError: a weight that isn't a floating-point ``tf.Variable``.
+            ValueError: already built, no weights, a weight with a constraint (which only Keras' optimizers apply).
+            TypeError: a weight that isn't a floating-point variable.
         """
+        self._adopt(weights, rate_factors, decays)
+        for weight in weights:
+            if getattr(weight, "constraint", None) is not None:
+                raise ValueError(
+                    f"{weight.name} has the constraint {weight.constraint}, which only an optimizer of Keras applies"
+                )
+        self.slots = {
+            slot: [tf.Variable(tf.zeros_like(weight), trainable=False, name=slot) for weight in self.weights]
+            for slot in self.slot_names()
+        }
+
+    def _adopt(self, weights: Sequence[Any], rate_factors: Sequence[float], decays: Sequence[bool]) -> None:
         if self.weights:
             raise ValueError(f"this {type(self).__name__} already belongs to other weights: make a new one")
         if not weights:
             raise ValueError("there are no weights to train; build the model (call it once on a sample batch) first")
-        for weight in weights:
-            if not isinstance(weight, tf.Variable) or not weight.dtype.is_floating:
-                kind, name = type(weight), getattr(weight, "name", weight)
-                raise TypeError(f"weights must be floating-point tf.Variables, but {name} is a {kind}")
-        self.weights = tuple(weights)
-        self.slots = {
-            slot: [tf.Variable(tf.zeros_like(weight), trainable=False, name=slot) for weight in weights]
-            for slot in self.slot_names()
-        }
+        variables = [tf_variable(weight) for weight in weights]
+        for variable in variables:
+            if not isinstance(variable, tf.Variable) or not variable.dtype.is_floating:
+                kind, name = type(variable), getattr(variable, "name", variable)
+                raise TypeError(f"weights must be floating-point variables, but {name} is a {kind}")
+        self.weights = tuple(variables)
+        self.rate_factors = tuple(rate_factors) or (1.0,) * len(variables)
+        self.decays = tuple(decays) or (True,) * len(variables)
 
     def slot_names(self) -> tuple[str, ...]:
         """The names of the variables that this rule keeps for each weight."""
@@ -86,8 +108,10 @@ class Sgd(Optimizer):
     def step(self, gradients: Sequence[tf.Tensor]) -> None:
         learning_rate = self.learning_rate
         velocities = self.slots.get("momentum", [None] * len(self.weights))
-        for weight, velocity, gradient in zip(self.weights, velocities, gradients, strict=True):
-            move = -tf.cast(learning_rate, weight.dtype) * gradient
+        for weight, velocity, gradient, factor in zip(
+            self.weights, velocities, gradients, self.rate_factors, strict=True
+        ):
+            move = -tf.cast(_scaled(learning_rate, factor), weight.dtype) * gradient
             if velocity is not None:
                 new_velocity = self.momentum * velocity + move
                 velocity.assign(new_velocity)
@@ -126,7 +150,7 @@ class AdamW(Optimizer):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self.weight_decay = weight_decay
+        self.weight_decay: float = weight_decay
 
     def slot_names(self) -> tuple[str, ...]:
         return ("m", "v")
@@ -137,15 +161,23 @@ class AdamW(Optimizer):
         # Reciprocals: one division of scalars instead of one per weight.
         m_correction = 1.0 / _one_minus_power(self.beta_1, t)
         v_correction = 1.0 / _one_minus_power(self.beta_2, t)
-        for weight, m, v, gradient in zip(self.weights, self.slots["m"], self.slots["v"], gradients, strict=True):
-            rate, m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (learning_rate, m_correction, v_correction))
+        for weight, m, v, gradient, factor, decays in zip(
+            self.weights, self.slots["m"], self.slots["v"], gradients, self.rate_factors, self.decays, strict=True
+        ):
+            rate = tf.cast(_scaled(learning_rate, factor), weight.dtype)
+            m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (m_correction, v_correction))
             new_m = self.beta_1 * m + (1.0 - self.beta_1) * gradient
             new_v = self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient)
             direction = new_m * m_scale / (tf.sqrt(new_v * v_scale) + self.epsilon)
-            weight.assign(weight - rate * (direction + self.weight_decay * weight))
+            decay = self.weight_decay if decays else 0.0
+            weight.assign(weight - rate * (direction + decay * weight))
             m.assign(new_m)
             v.assign(new_v)
         self.iterations.assign_add(1)
+
+
+def _scaled(learning_rate: tf.Tensor, factor: float) -> tf.Tensor:
+    return learning_rate if factor == 1 else factor * learning_rate
 
 
 def _one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:

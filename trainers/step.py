@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tftoolkit.trainers.optimizers import Optimizer
+from tftoolkit.trainers import naming
 
 
 class Step(tf.Module):
@@ -32,27 +32,18 @@ class Step(tf.Module):
     def named_variables(self) -> dict[str, tf.Variable]:
         """Every variable that the step holds, by a stable name: the path of attributes that leads to it.
 
-        Optimizer slots are named after their weight, not by position, so that a changed order can't swap them.
+        That holds for Keras models of both generations too, the state of their random generators included. Optimizer
+        slots are named after their weight, not by position, so that a changed order can't swap them.
 
         Raises:
             ValueError: an optimizer trains a variable that the step doesn't hold.
         """
-        is_variable = lambda value: isinstance(value, tf.Variable)  # noqa: E731
-        paths = {
-            variable.ref(): tuple(map(str, path))
-            for path, variable in self._flatten(predicate=is_variable, with_path=True)
-        }
-        names = {ref: "/".join(path) for ref, path in paths.items()}
-        for optimizer in self._flatten(predicate=lambda value: isinstance(value, Optimizer)):
-            for slot_variables in optimizer.slots.values():
-                for weight, slot in zip(optimizer.weights, slot_variables, strict=True):
-                    if weight.ref() not in names:
-                        raise ValueError(
-                            f"the step trains {weight.name} but doesn't hold it, so no checkpoint would: "
-                            "keep the model as an attribute of the step (a tf.Module or tf_keras model)"
-                        )
-                    names[slot.ref()] = "/".join([*paths[slot.ref()][:-1], names[weight.ref()]])
-        return {name: ref.deref() for ref, name in sorted(names.items(), key=lambda item: item[1])}
+        return naming.named_variables(self)
+
+    @property
+    def variables(self) -> tuple[tf.Variable, ...]:
+        """All of them; unlike ``tf.Module``'s own property it sees into Keras 3 models."""
+        return tuple(self.named_variables().values())
 
 
 def step_key(seed: int, number: tf.Tensor) -> tf.Tensor:
