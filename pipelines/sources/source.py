@@ -57,6 +57,7 @@ def fetch_in_python(
     ValueError.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def read_flat(rows: np.ndarray) -> list[np.ndarray]:
         flat: list[np.ndarray] = []
         for spec, values in zip(element_spec.values(), read(rows), strict=True):
@@ -66,7 +67,7 @@ def fetch_in_python(
     dtypes: list[tf.DType] = []
     for spec in element_spec.values():
         dtypes += [spec.dtype, tf.int64] if varies(spec) else [spec.dtype]
-    columns = iter(tf.numpy_function(read_flat, [indices], dtypes, stateful=False))
+    columns = iter(tf.nest.flatten(tf.numpy_function(read_flat, [indices], dtypes, stateful=False)))
     rows: Example = {}
     for name, spec in element_spec.items():
         if varies(spec):

@@ -79,7 +79,9 @@ def test_features_are_parsed(tmp_path: Path) -> None:
 
 def test_an_example_that_does_not_fit_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a", [example(0, [1, 2]), example(1, [1, 2, 3])])
-    with pytest.raises(SourceError, match=rf"^{path}, record 1 at offset \d+, Key: values, .*Number of float values != expected"):
+    with pytest.raises(
+        SourceError, match=rf"^{path}, record 1 at offset \d+, Key: values, .*Number of float values != expected"
+    ):
         next(iter(Pipeline(sources.tfrecord(path, FEATURES)).batch(2)))
 
 
@@ -213,7 +215,9 @@ def test_a_file_that_vanishes_in_the_middle_of_a_run_is_named_and_nothing_is_los
 
 def test_states_name_the_files(tmp_path: Path) -> None:
     one, other = (Pipeline(sources.tfrecord(write(tmp_path / name, RECORDS))).batch(2) for name in "ab")
-    with pytest.raises(ValueError, match=r"source.files.a: saved 121, this pipeline 'nothing'; source.files.b: saved 'nothing'"):
+    with pytest.raises(
+        ValueError, match=r"source.files.a: saved 121, this pipeline 'nothing'; source.files.b: saved 'nothing'"
+    ):
         other.restore(one.state())
 
 

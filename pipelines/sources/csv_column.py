@@ -1,0 +1,149 @@
+"""A column of a CSV file: from text to numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_BOOLS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def infer(values: Sequence[str], missing: frozenset[str]) -> tf.DType:
+    """int64, else float32, else string: what all ``values`` can be; integers that lack some are floats, for NaN."""
+    present = [value for value in values if value not in missing]
+    if not present:
+        return tf.string
+    if all(_is_integer(value) for value in present):
+        return tf.int64 if len(present) == len(values) else tf.float32
+    return tf.float32 if all(_is_float(value) for value in present) else tf.string
+
+
+class Column:
+    """Values of one column, as they are read."""
+
+    def __init__(
+        self,
+        name: str,
+        place: int,
+        dtype: tf.DType,
+        inferred: bool,
+        missing: frozenset[str],
+        default: Any,
+        allow_nan: bool,
+    ) -> None:
+        self.name, self.place, self.dtype = name, place, dtype
+        self._hint = (
+            f" (the type follows from the first rows; types={{{name!r}: tf.string}} would allow it)" if inferred else ""
+        )
+        self._missing, self._allow_nan = missing, allow_nan
+        self._blocks: list[np.ndarray] = []
+        self._default = default
+        if default is None and dtype.is_floating:
+            self._default = np.nan
+        elif default is None and dtype == tf.string:
+            self._default = ""
+        if default is not None:
+            self._check_default()
+
+    def _check_default(self) -> None:
+        try:
+            self._one(str(self._default))
+        except ValueError as error:
+            raise ValueError(f"defaults[{self.name!r}]: {error}") from error
+
+    def extend(self, values: Sequence[str]) -> dict[int, str]:
+        """Adds values; returns what is wrong with which of them."""
+        block = None if self._missing.intersection(values) else self._fast(values)
+        bad: dict[int, str] = {}
+        if block is None:
+            block = np.zeros(len(values), object if self.dtype == tf.string else self.dtype.as_numpy_dtype)
+            if self.dtype == tf.string:
+                block[:] = b""
+            for number, value in enumerate(values):
+                try:
+                    block[number] = self._missing_value() if value in self._missing else self._one(value)
+                except ValueError as error:
+                    bad[number] = str(error)
+        if self.dtype.is_floating and not self._allow_nan:
+            for number in np.flatnonzero(~np.isfinite(block.astype(np.float64))):
+                bad.setdefault(int(number), f"{values[number]!r} is no finite number")
+        self._blocks.append(block)
+        return bad
+
+    def tensor(self) -> tf.Tensor:
+        blocks, self._blocks = self._blocks, []
+        return tf.constant(np.concatenate(blocks), self.dtype)
+
+    def _fast(self, values: Sequence[str]) -> np.ndarray | None:
+        """All at once, or None if it must be seen one by one what is wrong."""
+        try:
+            if self.dtype == tf.string:
+                return np.array([value.encode() for value in values], object)
+            if "_" in "".join(values):  # Python's own way to write large numbers
+                return None
+            if self.dtype == tf.int64:
+                return np.array(list(map(int, values)), np.int64)
+            if self.dtype.is_floating:
+                return self._rounded(np.array(list(map(float, values))))
+        except (ValueError, OverflowError):
+            pass
+        return None
+
+    def _rounded(self, exact: np.ndarray) -> np.ndarray | None:
+        with np.errstate(over="ignore"):
+            rounded: np.ndarray = exact.astype(self.dtype.as_numpy_dtype)
+        overflowed = np.isinf(rounded.astype(np.float64)) & np.isfinite(exact)
+        return None if overflowed.any() else rounded
+
+    def _missing_value(self) -> Any:
+        if self._default is None:
+            raise ValueError(
+                f"the value is missing, and {self.dtype.name} has none for that; give defaults={{{self.name!r}: …}}"
+            )
+        return self._one(str(self._default))
+
+    def _one(self, value: str) -> Any:
+        """Raises ValueError, with the reason."""
+        wrong = ValueError(f"{_quoted(value)} is no {self.dtype.name}{self._hint}")
+        if self.dtype == tf.string:
+            try:
+                return value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{_quoted(value)} is no UTF-8; convert the file to UTF-8") from error
+        if self.dtype == tf.bool:
+            if value.strip().lower() not in _BOOLS:
+                raise wrong
+            return _BOOLS[value.strip().lower()]
+        if self.dtype.is_floating:
+            if not _is_float(value):
+                raise wrong
+            rounded = self._rounded(np.array([float(value)]))
+            if rounded is None:
+                raise ValueError(f"{_quoted(value)} is too large for {self.dtype.name}")
+            return rounded[0]
+        if not _is_integer(value):
+            raise wrong
+        if not self.dtype.min <= int(value) <= self.dtype.max:
+            raise ValueError(f"{_quoted(value)} does not fit into {self.dtype.name}")
+        return int(value)
+
+
+def _is_integer(value: str) -> bool:
+    try:
+        int(value)
+    except ValueError:
+        return False
+    return "_" not in value  # Python's own way to write large numbers
+
+
+def _is_float(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return "_" not in value
+
+
+def _quoted(value: str) -> str:
+    return repr(value if len(value) <= 40 else f"{value[:40]}…")

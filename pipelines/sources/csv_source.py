@@ -1,0 +1,230 @@
+"""A source over CSV files (RFC 4180), held in memory as columns.
+
+Python's ``csv`` parses, and not ``pyarrow.csv``: it needs no further library, and it alone tells the line on which a
+row begins also where quoted values span several lines, which is what a message about a bad row is good for.
+"""
+
+import csv as _csv
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.pipelines.errors import SourceError
+from tftoolkit.pipelines.progress import progress
+from tftoolkit.pipelines.sources.csv_column import Column, infer
+from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes
+from tftoolkit.pipelines.sources.source import Example, Spec, raise_where
+
+_INFERRED_FROM = 10_000  # rows
+_AT_ONCE = 4096  # rows
+_LONGEST = 1 << 30  # characters of a value
+
+
+_Row = tuple[int, int, list[str]]  # number of the file; the first line, counted from 1; the values
+
+
+class CsvSource:
+    """See ``csv``."""
+
+    def __init__(self, paths: Sequence[str], settings: "Settings") -> None:
+        self._paths = list(paths)
+        sizes = names_and_sizes(paths)
+        self._identity = identity(sizes)
+        with progress("reading CSV files", sum(sizes.values()), "B") as bar:
+            names, rows = _rows(self._paths, settings, bar)
+            first = list(itertools.islice(rows, _INFERRED_FROM))
+            if not first:
+                raise ValueError(f"files: there is no row in {', '.join(paths)}")
+            self._columns = _columns(names, settings, first)
+            places, bad = _convert(itertools.chain(first, rows), names, self._columns)
+        self._file, self._line = places[:, 0].copy(), places[:, 1].copy()
+        self._reasons = bad
+        if len(bad) == len(places):
+            raise ValueError(f"files: no row can be read; the first: {self.describe(0)}, {bad[0]}")
+        is_bad = np.zeros(len(places), bool)
+        is_bad[list(bad)] = True
+        with tf.device("CPU:0"):
+            self._is_bad = tf.constant(is_bad)
+            self._tensors = {column.name: column.tensor() for column in self._columns}
+
+    @property
+    def element_spec(self) -> Spec:
+        return {column.name: tf.TensorSpec([], column.dtype) for column in self._columns}
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def fetch(self, indices: tf.Tensor) -> Example:
+        check = raise_where(
+            tf.gather(self._is_bad, indices), indices, lambda i: f"{self.describe(i)}, {self._reasons[i]}"
+        )
+        with tf.control_dependencies([check]):
+            return {name: tf.gather(tensor, indices) for name, tensor in self._tensors.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "csv", **self._identity, "length": len(self)}
+
+    def describe(self, index: int) -> str:
+        return f"{self._paths[self._file[index]]}, line {self._line[index]}"
+
+
+class Settings(NamedTuple):
+    """The arguments of ``csv`` beside the files."""
+
+    types: Mapping[str, tf.DType]
+    columns: Sequence[str] | None
+    names: Sequence[str] | None
+    delimiter: str
+    missing: frozenset[str]
+    defaults: Mapping[str, Any]
+    allow_nan: bool
+
+
+def csv(
+    files: FilePath | Sequence[FilePath],
+    *,
+    types: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    delimiter: str = ",",
+    missing: Sequence[str] = ("", "NA", "N/A", "null"),
+    defaults: Mapping[str, Any] | None = None,
+    allow_nan: bool = True,
+) -> CsvSource:
+    """A source over the rows of CSV files: a scalar feature per column.
+
+    UTF-8, values quoted with ``"`` where needed, also over several lines. The columns are read into memory once: 8
+    bytes or less per number.
+
+    Args:
+      files: one or more files with the same header, or patterns with ``*``, in order.
+      types: name -> dtype (integers, floats, tf.bool: true/false/0/1 in any case, tf.string) of some columns or all.
+        The others' types follow from the first 10,000 rows: int64, else float32, else string.
+      columns: which columns to read; default: all.
+      names: the columns' names, for files without a header.
+      delimiter: one character.
+      missing: what stands for a missing value: NaN in a column of floats, an empty string in one of strings.
+      defaults: name -> what to put in place of a missing value.
+      allow_nan: False: a row with a missing, NaN or infinite float is bad.
+
+    Raises:
+      TypeError, ValueError: arguments that do not fit, no row, headers that differ, or no row that can be read.
+      FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      SourceError: quotes are not closed, so that the rows behind cannot be told apart; names file and line. While
+        iterating: a bad row; names file, line and column.
+    """
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+        raise ValueError(f"delimiter={delimiter!r}: expected one character that is no quote and no line break")
+    dtypes = {name: _dtype(name, dtype) for name, dtype in (types or {}).items()}
+    settings = Settings(dtypes, columns, names, delimiter, frozenset(missing), defaults or {}, allow_nan)
+    return CsvSource(list_files(files), settings)
+
+
+def _dtype(name: str, given: Any) -> tf.DType:
+    try:
+        dtype = tf.as_dtype(given)
+    except TypeError as error:
+        raise TypeError(f"types[{name!r}]: expected a dtype, got {given!r}") from error
+    if not (dtype.is_integer or dtype.is_floating or dtype in (tf.bool, tf.string)) or dtype.is_quantized:
+        raise TypeError(f"types[{name!r}]: expected an integer, float, bool or string dtype, got {dtype.name}")
+    return dtype
+
+
+def _rows(paths: list[str], settings: Settings, bar: Any) -> tuple[list[str], Iterator[_Row]]:
+    readers = [_records(path, settings.delimiter, bar) for path in paths]
+    headers = [
+        _checked_names(path, settings.names or _header(path, reader))
+        for path, reader in zip(paths, readers, strict=True)
+    ]
+    for path, header in zip(paths, headers, strict=True):
+        if header != headers[0]:
+            raise ValueError(f"files: {path} has the columns {header}, but {paths[0]} has {headers[0]}")
+    rows = (
+        (file, line, values)
+        for file, reader in enumerate(readers)
+        for line, values in reader
+        if values  # the csv module's way to say: an empty line
+    )
+    return headers[0], rows
+
+
+def _header(path: str, reader: Iterator[tuple[int, list[str]]]) -> list[str]:
+    for _, values in reader:
+        if values:
+            return values
+    raise ValueError(f"files: {path} is empty; it needs a header, or give names=…")
+
+
+def _checked_names(path: str, names: Sequence[str]) -> list[str]:
+    twice = {name for name in names if list(names).count(name) > 1}
+    if twice or "" in names:
+        what = f"the column name {sorted(twice)[0]!r} twice" if twice else "a column without a name"
+        raise ValueError(f"files: {path} has {what}; mend its header, or give names=… if it has none")
+    return list(names)
+
+
+def _records(path: str, delimiter: str, bar: Any) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it begins, values) of each record. What is no UTF-8 becomes surrogates, refused later by row."""
+    _csv.field_size_limit(_LONGEST)
+    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as binary:
+        stream = io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="")
+        reader = _csv.reader(stream, delimiter=delimiter, strict=True)
+        line, done = 1, 0
+        while True:
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except _csv.Error as error:
+                raise SourceError(
+                    f"{path}, line {line}: {error}; the row that begins there has a quote too many or too few, so that "
+                    "the rows behind it cannot be told apart"
+                ) from error
+            yield line, values
+            line = reader.line_num + 1
+            if line % _AT_ONCE == 0:
+                done, before = binary.tell(), done
+                bar.update(done - before)
+
+
+def _columns(names: list[str], settings: Settings, first: list[_Row]) -> list[Column]:
+    wanted = names if settings.columns is None else list(settings.columns)
+    for argument, given in (("columns", wanted), ("types", settings.types), ("defaults", settings.defaults)):
+        unknown = next((name for name in given if name not in names), None)
+        if unknown is not None:
+            raise ValueError(f"{argument}: there is no column {unknown!r}; there are {', '.join(names)}")
+    whole = [values for _, _, values in first if len(values) == len(names)]
+    columns = []
+    for name in wanted:
+        place = names.index(name)
+        dtype, inferred = settings.types.get(name), False
+        if dtype is None:
+            dtype, inferred = infer([values[place] for values in whole], settings.missing), True
+        columns.append(
+            Column(name, place, dtype, inferred, settings.missing, settings.defaults.get(name), settings.allow_nan)
+        )
+    return columns
+
+
+def _convert(rows: Iterator[_Row], names: list[str], columns: list[Column]) -> tuple[np.ndarray, dict[int, str]]:
+    """Fills the columns. Returns (file, line) of every row, int64[n, 2], and what is wrong with the bad ones."""
+    places: list[np.ndarray] = []
+    bad: dict[int, str] = {}
+    start = 0
+    while block := list(itertools.islice(rows, _AT_ONCE)):
+        files, lines, values = zip(*block, strict=True)
+        places.append(np.array([files, lines], np.int64).T)
+        whole = [row if len(row) == len(names) else [""] * len(names) for row in values]
+        for number, row in enumerate(values):
+            if len(row) != len(names):
+                bad[start + number] = f"{len(row)} values for {len(names)} columns"
+        by_column = list(zip(*whole, strict=True))
+        for column in columns:
+            for number, reason in column.extend(by_column[column.place]).items():
+                bad.setdefault(start + number, f"column {column.name!r}: {reason}")
+        start += len(block)
+    return np.concatenate(places), bad
