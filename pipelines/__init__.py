@@ -1,7 +1,17 @@
 """tf.data input pipelines where a batch is a function of (seed, position): exact to resume, cheap to checkpoint."""
 
-from tftoolkit.pipelines import audio, image, sources, text
+from tftoolkit.pipelines import audio, image, sources, tabular, text
 from tftoolkit.pipelines.errors import SourceError, StateMismatchError, source_error
 from tftoolkit.pipelines.pipeline import Pipeline
 
-__all__ = ["Pipeline", "SourceError", "StateMismatchError", "audio", "image", "source_error", "sources", "text"]
+__all__ = [
+    "Pipeline",
+    "SourceError",
+    "StateMismatchError",
+    "audio",
+    "image",
+    "source_error",
+    "sources",
+    "tabular",
+    "text",
+]
