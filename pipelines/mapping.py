@@ -94,6 +94,10 @@ class Map(Stage):
         return "map " + ", ".join(name_of(function.function) for function in self.functions)
 
     @property
+    def map_functions(self) -> int:
+        return len(self.functions)
+
+    @property
     def varies(self) -> bool:
         return any(function.stream is not None for function in self.functions)
 

@@ -41,7 +41,7 @@ class Pipeline:
     ``shuffle``, ``take``, ``repeat``       the order
     ``map``                                 a function of one example, with random keys if it takes them
     ``window``, ``pack``                    elements made of several examples
-    ``cache``                               in memory or on disk
+    ``cache``                               keeps what is computed so far
     ``batch`` or ``bucket``                 then ``map`` of a ``Paired`` function, ``shard``, ``stack``, ``prefetch``
     ======================================= ==========================================================================
     """
@@ -116,7 +116,7 @@ class Pipeline:
           TypeError, ValueError: not such a function, or one that draws from stateful random ops.
         """
         plan = self._plan
-        functions = sum(len(stage.functions) for stage in plan.stages if isinstance(stage, Map))
+        functions = sum(stage.map_functions for stage in plan.stages)
         if isinstance(function, Paired):
             if not plan.batching or plan.paired or plan.stacked:
                 raise ValueError(
@@ -191,6 +191,20 @@ class Pipeline:
         base, order = self._absorb_shuffle("pack")
         stage = planning.packed(base, _integer("size", size, 1), names, padding_value, order, self._skipping)
         return self._with(stages=(*base.stages, stage))
+
+    def cache(self) -> "Pipeline":
+        """Keeps the elements as they are here, in memory; they are all computed now, once.
+
+        Stands before ``shuffle`` and before functions that take keys, and changes nothing in the stream.
+
+        Raises:
+          ValueError: the elements differ from epoch to epoch.
+          SourceError: an example cannot be read.
+        """
+        self._before_batch("cache")
+        new = self._with()
+        new._plan = planning.cached(self._plan, self._skipping)
+        return new
 
     def batch(
         self,

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines import bucketing, packing
+from tftoolkit.pipelines import bucketing, caching, packing
 from tftoolkit.pipelines.bad_examples import Skipping
 from tftoolkit.pipelines.batching import Padding
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.mapping import name_of, refuse_stateful_random
 from tftoolkit.pipelines.ordering import Select
 from tftoolkit.pipelines.plan import Plan
-from tftoolkit.pipelines.rows import is_ragged, map_rows
+from tftoolkit.pipelines.rows import Rows, concat, is_ragged, map_rows
 from tftoolkit.pipelines.scan import lengths_of, scan
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Stage
@@ -40,7 +40,7 @@ def filtered(
     if kept is None:
         spec = {"keep": tf.TensorSpec([], tf.bool)}
 
-        def keep(rows: Any) -> tf.Tensor:
+        def keep(rows: Rows, _: tf.Tensor) -> tf.Tensor:
             return map_rows(lambda row, _: {"keep": graph(row)}, rows, [], plan.element_spec, spec)["keep"]
 
         kept = np.concatenate(
@@ -130,6 +130,19 @@ def bucketed(
         feature, tuple(limits), tuple(sizes), bool(drop_remainder), padding, bool(to_boundary), order,
         elements[members], counts, bucket_of, first_of,
     )  # fmt: skip
+
+
+def cached(plan: Plan, skipping: Skipping | None) -> Plan:
+    """See ``Pipeline.cache``."""
+    _need_fixed(plan, "cache")
+    parts = list(scan(plan, "cache", lambda rows, identity: (rows, identity), skipping))
+    elements = np.concatenate([numbers for numbers, _ in parts])
+    if not len(elements):
+        raise ValueError("cache: none of the examples can be read")
+    with tf.device("CPU:0"):
+        rows = concat([rows for _, (rows, _) in parts])
+    identity = np.concatenate([identity.numpy() for _, (_, identity) in parts])
+    return caching.replaced(plan, caching.MemorySource(plan, rows, elements), identity)
 
 
 def _need_fixed(plan: Plan, stage: str) -> None:

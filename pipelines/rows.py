@@ -51,14 +51,19 @@ def map_rows(function: Callable[..., Example], rows: Rows, keys: Any, before: Sp
 def _unpacked(row: Any, spec: tf.TensorSpec) -> tf.Tensor:
     if isinstance(row, Varied):
         return tf.ensure_shape(tf.reshape(row.values, row.shapes), spec.shape)
-    return tf.ensure_shape(row, spec.shape)
+    return _with_shape(row, spec)
 
 
 def _packed(value: tf.Tensor, spec: tf.TensorSpec) -> Any:
-    value = tf.ensure_shape(value, spec.shape)
+    value = _with_shape(value, spec)
     if is_dense(spec) or is_ragged(spec):
         return value
     return Varied(tf.reshape(value, [-1]), tf.shape(value, tf.int64))
+
+
+def _with_shape(value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    # Every operation in the loop over the rows counts: none where the shape is known already.
+    return value if value.shape.as_list() == spec.shape.as_list() else tf.ensure_shape(value, spec.shape)
 
 
 def _signature(spec: tf.TensorSpec) -> Any:

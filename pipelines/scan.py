@@ -17,20 +17,22 @@ ROWS_AT_ONCE = 256
 
 
 def scan(
-    plan: Plan, purpose: str, reduce: Callable[[Rows], Any], skipping: Skipping | None
+    plan: Plan, purpose: str, reduce: Callable[[Rows, tf.Tensor], Any], skipping: Skipping | None
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yields element numbers and what ``reduce`` makes of these elements, batch by batch, with a progress bar.
 
     Args:
       purpose: what the bar says.
-      reduce: rows -> anything that TensorFlow can return; runs as graph.
+      reduce: rows, their int64[n] numbers in the source (or wherever their random keys come from) -> anything that
+        TensorFlow can return; runs as graph.
       skipping: leaves out elements that cannot be read; without it they raise SourceError.
     """
     zero = tf.constant(0, tf.int64)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def load(elements: tf.Tensor) -> Any:
-        return reduce(plan.load_elements(Where(zero, elements))[0])
+        rows, identity = plan.load_elements(Where(zero, elements))
+        return reduce(rows, identity.index)
 
     with progress(purpose, plan.length, " examples") as bar:
         for first in range(0, plan.length, ROWS_AT_ONCE):
@@ -58,7 +60,7 @@ def lengths_of(plan: Plan, feature: str, skipping: Skipping | None) -> tuple[np.
         known = np.asarray(plan.source.lengths(feature), np.int64)
         return np.arange(len(known)), known
 
-    def lengths(rows: Rows) -> tf.Tensor:
+    def lengths(rows: Rows, _: tf.Tensor) -> tf.Tensor:
         value = rows[feature]
         if isinstance(value, Varied):
             return value.shapes[:, 0]

@@ -48,6 +48,11 @@ class Stage:
         raise NotImplementedError
 
     @property
+    def map_functions(self) -> int:
+        """How many functions of ``map`` it holds: the next one's number follows from it."""
+        return 0
+
+    @property
     def varies(self) -> bool:
         """Whether elements are others in another epoch or under another seed, so that no plan can be made of them."""
         return False
