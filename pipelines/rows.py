@@ -58,7 +58,8 @@ def _packed(value: tf.Tensor, spec: tf.TensorSpec) -> Any:
     value = _with_shape(value, spec)
     if is_dense(spec) or is_ragged(spec):
         return value
-    return Varied(tf.reshape(value, [-1]), tf.shape(value, tf.int64))
+    # Cast from int32, since TensorFlow warns of an "invalid graph" where a list holds what tf.shape returned.
+    return Varied(tf.reshape(value, [-1]), tf.cast(tf.shape(value), tf.int64))
 
 
 def _with_shape(value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
