@@ -69,6 +69,18 @@ class DocumentSource:
         self._file.check(starts, stops)
         return [[self._file.tokens[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]]
 
+    def fetch_slices(self, indices: tf.Tensor, offsets: tf.Tensor, lengths: tf.Tensor) -> Example:
+        """``lengths`` tokens from ``offsets`` on in each document, int64[n]: what packing takes of a long one."""
+        tokens = tf.numpy_function(self._read_slices, [indices, offsets, lengths], tf.int32, stateful=False)
+        tokens = tf.ensure_shape(tokens, [None])
+        return {"tokens": tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)}
+
+    def _read_slices(self, indices: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        starts = self._file.offsets[indices] + offsets
+        self._file.check(starts, starts + lengths)
+        slices = (self._file.tokens[start : start + n] for start, n in zip(starts.tolist(), lengths.tolist(), strict=True))
+        return np.concatenate([np.empty(0, np.int32), *slices], dtype=np.int32)
+
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "tokens", **_identity(self._file), "documents": len(self)}
 
