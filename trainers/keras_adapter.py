@@ -36,8 +36,11 @@ class KerasOptimizer(Optimizer):
     Raises:
         ValueError: the optimizer counts steps otherwise than the ``Update`` (gradient accumulation, loss scaling), or
             is already in use.
-        TypeError: one of tf_keras' legacy optimizers, which keep their variables elsewhere.
+        TypeError: one of tf_keras' legacy optimizers, which keep their variables elsewhere; its Nadam, which is wrong
+            in a ``tf.function``.
     """
+
+    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_keras_weights", *Optimizer._TF_MODULE_IGNORED_PROPERTIES})
 
     def __init__(self, optimizer: Any) -> None:
         # Not Optimizer's: learning rate and step counter are those of Keras.
@@ -45,6 +48,9 @@ class KerasOptimizer(Optimizer):
         kind = type(optimizer).__name__
         if not hasattr(optimizer, "add_variable_from_reference"):
             raise TypeError(f"tf_keras.optimizers.legacy.{kind} isn't supported: use tf_keras.optimizers.{kind}")
+        self._generation = keras_generation(optimizer)
+        if kind == "Nadam" and self._generation == TF_KERAS:
+            raise TypeError("Nadam of tf_keras counts in Python and is wrong inside compiled steps: use another one")
         if "LossScale" in kind:
             raise ValueError(f"{kind} would scale the loss twice: give the inner optimizer and precision='float16'")
         if getattr(optimizer, "gradient_accumulation_steps", None):
@@ -55,7 +61,6 @@ class KerasOptimizer(Optimizer):
         if getattr(optimizer, "built", False) or getattr(optimizer, "_built", False):
             raise ValueError(f"this {kind} already belongs to other weights: make a new one")
         self._keras = optimizer
-        self._generation = keras_generation(optimizer)
         self._keras_weights: tuple[Any, ...] = ()
         self.weight_decay = getattr(optimizer, "weight_decay", None)
         self.state: dict[str, tf.Variable] = {}
