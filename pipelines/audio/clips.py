@@ -1,5 +1,6 @@
 """The feature "audio" of many examples as one flat tensor, whether or not the clips have the same length."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,17 +63,31 @@ def audio_of(stage: str, rows: Example, shape: tuple[str, ...]) -> Any:
     return audio
 
 
+def sum_in_order(term: Callable[[tf.Tensor], tf.Tensor], count: int) -> tf.Tensor:
+    """term(0) + term(1) + … + term(count - 1), in this order.
+
+    A loop and not ``count`` additions: TensorFlow's graph optimizer may regroup those, which changes the last bits.
+    """
+    start = (tf.constant(1), term(tf.constant(0)))
+    _, total = tf.while_loop(
+        lambda k, _: k < count, lambda k, total: (k + 1, total + term(k)), start, maximum_iterations=count
+    )
+    return total
+
+
 def weighted_sums(columns: tf.Tensor, first: np.ndarray, weights: np.ndarray) -> tf.Tensor:
     """Row i of the result is Σ_k weights[i, k] · columns[first[i] + k], added up in the order of k.
 
     columns [m, positions], first int[r], weights float[r, width] -> [r, positions]. Weights that reach past the last
     column must be 0.
     """
-    last = columns.shape[0] - 1
-    total = tf.zeros([], columns.dtype)
-    for k in range(weights.shape[1]):
-        total += tf.gather(columns, np.minimum(first + k, last)) * tf.constant(weights[:, k : k + 1], columns.dtype)
-    return total
+    begin = tf.constant(first, tf.int32)
+    by_step = tf.constant(weights.T[:, :, np.newaxis], columns.dtype)
+
+    def term(k: tf.Tensor) -> tf.Tensor:
+        return tf.gather(columns, tf.minimum(begin + k, columns.shape[0] - 1)) * by_step[k]
+
+    return sum_in_order(term, weights.shape[1])
 
 
 def checked_integer(name: str, value: Any, minimum: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.audio.clips import Clips, audio_of, checked_integer
+from tftoolkit.pipelines.audio.clips import Clips, audio_of, checked_integer, sum_in_order
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
@@ -50,10 +50,12 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
         newest, phase = at // up, at % up
         margin = tf.stack([taps, tf.maximum(0, half // up + 1)])
         padded = tf.pad(dense, [[0, 0], margin])
-        total = tf.zeros([], audio.dtype)
-        for k in range(taps):
-            weights = tf.gather(tf.constant(phases[k], audio.dtype), phase)
-            total += tf.gather(padded, newest - k + taps, axis=1) * weights
+        weights = tf.constant(phases, audio.dtype)
+
+        def tap(k: tf.Tensor) -> tf.Tensor:
+            return tf.gather(padded, newest + taps - tf.cast(k, tf.int64), axis=1) * tf.gather(weights[k], phase)
+
+        total = sum_in_order(tap, taps)
         if ragged:
             result = tf.RaggedTensor.from_tensor(total, (lengths * up + down - 1) // down)
         else:
