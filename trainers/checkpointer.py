@@ -12,27 +12,32 @@ worst a temporary folder, which the next writer sweeps away.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import shutil
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tftoolkit.trainers.checkpoint_files import (
+    CheckpointError,
+    DamagedError,
+    describe,
+    differences,
+    read_checked,
+    read_score,
+    snapshot,
+    sync,
+    write_content,
+)
 from tftoolkit.trainers.run_lock import RunLock
 
-_FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-step-\d{8,}-\d+")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint can't be written, or none can be read."""
 
 
 class CheckpointMismatchError(CheckpointError):
@@ -45,10 +50,6 @@ class CheckpointMismatchError(CheckpointError):
             f"{path} belongs to another model or trainer; nothing was loaded. Use the settings it was made with, "
             f"or another folder. Differences:\n  {lines}"
         )
-
-
-class _DamagedError(Exception):
-    """A checkpoint folder is incomplete or altered."""
 
 
 class Restored(NamedTuple):
@@ -69,14 +70,36 @@ class Checkpointer:
     Args:
         directory: the folder; made when it is first entered.
         keep: how many of the newest checkpoints to keep.
+        keep_best: how many of those with the highest score to keep besides.
+        keep_every: keep also the checkpoints of steps that are multiples of this.
+        asynchronous: let :meth:`save` copy the variables and write them in a thread. An error then comes with the next
+            ``save`` or ``wait``, or when the folder is left.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, but is {keep}")
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        keep_best: int = 0,
+        keep_every: int | None = None,
+        asynchronous: bool = False,
+    ) -> None:
+        for name, value, least in (
+            ("keep", keep, 1),
+            ("keep_best", keep_best, 0),
+            ("keep_every", 1 if keep_every is None else keep_every, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}")
         self.directory = Path(directory)
         self.keep = keep
+        self.keep_best = keep_best
+        self.keep_every = keep_every
+        self.asynchronous = asynchronous
         self._lock = RunLock(self.directory)
+        self._writing: _Writing | None = None
+        self._completed: list[int] = []
 
     def __enter__(self) -> "Checkpointer":
         """Lock the folder and remove what killed saves left in it.
@@ -95,8 +118,15 @@ class Checkpointer:
                 shutil.rmtree(entry, ignore_errors=True)
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.__exit__(*exc_info)
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # another error is on its way, which mustn't be hidden
+        finally:
+            self._lock.__exit__(kind, *exc_info)
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints present, ascending, damaged ones included."""
@@ -108,29 +138,95 @@ class Checkpointer:
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
 
-    def save(self, step: int, variables: Mapping[str, tf.Variable], state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then remove the oldest ones beyond ``keep``.
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the highest score (the first of equals), None if none has a score."""
+        scored = self._by_score()
+        return scored[0] if scored else None
+
+    def save(
+        self,
+        step: int,
+        variables: Mapping[str, tf.Variable],
+        state: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        protect: Collection[int] = (),
+    ) -> Path:
+        """Write a checkpoint, then remove those that aren't to be kept.
 
         Args:
             step: number of finished steps.
             variables: variables by stable name.
             state: anything that JSON can hold.
+            score: how good it is, higher is better; for ``keep_best``.
+            protect: steps whose checkpoints must stay in any case.
+
+        Returns:
+            The checkpoint's folder; if ``asynchronous`` it isn't there yet.
 
         Raises:
-            CheckpointError: the folder is read-only or full, or its lock isn't held. Older checkpoints are untouched.
+            CheckpointError: the folder is read-only or full, or its lock isn't held; if ``asynchronous``, so it was for
+                the save before this one. Older checkpoints are untouched.
         """
         if not self._lock.held:
             raise CheckpointError("saving needs the folder's lock: use `with checkpointer:`")
+        self.wait()
+        kept = frozenset(protect)
+        if self.asynchronous:
+            copies = snapshot(variables)
+            self._writing = _Writing(step, lambda: self._write(step, copies, state, score, kept))
+        else:
+            self._write(step, variables, state, score, kept)
+            self._completed.append(step)
+        return self.path(step)
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            CheckpointError: what was being written couldn't be.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.join()
+            self._completed.append(writing.step)
+
+    def completed(self) -> list[int]:
+        """The steps whose checkpoints were completed since the last call. Doesn't wait.
+
+        Raises:
+            CheckpointError: what was being written couldn't be.
+        """
+        if self._writing is not None and self._writing.done:
+            self.wait()
+        steps, self._completed = self._completed, []
+        return steps
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self._remove(self.path(later), later)
+
+    def _write(
+        self,
+        step: int,
+        variables: Mapping[str, tf.Variable],
+        state: Mapping[str, Any],
+        score: float | None,
+        protect: frozenset[int],
+    ) -> None:
         target = self.path(step)
         temporary = self._temporary(step)
         try:
             temporary.mkdir()
-            _write_content(temporary, step, variables, state)
+            write_content(temporary, step, variables, state, score)
             if target.exists():  # an earlier save of the same step, e.g. a damaged one
                 self._remove(target, step)
             temporary.rename(target)
-            _sync(self.directory)
-            for old in self.steps()[: -self.keep]:
+            sync(self.directory)
+            for old in set(self.steps()) - self._kept() - protect:
                 self._remove(self.path(old), old)
         except (OSError, tf.errors.OpError) as error:
             raise CheckpointError(
@@ -139,33 +235,49 @@ class Checkpointer:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return target
 
-    def restore(self, variables: Mapping[str, tf.Variable]) -> Restored | None:
-        """Load the newest intact checkpoint into ``variables``; None if there are no checkpoints at all.
+    def _kept(self) -> set[int]:
+        steps = self.steps()
+        every = {step for step in steps if self.keep_every and step % self.keep_every == 0}
+        best = self._by_score()[: self.keep_best] if self.keep_best else []
+        return {*steps[-self.keep :], *every, *best}
+
+    def _by_score(self) -> list[int]:
+        """The steps that have a score, best first."""
+        scores = {step: read_score(self.path(step)) for step in self.steps()}
+        scored = [(-score, step) for step, score in scores.items() if score is not None]
+        return [step for _, step in sorted(scored)]
+
+    def restore(self, variables: Mapping[str, tf.Variable], step: int | None = None) -> Restored | None:
+        """Load a checkpoint into ``variables``: that of ``step``, or by default the newest intact one.
+
+        Returns None if there are no checkpoints at all.
 
         A damaged checkpoint is passed over with a warning. If the lock is held it is also renamed to ``damaged-step-…``
         so that it neither counts as one to keep nor is tried again.
 
         Raises:
-            CheckpointError: there are checkpoints, but all are damaged.
+            CheckpointError: there are checkpoints, but all are damaged; or that of ``step`` is absent or damaged.
             CheckpointMismatchError: the checkpoint's variables aren't these; nothing was changed.
         """
+        self.wait()
+        if step is not None and step not in self.steps():
+            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}, but of {self.steps() or 'none'}")
         damages = []
-        for step in reversed(self.steps()):
-            path = self.path(step)
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            path = self.path(candidate)
             try:
-                manifest, state = _read_checked(path, step)
-            except _DamagedError as damage:
+                manifest, state = read_checked(path, candidate)
+            except DamagedError as damage:
                 damages.append((path, damage))
                 continue
-            differences = _differences(manifest["variables"], _describe(variables))
-            if differences:
-                raise CheckpointMismatchError(path, differences)
+            different = differences(manifest["variables"], describe(variables))
+            if different:
+                raise CheckpointMismatchError(path, different)
             checkpoint = tf.train.Checkpoint(variables=dict(variables))
             checkpoint.read(str(path / "variables")).assert_consumed()
-            self._set_aside(damages, f"continuing from the intact checkpoint of step {step}")
-            return Restored(step, state)
+            self._set_aside(damages, f"continuing from the intact checkpoint of step {candidate}")
+            return Restored(candidate, state)
         if damages:
             lines = "\n  ".join(f"{path.name}: {damage}" for path, damage in damages)
             raise CheckpointError(
@@ -173,7 +285,7 @@ class Checkpointer:
             )
         return None
 
-    def _set_aside(self, damages: list[tuple[Path, _DamagedError]], outcome: str) -> None:
+    def _set_aside(self, damages: list[tuple[Path, DamagedError]], outcome: str) -> None:
         if not damages:
             return
         reasons = "; ".join(f"{path} is damaged ({damage})" for path, damage in damages)
@@ -199,78 +311,27 @@ class Checkpointer:
             shutil.rmtree(doomed)
 
 
-def _write_content(folder: Path, step: int, variables: Mapping[str, tf.Variable], state: Mapping[str, Any]) -> None:
-    tf.train.Checkpoint(variables=dict(variables)).write(str(folder / "variables"))
-    (folder / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
-    content = {
-        "format": _FORMAT,
-        "step": step,
-        "variables": _describe(variables),
-        "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
-    }
-    for path in folder.iterdir():
-        _sync(path)
-    manifest = {"content": content, "sha256": _digest(content)}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    _sync(folder / "manifest.json")
-    _sync(folder)
+class _Writing:
+    """A save in a thread of its own; the interpreter doesn't exit before it is done."""
 
+    def __init__(self, step: int, write: Callable[[], None]) -> None:
+        self.step = step
+        self._write = write
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"checkpoint {step}")
+        self._thread.start()
 
-def _read_checked(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The manifest's content and the state of an intact checkpoint folder."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        content = manifest["content"]
-        if manifest["sha256"] != _digest(content):
-            raise _DamagedError("manifest.json was altered")
-    except FileNotFoundError:
-        raise _DamagedError("manifest.json is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise _DamagedError(f"manifest.json can't be read: {error!r}") from None
-    if content["format"] != _FORMAT:
-        raise CheckpointError(f"{folder} has format {content['format']}; this version reads format {_FORMAT}")
-    if content["step"] != step:
-        raise _DamagedError(f"manifest.json is that of step {content['step']}")
-    try:
-        for name, expected in content["files"].items():
-            found = _fingerprint(folder / name)
-            if found != expected:
-                what = "size" if found["bytes"] != expected["bytes"] else "content"
-                raise _DamagedError(f"the {what} of {name} was altered")
-        return content, json.loads((folder / "state.json").read_bytes())
-    except OSError as error:
-        raise _DamagedError(f"{Path(error.filename or folder).name}: {error.strerror}") from None
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
 
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
-def _describe(variables: Mapping[str, tf.Variable]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"shape": variable.shape.as_list(), "dtype": variable.dtype.name} for name, variable in variables.items()
-    }
-
-
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name}: only in the checkpoint" for name in sorted(saved.keys() - wanted.keys())]
-    lines += [f"{name}: not in the checkpoint" for name in sorted(wanted.keys() - saved.keys())]
-    for name in sorted(saved.keys() & wanted.keys()):
-        if saved[name] != wanted[name]:
-            old, new = (f"{entry['dtype']}{entry['shape']}" for entry in (saved[name], wanted[name]))
-            lines.append(f"{name}: {old} in the checkpoint, {new} here")
-    return lines
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": digest}
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _run(self) -> None:
+        try:
+            self._write()
+        except BaseException as error:
+            self._error = error

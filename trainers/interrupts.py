@@ -6,6 +6,20 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+TERMINATED = 75
+"""Exit code after SIGTERM: everything is saved; run the same command again to go on (EX_TEMPFAIL of sysexits.h)."""
+
+
+class TrainingTerminated(SystemExit):
+    """SIGTERM came and everything was saved. Uncaught, it ends the process with exit code 75 (:data:`TERMINATED`)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(TERMINATED)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class StopRequest:
     """Set once SIGINT or SIGTERM has arrived; ``name`` is the signal's."""

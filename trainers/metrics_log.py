@@ -1,33 +1,45 @@
 """The record of a run: ``metrics.jsonl`` and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.trainers.checkpoint_files import CheckpointError
+
 
 class MetricsLog:
     """Writes ``metrics.jsonl`` and ``tensorboard/`` in a run folder.
 
-    Each line of ``metrics.jsonl`` is an object ``{"kind": "train" | "eval", "step": finished steps, name: number, …}``.
-    It holds nothing that depends on the clock, so that an interrupted and resumed run writes the same bytes as an
-    undisturbed one; rates go to TensorBoard only. A number that isn't finite is null (JSON has no other word for it).
+    Each line of ``metrics.jsonl`` is an object ``{"kind": …, "step": finished steps, name: number, …}`` of kind
+    "train", "eval" or "rollback". It holds nothing that depends on the clock, so that an interrupted and resumed run
+    writes the same bytes as an undisturbed one; rates go to TensorBoard only. A number that isn't finite is null (JSON
+    has no other word for it). A resumed run adds a TensorBoard file; steps that were repeated are in both.
     A resumed run adds a TensorBoard file; steps that were repeated are in both.
     """
 
-    def __init__(self, directory: Path, step: int) -> None:
-        """Open the record after ``step`` finished steps; what it says of later ones is dropped."""
+    def __init__(self, directory: Path, step: int, sinks: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:
+        """Open the record after ``step`` finished steps; what it says of later ones is dropped.
+
+        Args:
+            directory: the run folder.
+            step: number of finished steps.
+            sinks: functions that get each line, too, as a dict.
+        """
         self.last: dict[str, dict[str, Any]] = {}
-        path = directory / "metrics.jsonl"
-        self._file = path.open("ab+")
-        self._file.seek(0)
-        self._file.truncate(self._end_of(step))
-        self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+        self.evaluations: list[dict[str, Any]] = []
+        self._sinks = tuple(sinks)
+        self._path = directory / "metrics.jsonl"
+        with self._clear_errors():
+            self._file = self._path.open("ab+")
+            self.rewind(step)
+            self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
 
     def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Add a line and the TensorBoard scalars ``<kind>/<name>``."""
@@ -36,8 +48,11 @@ class MetricsLog:
             raise ValueError(f"a metric can't be called {sorted(clash)[0]!r}: metrics.jsonl uses that name itself")
         values = {name: _number(name, value) for name, value in metrics.items()}
         entry = {"kind": kind, "step": step, **values}
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self.last[kind] = entry
+        with self._clear_errors():
+            self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._note(entry)
+        for sink in self._sinks:
+            sink(entry)
         with self._writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(f"{kind}/{name}", math.nan if value is None else value)
@@ -50,13 +65,44 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Bring everything to the disk; called before a checkpoint is written, which must not know more than this."""
+        with self._clear_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._writer.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after ``step``."""
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._writer.flush()
+        self.last.clear()
+        self.evaluations.clear()
+        self._file.seek(0)
+        self._file.truncate(self._end_of(step))
+
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """Of the TensorBoard file, for hooks."""
+        return self._writer
 
     def close(self) -> None:
-        self._file.close()
-        self._writer.close()
+        # Lines since the last checkpoint: if there is no room for them, they will be written again anyway.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(tf.errors.OpError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            raise CheckpointError(
+                f"the metrics can't be written to {self._path.parent}: {error}. The checkpoints are untouched"
+            ) from error
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self.last[entry["kind"]] = entry
+        if entry["kind"] == "eval":
+            self.evaluations.append(entry)
 
     def _end_of(self, step: int) -> int:
         """Where the lines up to ``step`` end. A line that a kill cut short ends them too."""
@@ -66,7 +112,7 @@ class MetricsLog:
                 entry = json.loads(line)
                 if not line.endswith(b"\n") or entry["step"] > step:
                     break
-                self.last[entry["kind"]] = entry
+                self._note(entry)
             except (ValueError, KeyError, TypeError):
                 break
             end += len(line)

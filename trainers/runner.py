@@ -1,11 +1,16 @@
 """Ways to execute a step: eagerly, as a graph, compiled, or many steps per call."""
 
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from tftoolkit.trainers import flops
+from tftoolkit.trainers.divergence import DivergenceWatch
+from tftoolkit.trainers.feed import Feed
 from tftoolkit.trainers.step import Step, step_key
 
 KINDS = ("auto", "eager", "graph", "xla", "xla_chunk")
@@ -14,6 +19,8 @@ Metrics = dict[str, tf.Tensor]
 
 # XLA's own threshold (xla_cpu_small_while_loop_byte_threshold) is 1024 by its own count of bytes.
 _SMALL_LOOP_BYTES = 4096
+_STACK_BYTES = 256 << 20
+_SECONDS_PER_CALL = 1.0
 
 
 class Call(NamedTuple):
@@ -22,35 +29,46 @@ class Call(NamedTuple):
     first: int
     steps: int
     metrics: Metrics
-    """Scalars, or vectors of length ``steps`` when the call ran several. Reading one waits for the device."""
+    """Scalars, or vectors of which the first ``steps`` elements count. Reading one waits for the device."""
+
+    def values(self) -> dict[str, np.ndarray]:
+        """The metrics as vectors of length ``steps``."""
+        return {name: value.numpy().reshape(-1)[: self.steps] for name, value in self.metrics.items()}
 
 
 class Runner:
-    """Executes a :class:`Step` over a data set.
+    """Executes a :class:`Step` over the batches of a pipeline.
 
-    ======== =====================================================================================================
-    kind     how a step runs
-    ======== =====================================================================================================
-    eager    operation by operation; Python breakpoints and prints work
-    graph    one ``tf.function`` call per step
-    xla      one compiled call per step
-    xla_chunk ``steps_per_call`` stacked batches per compiled call; the rest that doesn't fill a call runs like ``xla``
-    auto     ``xla_chunk`` if all batch shapes are static, else ``graph``; ``reason`` says why
-    ======== =====================================================================================================
+    ========= ====================================================================================================
+    kind      how a step runs
+    ========= ====================================================================================================
+    eager     operation by operation; Python breakpoints and prints work
+    graph     one ``tf.function`` call per step
+    xla       one compiled call per step
+    xla_chunk up to ``steps_per_call`` steps over stacked batches per compiled call
+    auto      ``xla_chunk`` if all batch shapes are static, else ``graph``; ``reason`` says why
+    ========= ====================================================================================================
 
-    ``xla_chunk`` gives bit for bit the weights and metrics of ``xla``. The loop over the steps is part of the XLA
-    program, except for two sorts of steps which XLA's CPU compiler treats differently inside a loop; for them a
-    TensorFlow loop calls the single-step program. One sort holds convolutions: only outside loops are they rewritten to
-    fast kernels (inside, they run some twenty times slower and round differently). For these ``auto`` picks ``graph``,
-    since TensorFlow's own CPU convolutions are faster than XLA's. The other sort touches less than a kilobyte: such a
-    loop is compiled in one piece, which rounds differently.
+    ``xla_chunk`` gives bit for bit the weights and metrics of ``xla``, and there is one program for any number of steps
+    in a call, so it doesn't matter where calls begin and end. The loop over the steps is part of the XLA program,
+    except for two sorts of steps which XLA's CPU compiler treats differently inside a loop; for them a TensorFlow loop
+    calls the single-step program. One sort holds convolutions: only outside loops are they rewritten to fast kernels
+    (inside, they run some twenty times slower and round differently). For these ``auto`` picks ``graph``, since
+    TensorFlow's own CPU convolutions are faster than XLA's. The other sort touches less than a kilobyte: such a loop is
+    compiled in one piece, which rounds differently.
+
+    Calls grow from one step to what takes about a second, so that signals and clocks are looked at often enough.
 
     Args:
         step: the step; all its variables exist already.
         element_spec: a dict of ``tf.TensorSpec``, the spec of one batch.
         kind: one of the above.
-        steps_per_call: how many steps one ``xla_chunk`` call makes.
+        steps_per_call: the most steps that one ``xla_chunk`` call makes; fewer if so many batches exceed 256 MiB.
         seed: from which, with the step's number, each step's key is derived.
+        watch: notes divergence as part of each step.
+
+    Attributes:
+        steps_per_call: the most steps of a call; 1 unless the kind is ``xla_chunk``.
 
     Raises:
         ValueError: unknown kind; a compiled kind with batch shapes that vary; variables that the step doesn't hold.
@@ -65,6 +83,7 @@ class Runner:
         kind: str = "auto",
         steps_per_call: int = 100,
         seed: int = 0,
+        watch: DivergenceWatch | None = None,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"runner kind must be one of {', '.join(KINDS)}, but is {kind!r}")
@@ -72,107 +91,108 @@ class Runner:
             raise ValueError(f"steps_per_call must be at least 1, but is {steps_per_call}")
         self._step = step
         self._seed = seed
+        self._watch = watch
         self._spec = dict(element_spec)
+        self._length = 1  # of the next call
         obstacle = _obstacle_to_xla(self._spec)
         if kind in ("xla", "xla_chunk") and obstacle:
             raise ValueError(
                 f"runner {kind!r} needs batches of one static shape, but {obstacle}; or use runner='graph'"
             )
-
-        self.kind, self.reason = kind, "as asked"
+        self.kind, self.reason, self.steps_per_call = kind, "as asked", 1
+        self._call: Callable[..., Metrics] = self._one
         if kind != "eager":
-            traced = tf.function(self._one).get_concrete_function(self._spec, tf.TensorSpec([], tf.int64))
-            self._check_trace(traced)
-            on_cpu = not any("GPU" in variable.device for variable in step.variables)
-            convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(traced))
-            if kind == "auto":
-                self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
-            if self.kind == "graph":
-                self._call_one: Callable[..., Metrics] = traced
-            else:
-                compiled = tf.function(self._one, jit_compile=True)
-                self._call_one = compiled.get_concrete_function(self._spec, tf.TensorSpec([], tf.int64))
-                self._loop_outside_xla = convolves_on_cpu or (on_cpu and _bytes(step, self._spec) < _SMALL_LOOP_BYTES)
-                self._metric_spec = {name: value.dtype for name, value in traced.structured_outputs.items()}
-        else:
-            self._call_one = self._one
-        self.steps_per_call = steps_per_call if self.kind == "xla_chunk" else 1
-        self._call_many: Callable[..., Metrics] | None = None
+            self._compile(obstacle, steps_per_call)
 
-    def run(self, dataset_from: Callable[[int], tf.data.Dataset], start: int, stop: int) -> Iterator[Call]:
-        """Run the steps ``start`` to ``stop - 1``, yielding after each call.
+    def _compile(self, obstacle: str | None, steps_per_call: int) -> None:
+        number = tf.TensorSpec([], tf.int64)
+        traced = tf.function(self._one).get_concrete_function(self._spec, number)
+        self._check_trace(traced)
+        on_cpu = not any("GPU" in variable.device for variable in self._step.variables)
+        convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(traced))
+        if self.kind == "auto":
+            self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
+        self._compiled = tf.function(self._one, jit_compile=True)
+        if self.kind == "graph":
+            self._call = traced
+            return
+        one = self._compiled.get_concrete_function(self._spec, number)
+        if self.kind == "xla":
+            self._call = one
+            return
+        self.steps_per_call = max(1, min(steps_per_call, _STACK_BYTES // max(1, _bytes(self._spec.values()))))
+        loop_outside_xla = convolves_on_cpu or (
+            on_cpu and _bytes((*self._step.variables, *self._spec.values())) < _SMALL_LOOP_BYTES
+        )
+        dtypes = {name: value.dtype for name, value in traced.structured_outputs.items()}
+        self._call = self._compile_many(one if loop_outside_xla else self._one, dtypes, jit=not loop_outside_xla)
 
-        Calls of several steps begin at multiples of ``steps_per_call``; the steps before and after run one by one.
+    def feed(self, pipeline: Any, position: int = 0) -> Feed:
+        """The batches of ``pipeline`` from ``position`` on, in the form that :meth:`call` takes."""
+        return Feed(pipeline, position, self.steps_per_call if self.kind == "xla_chunk" else 0)
 
-        Args:
-            dataset_from: step number -> data set of the batches for that step and the ones after it.
-            start: number of the first step, counted from 0.
-            stop: number of the step before which to stop.
+    def call(self, feed: Feed, first: int, limit: int) -> Call:
+        """Run some steps, at least one and at most ``limit``; ``first`` is the number of the first, counted from 0.
 
         Raises:
-            ValueError: the data ends too early.
+            ValueError: the data has ended.
+            SourceError: an example can't be read.
         """
-        size = self.steps_per_call
-        if size == 1:
-            yield from self._run_singly(dataset_from, start, stop)
-            return
-        first_aligned = min(-(-start // size) * size, stop)
-        last_aligned = max(stop // size * size, first_aligned)
-        yield from self._run_singly(dataset_from, start, first_aligned)
-        yield from self._run_chunks(dataset_from, first_aligned, last_aligned)
-        yield from self._run_singly(dataset_from, last_aligned, stop)
+        portion = feed.take(min(limit, self._length))
+        number = tf.constant(first, tf.int64)
+        if self.kind != "xla_chunk":
+            return Call(first, 1, self._call(portion.batches, number))
+        begin = time.perf_counter()
+        metrics = self._call(portion.batches, tf.constant(portion.offset), tf.constant(portion.count), number)
+        next(iter(metrics.values()), number).numpy()  # wait, to know the time
+        seconds = time.perf_counter() - begin
+        if seconds > 2 * _SECONDS_PER_CALL:
+            self._length = max(1, self._length // 2)
+        elif seconds * 2 < _SECONDS_PER_CALL and portion.count == self._length:
+            self._length = min(2 * self._length, self.steps_per_call)
+        return Call(first, portion.count, metrics)
 
-    def _run_singly(self, dataset_from: Callable[[int], tf.data.Dataset], start: int, stop: int) -> Iterator[Call]:
-        if start == stop:
-            return
-        number = start
-        for batch in dataset_from(start).take(stop - start):
-            yield Call(number, 1, self._call_one(batch, tf.constant(number, tf.int64)))
-            number += 1
-        _check_complete(number, stop)
-
-    def _run_chunks(self, dataset_from: Callable[[int], tf.data.Dataset], start: int, stop: int) -> Iterator[Call]:
-        if start == stop:
-            return
-        if self._call_many is None:
-            self._call_many = self._compile_many()
-        size = self.steps_per_call
-        number = start
-        for batches in dataset_from(start).batch(size, drop_remainder=True).take((stop - start) // size).prefetch(1):
-            yield Call(number, size, self._call_many(batches, tf.constant(number, tf.int64)))
-            number += size
-        _check_complete(number, stop)
+    def flops_per_step(self) -> int | None:
+        """See :func:`tftoolkit.trainers.flops.count`; None where batch shapes vary or the step runs eagerly."""
+        if self.kind == "eager" or _obstacle_to_xla(self._spec):
+            return None
+        return flops.count(self._compiled, self._spec, tf.TensorSpec([], tf.int64))
 
     def _one(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
-        metrics = self._step(batch, step_key(self._seed, number))
-        return _checked_metrics(metrics)
+        metrics = _checked_metrics(self._step(batch, step_key(self._seed, number)))
+        if self._watch is not None:
+            self._watch.note(number)
+        return metrics
 
-    def _compile_many(self) -> Callable[..., Metrics]:
-        """A function of ``steps_per_call`` stacked batches and the first step's number."""
+    def _compile_many(
+        self, one: Callable[..., Metrics], dtypes: Mapping[str, tf.DType], *, jit: bool
+    ) -> Callable[..., Metrics]:
+        """A function of a stack, the first batch's place in it, the number of steps, and the first step's number."""
         size = self.steps_per_call
-        one = self._call_one if self._loop_outside_xla else self._one
 
-        def many(batches: Mapping[str, tf.Tensor], first: tf.Tensor) -> Metrics:
-            arrays = {name: tf.TensorArray(dtype, size, element_shape=[]) for name, dtype in self._metric_spec.items()}
+        def many(batches: Mapping[str, tf.Tensor], offset: tf.Tensor, count: tf.Tensor, first: tf.Tensor) -> Metrics:
+            arrays = {name: tf.TensorArray(dtype, size, element_shape=[]) for name, dtype in dtypes.items()}
 
             def body(i: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
-                batch = {name: value[i] for name, value in batches.items()}
+                batch = {name: tf.gather(value, offset + i) for name, value in batches.items()}
                 metrics = one(batch, first + tf.cast(i, tf.int64))
                 return i + 1, {name: arrays[name].write(i, value) for name, value in metrics.items()}
 
-            _, arrays = tf.while_loop(
-                lambda i, _: i < size, body, (tf.constant(0), arrays), parallel_iterations=1, maximum_iterations=size
-            )
+            _, arrays = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), arrays), parallel_iterations=1)
             return {name: array.stack() for name, array in arrays.items()}
 
         stacked = {name: tf.TensorSpec([size, *spec.shape], spec.dtype) for name, spec in self._spec.items()}
-        function = tf.function(many, jit_compile=None if self._loop_outside_xla else True)
-        return function.get_concrete_function(stacked, tf.TensorSpec([], tf.int64))
+        scalar = tf.TensorSpec([], tf.int32)
+        function = tf.function(many, jit_compile=True if jit else None)
+        return function.get_concrete_function(stacked, scalar, scalar, tf.TensorSpec([], tf.int64))
 
     def _check_trace(self, traced: Any) -> None:
         """Refuse what a checkpoint would lose silently, and warn of what it can't repeat."""
         held = {variable.ref() for variable in self._step.named_variables().values()}
-        strangers = sorted({variable.name for variable in traced.graph.variables if variable.ref() not in held})
+        if self._watch is not None:
+            held |= {variable.ref() for variable in self._watch.variables}
+        used = {variable.ref() for variable in traced.graph.variables}
+        strangers = sorted(ref.deref().name for ref in used - held)
         if strangers:
             raise ValueError(
                 f"the step uses variables that it doesn't hold, so no checkpoint would: {', '.join(strangers)}. "
@@ -215,9 +235,8 @@ def _nodes(traced: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def _bytes(step: Step, spec: Mapping[str, tf.TensorSpec]) -> int:
-    """What one step reads at the least."""
-    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in (*step.variables, *spec.values()))
+def _bytes(tensors: Iterable[tf.Variable | tf.TensorSpec]) -> int:
+    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in tensors)
 
 
 def _is_stateful_random(op: str) -> bool:
@@ -234,8 +253,3 @@ def _checked_metrics(metrics: Any) -> Metrics:
         if value.shape.rank != 0:
             raise TypeError(f"a step's metrics must be scalars, but {name!r} has shape {value.shape}")
     return checked
-
-
-def _check_complete(number: int, stop: int) -> None:
-    if number < stop:
-        raise ValueError(f"the data ended after step {number}, but training goes on to step {stop}")

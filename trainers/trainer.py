@@ -1,30 +1,30 @@
 """The loop around a step."""
 
+import contextlib
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from tftoolkit.pipelines import Pipeline
-from tftoolkit.pipelines.errors import source_error
+from tftoolkit.trainers import faults
+from tftoolkit.trainers.best import Best
 from tftoolkit.trainers.checkpointer import Checkpointer
-from tftoolkit.trainers.interrupts import StopRequest, stop_requests
+from tftoolkit.trainers.divergence import DivergenceWatch, TrainingDivergedError
+from tftoolkit.trainers.events import Alarm, Every, every
+from tftoolkit.trainers.feed import Feed
+from tftoolkit.trainers.interrupts import StopRequest, TrainingTerminated, stop_requests
 from tftoolkit.trainers.metrics_log import MetricsLog
 from tftoolkit.trainers.progress import Progress
 from tftoolkit.trainers.runner import Call, Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
 
-MAX_SKIPPED_IN_A_ROW = 20
+EVENTS = ("start", "log", "evaluate", "checkpoint", "end")
 
-
-class TrainingDivergedError(ArithmeticError):
-    """The gradients weren't finite for many steps in a row; the weights are those before them."""
+Hook = Callable[["Trainer"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Summary:
     """The last line of kind "train" in ``metrics.jsonl``."""
     evaluation: dict[str, Any]
     """The last line of kind "eval", empty without ``evaluate``."""
+    best: dict[str, Any]
+    """The best line of kind "eval", empty without ``best``."""
     already_finished: bool
     """True if there was nothing left to do."""
 
@@ -50,41 +52,60 @@ class Trainer:
 
         lock the run folder, remove what killed saves left behind
         restore the newest intact checkpoint, drop the metrics of later steps
-        hooks: "start"
-        for each call of the runner (one step, or steps_per_call of them):
-            run it
-            if it made a step to log (a multiple of log_every, or the last):    write metrics, report, hooks: "log"
-            if the step is to be evaluated (a multiple of evaluate_every, or the last):     evaluate, hooks: "evaluate"
-            if the step is to be saved (a multiple of checkpoint_every, the last, or SIGINT or SIGTERM came):
-                flush the metrics, save a checkpoint, hooks: "checkpoint"
-            if SIGINT or SIGTERM came:   leave with KeyboardInterrupt
-        hooks: "end"
+        event "start"
+        evaluate now if that was due when the run was interrupted
+        until the last step is finished or the evaluations no longer get better:
+            call the runner: one step, or several, but never past the next step at which something is due
+            if the updates were skipped too often in a row:
+                go back to the last good checkpoint and leave out the batches since
+                continue
+            write the metrics of those steps that are to be logged                                 event "log"
+            if evaluating is due, or it is the last step:  evaluate, write it                      event "evaluate"
+            if saving is due, it is the best evaluation, the last step, or SIGINT or SIGTERM came:
+                bring the metrics to the disk, save a checkpoint                                   event "checkpoint"
+            call the hooks that are due
+            if SIGINT or SIGTERM came:   leave
+        event "end"
 
     A run folder holds ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. Running a finished run again does
-    nothing; with a larger ``steps`` it goes on.
+    nothing; with a larger ``steps`` it goes on. SIGTERM ends the running call of the runner (about a second) or
+    evaluation, saves, and raises :class:`TrainingTerminated`, which ends the process with exit code 75; SIGINT raises
+    KeyboardInterrupt.
 
-    Exactly the same result needs: a step that draws only from its key, and the same machine, TensorFlow and number of
-    threads. TensorFlow's CPU operations are then deterministic; on a GPU call
+    Exactly the same result needs: a step that draws only from its key, hooks that only look, and the same machine,
+    TensorFlow and number of threads. TensorFlow's CPU operations are then deterministic; on a GPU call
     ``tf.config.experimental.enable_op_determinism()`` and set ``XLA_FLAGS=--xla_gpu_deterministic_ops=true`` as well.
+
+    Rolling back is deterministic, too: a checkpoint counts as good if it was saved on schedule (not by the clock or a
+    signal) when the latest update wasn't skipped. All batches from there to the one that was the last straw are left
+    out, as in Chowdhery et al. 2022, section 5.1.
 
     Args:
         step: the step; it holds model and update.
         pipeline: yields dicts of tensors.
         directory: the run folder; made if it doesn't exist.
         runner: see :class:`tftoolkit.trainers.Runner`.
-        steps_per_call: the most steps that ``xla_chunk`` makes per call. The largest divisor of ``evaluate_every`` and
-            ``checkpoint_every`` up to it is used, so that calls end where something is to be done.
-        evaluate: function without arguments that returns a dict of numbers; called every ``evaluate_every`` steps
-            (None: never in between) and after the last.
-        checkpoint_every: steps between checkpoints; one is also saved after the last step.
-        log_every: steps between lines in ``metrics.jsonl``; a line holds that step's own metrics, not a mean.
-        keep: how many checkpoints to keep.
+        steps_per_call: see there.
+        evaluate: function without arguments that returns a dict of numbers; called after the last step and at
+            ``evaluate_every``.
+        evaluate_every: :func:`every` so many steps or epochs (a number means steps); None: only after the last step.
+        checkpoint_every: likewise, seconds too; a checkpoint is also saved after the last step.
+        log_every: steps or epochs between lines in ``metrics.jsonl``; a line holds that step's own metrics, not a mean.
+        best: keep the best checkpoint, and perhaps stop early.
+        keep: how many of the newest checkpoints to keep.
+        keep_every: keep also the checkpoints of steps that are multiples of this.
+        async_checkpoints: write checkpoints in a thread while training goes on; takes a copy of all variables.
+        max_skipped_in_a_row: how many updates may be skipped in a row before the trainer rolls back.
+        max_rollbacks: how often it may, before it gives up.
+        peak_flops: what the device can do per second at most, for the utilization (MFU) on the console.
         seed: from which each step's key is derived.
-        hooks: functions ``(event, trainer)``, called at "start", "log", "evaluate", "checkpoint" and "end".
+        hooks: pairs of when and a function of the trainer; when is :func:`every` … or one of the events "start",
+            "log", "evaluate", "checkpoint" and "end".
+        sinks: functions that get each line of ``metrics.jsonl`` as a dict when it is written.
 
     Attributes:
         finished_steps: number of finished steps.
-        last_metrics: the latest line of each kind ("train", "eval") in ``metrics.jsonl``.
+        last_metrics: the latest line of each kind ("train", "eval", "rollback") in ``metrics.jsonl``.
     """
 
     def __init__(
@@ -96,47 +117,66 @@ class Trainer:
         runner: str = "auto",
         steps_per_call: int = 100,
         evaluate: Callable[[], Mapping[str, Any]] | None = None,
-        evaluate_every: int | None = None,
-        checkpoint_every: int = 1000,
-        log_every: int = 100,
+        evaluate_every: Every | int | None = None,
+        checkpoint_every: Every | int = 1000,
+        log_every: Every | int = 100,
+        best: Best | None = None,
         keep: int = 3,
+        keep_every: int | None = None,
+        async_checkpoints: bool = False,
+        max_skipped_in_a_row: int = 20,
+        max_rollbacks: int = 3,
+        peak_flops: float | None = None,
         seed: int = 0,
-        hooks: Iterable[Callable[[str, "Trainer"], None]] = (),
+        hooks: Iterable[tuple[Every | str, Hook]] = (),
+        sinks: Iterable[Callable[[dict[str, Any]], None]] = (),
     ) -> None:
         if not isinstance(step, Step):
             raise TypeError(f"step must be a trainers.Step, but is {type(step).__name__}")
-        if evaluate_every is not None and evaluate is None:
-            raise ValueError("evaluate_every needs evaluate, a function that returns a dict of numbers")
-        for name, value in (
-            ("evaluate_every", evaluate_every),
-            ("checkpoint_every", checkpoint_every),
-            ("log_every", log_every),
+        if evaluate is None and (evaluate_every is not None or best is not None):
+            raise ValueError("evaluate_every and best need evaluate, a function that returns a dict of numbers")
+        for name, number, least in (
+            ("max_skipped_in_a_row", max_skipped_in_a_row, 1),
+            ("max_rollbacks", max_rollbacks, 0),
         ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, but is {number}")
         self.step = step
         self.pipeline = pipeline
         self.directory = Path(directory)
         self.finished_steps = 0
-        self.last_metrics: dict[str, dict[str, Any]] = {}
         self._evaluate = evaluate
-        self._evaluate_every = evaluate_every
-        self._checkpoint_every = checkpoint_every
-        self._log_every = log_every
+        self._best = best
+        self._max_rollbacks = max_rollbacks
+        self._peak_flops = peak_flops
         self._seed = seed
-        self._hooks = tuple(hooks)
+        self._sinks = tuple(sinks)
+        batches = pipeline.batches_per_epoch
+        self._log_alarm = Alarm(_period("log_every", log_every, repeatable=True), batches)
+        self._evaluate_alarm = Alarm(_period("evaluate_every", evaluate_every, repeatable=True), batches)
+        checkpoints = _period("checkpoint_every", checkpoint_every)
+        self._saves_on_schedule = checkpoints is not None and checkpoints.repeatable
+        self._checkpoint_alarm = Alarm(checkpoints, batches)
+        self._event_hooks, self._hook_alarms = _sorted_hooks(hooks, batches)
+        self._alarms = [self._evaluate_alarm, self._checkpoint_alarm, *(alarm for alarm, _ in self._hook_alarms)]
+        self._updates = [module for module in step.submodules if isinstance(module, Update)]
+        self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
         self._runner = Runner(
-            step,
-            pipeline.element_spec,
-            kind=runner,
-            steps_per_call=_largest_divisor(math.gcd(checkpoint_every, evaluate_every or 0), steps_per_call),
-            seed=seed,
+            step, pipeline.element_spec, kind=runner, steps_per_call=steps_per_call, seed=seed, watch=self._watch
         )
         self._variables = step.named_variables()
-        self._updates = [module for module in step.submodules if isinstance(module, Update)]
-        self._checkpointer = Checkpointer(self.directory / "checkpoints", keep=keep)
+        self._checkpointer = Checkpointer(
+            self.directory / "checkpoints",
+            keep=keep,
+            keep_best=1 if best else 0,
+            keep_every=keep_every,
+            asynchronous=async_checkpoints,
+        )
         self._seconds = 0.0
-        self._first_position = pipeline.position
+        self._position = pipeline.position
+        self._good_step: int | None = None  # the checkpoint to roll back to
+        self._rollbacks: list[dict[str, int]] = []
+        self._log: MetricsLog | None = None
 
     def run(self, steps: int) -> Summary:
         """Train until ``steps`` steps are finished, those of earlier runs in the same folder included.
@@ -144,121 +184,280 @@ class Trainer:
         Raises:
             CheckpointError: the run folder can't be written, or all its checkpoints are damaged.
             CheckpointMismatchError: the run folder belongs to another model.
-            ValueError: ``steps`` is out of range, or the run folder belongs to another seed or pipeline.
+            ValueError: ``steps`` is out of range, the run folder belongs to another seed or pipeline, or the data ends.
             RunLockedError: another trainer is using the run folder.
-            TrainingDivergedError: the gradients weren't finite for 20 steps in a row.
+            TrainingDivergedError: too many updates were skipped in a row, and rolling back didn't help.
             SourceError: the pipeline can't read its data.
-            KeyboardInterrupt: SIGINT or SIGTERM came; everything is saved, and running again goes on.
+            TrainingTerminated: SIGTERM came; everything is saved, and running again goes on.
+            KeyboardInterrupt: SIGINT came; likewise.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, but is {steps}")
-        with self._checkpointer, stop_requests() as stop:
+        with self._checkpointer, stop_requests() as stop, contextlib.ExitStack() as closing:
             self._restore()
-            log = MetricsLog(self.directory, self.finished_steps)
-            progress = Progress(steps, _batch_size(self.pipeline))
-            try:
-                return self._run(steps, log, progress, stop)
-            finally:
-                progress.close()
-                log.close()
+            log = closing.enter_context(contextlib.closing(self._open_log()))
+            progress = Progress(
+                steps, _batch_size(self.pipeline), self._runner.flops_per_step, peak_flops=self._peak_flops
+            )
+            closing.callback(progress.close)
+            already_finished = not self._loop(steps, log, progress, stop)
+            self._checkpointer.wait()
+            self._report_completed()
+            if not already_finished:
+                self._call_hooks("end")
+            return self._summary(log, already_finished=already_finished)
 
-    def _run(self, steps: int, log: MetricsLog, progress: Progress, stop: StopRequest) -> Summary:
-        self.last_metrics = log.last
-        resumed_at = self.finished_steps
-        if resumed_at >= steps:
-            progress.say(f"{self.directory}: already finished at step {resumed_at}")
-            return self._summary(already_finished=True)
-        calls = self._runner.steps_per_call
+    @property
+    def last_metrics(self) -> dict[str, dict[str, Any]]:
+        return self._log.last if self._log else {}
+
+    @property
+    def best_checkpoint(self) -> int | None:
+        """The step of the checkpoint whose evaluation was the best; see :meth:`load_best`."""
+        return self._checkpointer.best_step()
+
+    def load_best(self) -> int:
+        """Set the step's variables to those of the best checkpoint, for evaluation or export; returns its step.
+
+        Raises:
+            ValueError: there is none: ``best`` wasn't given, or nothing was evaluated yet.
+            CheckpointError: it is damaged.
+        """
+        step = self.best_checkpoint
+        if step is None:
+            raise ValueError(f"{self.directory} has no best checkpoint: give best=Best(metric) and run")
+        self._checkpointer.restore(self._variables, step)
+        return step
+
+    def _loop(self, steps: int, log: MetricsLog, progress: Progress, stop: StopRequest) -> bool:
+        """Returns whether there was anything to do."""
+        evaluation_missing = self._evaluation_missing(steps, log)
+        if self._is_over(steps, log) and not evaluation_missing:
+            progress.say(f"{self.directory}: already finished at step {self.finished_steps}")
+            return False
+        runner = self._runner
         progress.say(
-            f"{self.directory}: step {resumed_at} to {steps}, runner {self._runner.kind} ({self._runner.reason})"
-            + (f", {calls} steps per call" if calls > 1 else "")
+            f"{self.directory}: step {self.finished_steps} to {steps}, runner {runner.kind} ({runner.reason})"
+            + (f", up to {runner.steps_per_call} steps per call" if runner.steps_per_call > 1 else "")
         )
+        self._clock = time.perf_counter()
         self._call_hooks("start")
-        clock = time.perf_counter()
-        try:
-            for call in self._runner.run(self._dataset_from, resumed_at, steps):
-                self.finished_steps = done = call.first + call.steps
-                last = done == steps
-                self._log(call, last, log, progress)
-                if self._evaluate is not None and (last or _is_due(done, self._evaluate_every)):
-                    log.write("eval", done, self._evaluate())
-                    self._call_hooks("evaluate")
-                if last or stop.name or _is_due(done, self._checkpoint_every):
-                    self._seconds, clock = self._seconds + time.perf_counter() - clock, time.perf_counter()
-                    self._save(log)
-                if stop.name:
-                    raise KeyboardInterrupt(f"{stop.name}: saved step {done} of {steps}; run again to go on")
-        except tf.errors.OpError as error:
-            raise source_error(error) or error from error
-        self._call_hooks("end")
-        return self._summary(already_finished=False)
+        if evaluation_missing:
+            scheduled = self._saves_on_schedule and self._was_due(self._checkpoint_alarm)
+            self._save(log, good=self._evaluate_now(log) or scheduled)
+        self._set_alarms()
+        feed = runner.feed(self.pipeline, self._position)
+        while not self._is_over(steps, log):
+            limit = min(steps, *(alarm.next_step for alarm in self._alarms)) - self.finished_steps
+            call = runner.call(feed, self.finished_steps, int(limit))
+            faults.passing("step")
+            self.finished_steps += call.steps
+            self._position += call.steps
+            last = self.finished_steps == steps
+            if not (last or stop.name or self._anything_due()):
+                continue
+            if (diverged_at := self._watch.step) is not None:
+                feed = self._roll_back(diverged_at, log, progress)
+                continue
+            self._write_metrics(call, last, log, progress, feed.seconds_waited)
+            due = {alarm for alarm in self._alarms if alarm.due(self.finished_steps)}
+            improved = False
+            if (last or self._evaluate_alarm in due) and not stop.name:
+                improved = self._evaluate_now(log)
+            stopped_by = stop.name  # asked once: a signal that comes during the save is heeded after the next call
+            if last or stopped_by or improved or self._checkpoint_alarm in due or self._is_over(steps, log):
+                self._save(log, good=improved or (self._checkpoint_alarm in due and self._saves_on_schedule))
+            for alarm, hook in self._hook_alarms:
+                if alarm in due:
+                    hook(self)
+            for alarm in due:
+                alarm.set(self.finished_steps, self._position)
+            self._report_completed()
+            if stopped_by:
+                self._leave(stopped_by, steps, progress)
+        return True
+
+    def _is_over(self, steps: int, log: MetricsLog) -> bool:
+        return self.finished_steps >= steps or (self._best is not None and self._best.exhausted(log.evaluations))
+
+    def _anything_due(self) -> bool:
+        step = self.finished_steps
+        return step >= self._log_alarm.next_step or any(alarm.due(step) for alarm in self._alarms)
+
+    def _set_alarms(self) -> None:
+        for alarm in (self._log_alarm, *self._alarms):
+            alarm.set(self.finished_steps, self._position)
+
+    def _was_due(self, alarm: Alarm) -> bool:
+        """Whether the alarm was due after the latest step."""
+        alarm.set(self.finished_steps - 1, self._position - 1)
+        return alarm.next_step == self.finished_steps
+
+    def _evaluation_missing(self, steps: int, log: MetricsLog) -> bool:
+        """Whether the run was interrupted when it should have evaluated."""
+        if self._evaluate is None or self.finished_steps == 0:
+            return False
+        if any(entry["step"] == self.finished_steps for entry in log.evaluations[-1:]):
+            return False
+        return self.finished_steps == steps or self._was_due(self._evaluate_alarm)
 
     def _restore(self) -> None:
         restored = self._checkpointer.restore(self._variables)
+        self._watch.reset()
         if restored is None:
             return
-        if restored.state["seed"] != self._seed:
-            raise ValueError(f"seed is {self._seed}, but {self.directory} was begun with {restored.state['seed']}")
-        self.pipeline.restore(restored.state["pipeline"])
+        state = restored.state
+        if state["seed"] != self._seed:
+            raise ValueError(f"seed is {self._seed}, but {self.directory} was begun with {state['seed']}")
+        self.pipeline.restore(state["pipeline"])
+        self._position = self.pipeline.position
         self.finished_steps = restored.step
-        self._first_position = self.pipeline.position - restored.step
-        self._seconds = restored.state["seconds"]
+        self._seconds = state["seconds"]
+        self._good_step = state["good_step"]
+        self._rollbacks = state["rollbacks"]
 
-    def _save(self, log: MetricsLog) -> None:
+    def _open_log(self) -> MetricsLog:
+        self._log = MetricsLog(self.directory, self.finished_steps, self._sinks)
+        return self._log
+
+    def _evaluate_now(self, log: MetricsLog) -> bool:
+        """Returns whether the evaluation is the best so far."""
+        if self._evaluate is None:
+            return False
+        metrics = self._evaluate()
+        faults.passing("evaluate")
+        log.write("eval", self.finished_steps, metrics)
+        self._call_hooks("evaluate")
+        return self._best is not None and self._best.of(log.evaluations) is log.evaluations[-1]
+
+    def _save(self, log: MetricsLog, *, good: bool) -> None:
+        """``good``: an undisturbed run would save here, too, so that rolling back to it is repeatable."""
         log.flush()
+        score = None
+        if self._best is not None and log.evaluations and log.evaluations[-1]["step"] == self.finished_steps:
+            score = self._best.finite_score(log.evaluations[-1])
+        if good and self._watch.calm:
+            self._good_step = self.finished_steps
+        now = time.perf_counter()
+        self._seconds, self._clock = self._seconds + now - self._clock, now
         state = {
             "seed": self._seed,
             "seconds": self._seconds,
-            "pipeline": self.pipeline.state(self._first_position + self.finished_steps),
+            "pipeline": self.pipeline.state(self._position),
+            "good_step": self._good_step,
+            "rollbacks": self._rollbacks,
         }
-        self._checkpointer.save(self.finished_steps, self._variables, state)
-        self._call_hooks("checkpoint")
+        protect = () if self._good_step is None else (self._good_step,)
+        self._checkpointer.save(self.finished_steps, self._variables, state, score=score, protect=protect)
 
-    def _log(self, call: Call, last: bool, log: MetricsLog, progress: Progress) -> None:
+    def _write_metrics(
+        self, call: Call, last: bool, log: MetricsLog, progress: Progress, seconds_waited: float
+    ) -> None:
         """Write the lines of those steps of ``call`` that are due. Other metrics are never read from the device."""
-        finished = range(call.first + 1, call.first + call.steps + 1)
-        due = [step for step in finished if step % self._log_every == 0 or (last and step == finished[-1])]
+        due = []
+        while self._log_alarm.next_step <= self.finished_steps:
+            due.append(int(self._log_alarm.next_step))
+            self._log_alarm.set(due[-1], self._position - (self.finished_steps - due[-1]))
+        if last and due[-1:] != [self.finished_steps]:
+            due.append(self.finished_steps)
         if not due:
             return
-        self._check_finite()
-        skipped = sum(int(update.skipped) for update in self._updates)
-        values = {name: value.numpy().reshape(-1) for name, value in call.metrics.items()}
+        values = call.values()
         for step in due:
-            log.write("train", step, {name: value[step - finished[0]] for name, value in values.items()})
-        log.write_rates(finished[-1], progress.report(finished[-1], log.last["train"], skipped))
+            log.write("train", step, {name: value[step - call.first - 1] for name, value in values.items()})
+        skipped = sum(int(update.skipped) for update in self._updates)
+        log.write_rates(
+            self.finished_steps, progress.report(self.finished_steps, log.last["train"], skipped, seconds_waited)
+        )
         self._call_hooks("log")
 
-    def _check_finite(self) -> None:
-        in_a_row = max((int(update.skipped_in_a_row) for update in self._updates), default=0)
-        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingDivergedError(
-                f"step {self.finished_steps}: the gradients weren't finite in the last {in_a_row} steps, which were "
-                "skipped. Lower the learning rate, clip the gradients, or look for NaN in the data"
+    def _roll_back(self, diverged_at: int, log: MetricsLog, progress: Progress) -> Feed:
+        """Continue from the last good checkpoint with the batches after that of step ``diverged_at``."""
+        target = self._good_step
+        if target is None or len(self._rollbacks) >= self._max_rollbacks:
+            reason = (
+                "there is no good checkpoint yet" if target is None else f"rolled back {len(self._rollbacks)} times"
             )
+            raise TrainingDivergedError(
+                f"step {diverged_at}: the updates were skipped too often in a row, and {reason}. Lower the learning "
+                "rate, clip the gradients, or look for NaN in the data"
+            )
+        end = self._position - (self.finished_steps - diverged_at)
+        restored = self._checkpointer.restore(self._variables, target)
+        assert restored is not None
+        self._checkpointer.discard_after(target)
+        self.pipeline.restore(restored.state["pipeline"])
+        skipped = {"first_batch": self.pipeline.position, "batches": end - self.pipeline.position}
+        self._rollbacks.append({"step": target, "diverged_at": diverged_at, **skipped})
+        self.finished_steps, self._position = target, end
+        self._watch.reset()
+        self._set_alarms()
+        log.rewind(target)
+        for rollback in self._rollbacks:
+            if (
+                rollback["step"] == target
+            ):  # named after the first step that follows, which drops it when that is dropped
+                log.write("rollback", target + 1, {name: rollback[name] for name in ("diverged_at", *skipped)})
+        progress.say(f"diverged at step {diverged_at}: back to step {target}, without {skipped['batches']} batches")
+        return self._runner.feed(self.pipeline, end)
 
-    def _dataset_from(self, step: int) -> tf.data.Dataset:
-        return self.pipeline.dataset(start=self._first_position + step)
+    def _leave(self, signal_name: str, steps: int, progress: Progress) -> None:
+        self._checkpointer.wait()
+        message = f"{signal_name}: saved step {self.finished_steps} of {steps}; run again to go on"
+        progress.say(message)
+        raise TrainingTerminated(message) if signal_name == "SIGTERM" else KeyboardInterrupt(message)
+
+    def _report_completed(self) -> None:
+        for _ in self._checkpointer.completed():
+            self._call_hooks("checkpoint")
 
     def _call_hooks(self, event: str) -> None:
-        for hook in self._hooks:
-            hook(event, self)
+        for hook in self._event_hooks[event]:
+            hook(self)
 
-    def _summary(self, *, already_finished: bool) -> Summary:
+    def _summary(self, log: MetricsLog, *, already_finished: bool) -> Summary:
+        best = self._best.of(log.evaluations) if self._best else None
         return Summary(
             steps=self.finished_steps,
             seconds=self._seconds,
-            metrics=self.last_metrics.get("train", {}),
-            evaluation=self.last_metrics.get("eval", {}),
+            metrics=log.last.get("train", {}),
+            evaluation=log.last.get("eval", {}),
+            best=dict(best or {}),
             already_finished=already_finished,
         )
 
 
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _period(name: str, value: Every | int | None, *, repeatable: bool = False) -> Every | None:
+    if value is None or isinstance(value, Every):
+        period = value
+    else:
+        try:
+            period = every(steps=value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    if repeatable and period is not None and not period.repeatable:
+        raise ValueError(
+            f"{name}={period}: what goes into metrics.jsonl must not depend on the clock; use steps or epochs"
+        )
+    return period
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next((size for size in range(limit, 0, -1) if number % size == 0), limit)
+def _sorted_hooks(
+    hooks: Iterable[tuple[Every | str, Hook]], batches_per_epoch: int
+) -> tuple[dict[str, list[Hook]], list[tuple[Alarm, Hook]]]:
+    events: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+    alarms = []
+    for pair in hooks:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
+            raise TypeError(f"hooks: expected pairs of when and a function of the trainer, but got {pair!r}")
+        when, hook = pair
+        if isinstance(when, Every):
+            alarms.append((Alarm(when, batches_per_epoch), hook))
+        elif when in events:
+            events[when].append(hook)
+        else:
+            raise ValueError(f"hooks: when must be every(…) or one of {', '.join(EVENTS)}, but is {when!r}")
+    return events, alarms
 
 
 def _batch_size(pipeline: Pipeline) -> int | None:

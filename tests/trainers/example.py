@@ -16,6 +16,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
+from tftoolkit.trainers.trainer import EVENTS
 
 
 def _weight(*shape: int) -> tf.Variable:
@@ -128,7 +129,7 @@ def main(directory: str, runner: str, steps: str) -> None:
         evaluate_every=60,
         checkpoint_every=40,
         log_every=7,
-        hooks=[lambda event, _: print(event, flush=True)],
+        hooks=[(event, lambda _, event=event: print(event, flush=True)) for event in EVENTS],
     )
     trainer.run(int(steps))
     np.savez(Path(directory) / "final.npz", **values(step))

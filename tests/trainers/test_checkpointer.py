@@ -269,7 +269,7 @@ def test_the_content_is_an_ordinary_tensorflow_checkpoint(tmp_path):
 
 def test_a_later_format_is_refused_with_a_reason(tmp_path):
     _save(tmp_path, 1)
-    from tftoolkit.trainers import checkpointer as module
+    from tftoolkit.trainers import checkpoint_files as module
 
     path = tmp_path / "step-00000001" / "manifest.json"
     manifest = json.loads(path.read_text())

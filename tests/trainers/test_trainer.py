@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tftoolkit import pipelines, trainers
 from tftoolkit.trainers.metrics_log import MetricsLog
+from tftoolkit.trainers.trainer import EVENTS
 
 
 class Line(trainers.Step):
@@ -52,13 +53,14 @@ def test_the_order_of_events(tmp_path):
         events.append("evaluating")
         return {"w": float(step.w[0])}
 
-    def hook(event, trainer):
-        events.append(f"{event} {trainer.finished_steps}")
+    def note(name):
+        return name, lambda trainer: events.append(f"{name} {trainer.finished_steps}")
 
-    trainer = _trainer(tmp_path, step, evaluate=evaluate, evaluate_every=4, hooks=[hook], log_every=3)
+    hooks = [*map(note, EVENTS), (trainers.every(epochs=0.5), lambda trainer: events.append("half an epoch"))]
+    trainer = _trainer(tmp_path, step, evaluate=evaluate, evaluate_every=4, hooks=hooks, log_every=3)
     summary = trainer.run(steps=7)
     assert events == [
-        *["start 0", "log 3", "evaluating", "evaluate 4", "checkpoint 5", "log 6"],
+        *["start 0", "log 3", "evaluating", "evaluate 4", "half an epoch", "checkpoint 5", "log 6"],
         *["log 7", "evaluating", "evaluate 7", "checkpoint 7", "end 7"],
     ]
     assert [(line["kind"], line["step"]) for line in _lines(tmp_path)] == [
@@ -97,13 +99,13 @@ def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     _trainer(step=whole, **arguments, **options).run(20)
     for stop_event, after in (("evaluate", 9), ("log", 14)):
 
-        def hook(event, trainer, stop_event=stop_event, after=after):
-            if event == stop_event and trainer.finished_steps >= after:
+        def hook(trainer, after=after):
+            if trainer.finished_steps >= after:
                 raise Stop
 
         step, arguments = build("parts")
         with pytest.raises(Stop):
-            _trainer(step=step, hooks=[hook], **arguments, **options).run(20)
+            _trainer(step=step, hooks=[(stop_event, hook)], **arguments, **options).run(20)
     parts, arguments = build("parts")
     _trainer(step=parts, **arguments, **options).run(20)
     for name, variable in whole.named_variables().items():
@@ -111,18 +113,14 @@ def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
-def test_chunks_end_where_something_is_to_be_done(tmp_path):
-    sizes = []
-
-    def hook(event, trainer):
-        if event == "start":
-            sizes.append(trainer._runner.steps_per_call)
-
-    for evaluate_every, checkpoint_every, asked in ((60, 90, 100), (60, 90, 20), (None, 97, 50)):
-        options = {"evaluate": dict, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
-        trainer = _trainer(tmp_path / str(asked), runner="xla_chunk", steps_per_call=asked, hooks=[hook], **options)
-        trainer.run(1)
-    assert sizes == [30, 15, 1]
+def test_calls_end_where_something_is_to_be_done(tmp_path):
+    events = []
+    hooks = [(trainers.every(steps=11), lambda trainer: events.append(trainer.finished_steps))]
+    options = {"evaluate": dict, "evaluate_every": 7, "checkpoint_every": 13, "steps_per_call": 10, "log_every": 100}
+    hooks += [(event, lambda trainer: events.append(trainer.finished_steps)) for event in ("evaluate", "checkpoint")]
+    _trainer(tmp_path, runner="xla_chunk", hooks=hooks, **options).run(60)
+    expected = [*range(7, 61, 7), *range(13, 61, 13), *range(11, 61, 11), 60, 60]
+    assert sorted(events) == sorted(expected)
 
 
 def test_metrics_after_the_restored_step_are_dropped(tmp_path):
@@ -176,9 +174,54 @@ def test_tensorboard_events_can_be_read(tmp_path):
 @pytest.mark.parametrize("runner", ["graph", "xla_chunk"])
 def test_training_stops_when_it_diverges(tmp_path, runner):
     step = Line()
-    with pytest.raises(trainers.TrainingDivergedError, match=r"last 2[0-9] steps"):
+    with pytest.raises(trainers.TrainingDivergedError, match=r"step 20: .*no good checkpoint"):
         _trainer(tmp_path, step, _pipeline(poison=range(40)), runner=runner).run(100)
     np.testing.assert_array_equal(step.w.numpy(), 0)
+
+
+class Fragile(Line):
+    """Its gradients aren't finite while the batch holds a number above 50."""
+
+    def __call__(self, batch, key):
+        bad = tf.reduce_max(batch["x"]) > 50
+        return super().__call__({**batch, "y": tf.where(bad, np.nan, 1.0) * batch["y"]}, key)
+
+
+def _with_bad_rows(first, count):
+    x = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    x[4 * first : 4 * (first + count)] = 99  # batches of 4
+    source = pipelines.sources.arrays({"x": x, "y": (3 * x).astype(np.float32)})
+    return pipelines.Pipeline(source).batch(4, drop_remainder=True)
+
+
+@pytest.mark.parametrize("runner", ["graph", "xla_chunk"])
+def test_rolling_back_skips_the_batches_since_the_last_good_checkpoint(tmp_path, runner):
+    """Batches 23 to 32 are bad, five in a row are too many, checkpoints come every ten steps."""
+    options = {"runner": runner, "checkpoint_every": 10, "max_skipped_in_a_row": 5, "log_every": 100}
+    step = Fragile()
+    _trainer(tmp_path / "found", step, _with_bad_rows(23, 10), **options).run(40)
+    # By hand: 20 steps, then on from batch 33: the first attempt skips 20 to 27, the second 28 to 32.
+    lines = _lines(tmp_path / "found")
+    assert [(line["step"], line["first_batch"], line["batches"]) for line in lines if line["kind"] == "rollback"] == [
+        (21, 20, 8),
+        (21, 20, 13),
+    ]
+    expected = Fragile()
+    pipeline = _with_bad_rows(23, 10)
+    _trainer(tmp_path / "expected", expected, pipeline, **options).run(20)
+    runner_ = trainers.Runner(expected, pipeline.element_spec, kind="graph" if runner == "graph" else "xla")
+    feed = runner_.feed(pipeline, 33)
+    for number in range(20, 40):
+        runner_.call(feed, number, 1)
+    np.testing.assert_array_equal(step.w.numpy(), expected.w.numpy())
+    assert step.update.skipped.numpy() == 0
+
+
+def test_rolling_back_has_an_end(tmp_path):
+    options = {"checkpoint_every": 10, "max_skipped_in_a_row": 5, "max_rollbacks": 2}
+    with pytest.raises(trainers.TrainingDivergedError, match="rolled back 2 times"):
+        _trainer(tmp_path, Fragile(), _with_bad_rows(13, 60), **options).run(40)
+    assert trainers.Checkpointer(tmp_path / "checkpoints").steps() == [10]
 
 
 def test_a_few_skipped_steps_are_shown_and_survived(tmp_path, capsys):
@@ -222,12 +265,11 @@ def _run_from_zero(directory):
 
 
 def test_two_trainers_in_one_folder(tmp_path):
-    def hook(event, trainer):
-        if event == "log":
-            with pytest.raises(trainers.RunLockedError, match="in use by process"):
-                _trainer(tmp_path).run(2)
+    def hook(trainer):
+        with pytest.raises(trainers.RunLockedError, match="in use by process"):
+            _trainer(tmp_path).run(2)
 
-    _trainer(tmp_path, hooks=[hook]).run(2)
+    _trainer(tmp_path, hooks=[("log", hook)]).run(2)
 
 
 def test_training_in_another_thread(tmp_path):
@@ -244,7 +286,8 @@ def test_progress_is_one_line_per_interval(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r".*: step 0 to 6, runner graph \(as asked\)", lines[0])
     assert re.fullmatch(r"step 2/6  loss \S+", lines[1])
-    assert re.fullmatch(r"step 4/6  loss \S+  \S+ steps/s  \S+ examples/s  ETA 0:00", lines[2])
+    rates = r"\S+ steps/s  \S+ examples/s  data wait \d+%  (\S+ GFLOP/s  )?peak \d+ MiB  ETA 0:00"
+    assert re.fullmatch(rf"step 4/6  loss \S+  {rates}", lines[2])
     assert len(lines) == 4
 
 
@@ -254,7 +297,14 @@ def test_progress_is_one_line_per_interval(tmp_path, capsys):
         ({"log_every": 0}, ValueError, "log_every"),
         ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),
         ({"evaluate": dict, "evaluate_every": 0}, ValueError, "evaluate_every"),
-        ({"evaluate_every": 5}, ValueError, "evaluate_every needs evaluate"),
+        ({"evaluate_every": 5}, ValueError, "evaluate_every and best need evaluate"),
+        ({"best": trainers.Best("a")}, ValueError, "evaluate_every and best need evaluate"),
+        ({"log_every": trainers.every(seconds=1)}, ValueError, r"log_every=every\(seconds=1\)"),
+        ({"evaluate": dict, "evaluate_every": trainers.every(seconds=1)}, ValueError, "evaluate_every"),
+        ({"hooks": [print]}, TypeError, "pairs"),
+        ({"hooks": [("finish", print)]}, ValueError, "start, log, evaluate, checkpoint, end"),
+        ({"max_skipped_in_a_row": 0}, ValueError, "max_skipped_in_a_row"),
+        ({"keep_every": 0}, ValueError, "keep_every"),
         ({"steps_per_call": 0}, ValueError, "steps_per_call"),
         ({"keep": 0}, ValueError, "keep"),
         ({"runner": "fast"}, ValueError, "eager, graph, xla, xla_chunk"),

@@ -1,0 +1,78 @@
+"""The batches of a pipeline, one by one or in stacks, from any position on."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tftoolkit.pipelines.errors import source_error
+from tftoolkit.trainers import faults
+
+
+@dataclasses.dataclass(frozen=True)
+class Portion:
+    """Batches ``offset`` to ``offset + count - 1`` of a stack; or a single batch, unstacked."""
+
+    batches: Mapping[str, tf.Tensor]
+    offset: int
+    count: int
+
+
+class Feed:
+    """Hands out batches in order.
+
+    Stacks begin at multiples of ``stack`` in the pipeline's own count, wherever the feed begins, so that the same stack
+    holds the same batches in every run.
+
+    Args:
+        pipeline: a :class:`tftoolkit.pipelines.Pipeline`.
+        position: the pipeline's number of the first batch.
+        stack: how many batches to stack; 0: single batches without a stacking dimension.
+
+    Attributes:
+        seconds_waited: how long :meth:`take` waited for data so far.
+    """
+
+    def __init__(self, pipeline: Any, position: int, stack: int) -> None:
+        self._size = stack
+        self._next = position
+        self._offset = position % stack if stack else 0
+        self._batches: Mapping[str, tf.Tensor] | None = None
+        dataset = pipeline.stack(stack).dataset(position // stack) if stack else pipeline.dataset(position)
+        self._iterator: Iterator[Mapping[str, tf.Tensor]] = iter(dataset)
+        self.seconds_waited = 0.0
+
+    def take(self, limit: int) -> Portion:
+        """Up to ``limit`` batches that lie in one stack.
+
+        Raises:
+            ValueError: the data has ended.
+            SourceError: an example can't be read.
+        """
+        if not self._size:
+            batch = self._fetch()
+            self._next += 1
+            return Portion(batch, 0, 1)
+        if self._batches is None:
+            self._batches = self._fetch()
+        count = min(limit, self._size - self._offset)
+        portion = Portion(self._batches, self._offset, count)
+        self._next += count
+        self._offset = (self._offset + count) % self._size
+        if self._offset == 0:
+            self._batches = None  # the next stack is asked for when it is needed, not before
+        return portion
+
+    def _fetch(self) -> Mapping[str, tf.Tensor]:
+        faults.passing("data")
+        begin = time.perf_counter()
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise ValueError(f"the pipeline ended before its batch {self._next}, but training goes on") from None
+        except tf.errors.OpError as error:
+            raise source_error(error) or error from error
+        finally:
+            self.seconds_waited += time.perf_counter() - begin
