@@ -12,8 +12,10 @@ from tftoolkit.pipelines.sources.source import Example
 
 MAX_MAGNITUDE = 30
 _FILL = 128  # what moves in at the borders: gray, as in the authors' code
-
-Op = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (uint8 picture, sign: float32 −1 or 1) -> uint8 picture
+CHANGES = (
+    *("identity", "auto_contrast", "equalize", "brightness", "color", "contrast", "sharpness", "posterize", "solarize"),
+    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+)
 
 
 def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]:
@@ -42,63 +44,76 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]
     """
     integer("num_ops", num_ops, 1)
     integer("magnitude", magnitude, 0, MAX_MAGNITUDE)
-    available = ops(magnitude)
 
     def stage(example: Example, key: tf.Tensor) -> Example:
         image = picture("rand_augment", example)
         need_dtype("rand_augment", image, tf.uint8)
         channels_of("rand_augment", image)
-        shape = image.shape
         draws = tf.reshape(uniform(key[tf.newaxis], 2 * num_ops), [num_ops, 2])
-        chosen, signs = below(draws[:, 0], len(available)), tf.cast(2 * below(draws[:, 1], 2) - 1, tf.float32)
-        for layer in range(num_ops):
-            branches = [lambda op=op, x=image, sign=signs[layer]: op(x, sign) for op in available.values()]
-            image = tf.ensure_shape(tf.switch_case(chosen[layer], branches), shape)
-        return {**example, "image": image}
+        shape = image.shape  # of which the loop would lose what is not known
+
+        def change(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+            sign = tf.cast(2 * below(draw[1], 2) - 1, tf.float32)
+            return tf.ensure_shape(changed(image, below(draw[0], len(CHANGES)), sign, magnitude), shape)
+
+        return {**example, "image": tf.foldl(change, draws, initializer=image)}
 
     return named(f"rand_augment(num_ops={num_ops}, magnitude={magnitude})", stage)
 
 
-def ops(magnitude: int) -> dict[str, Op]:
-    """The 14 changes by name, at this magnitude."""
+def changed(image: tf.Tensor, number: tf.Tensor | int, sign: tf.Tensor, magnitude: int) -> tf.Tensor:
+    """Change ``number``, 0 … 13, in the order of ``CHANGES``; sign is -1 or 1."""
     part = magnitude / MAX_MAGNITUDE
-    return {
-        "identity": lambda image, sign: image,
-        "auto_contrast": lambda image, sign: auto_contrast(image),
-        "equalize": lambda image, sign: equalize(image),
-        "shear_x": lambda image, sign: affine(image, [1.0, sign * 0.3 * part, 0.0, 0.0, 1.0, 0.0]),
-        "shear_y": lambda image, sign: affine(image, [1.0, 0.0, 0.0, sign * 0.3 * part, 1.0, 0.0]),
-        "translate_x": lambda image, sign: affine(image, [1.0, 0.0, sign * _pixels(image, 1, part), 0.0, 1.0, 0.0]),
-        "translate_y": lambda image, sign: affine(image, [1.0, 0.0, 0.0, 0.0, 1.0, sign * _pixels(image, 0, part)]),
-        "rotate": lambda image, sign: rotate(image, sign, 30.0 * part),
-        "brightness": _enhancement(color.adjust_brightness, 0.9 * part),
-        "color": _enhancement(color.adjust_saturation, 0.9 * part),
-        "contrast": _enhancement(color.adjust_contrast, 0.9 * part),
-        "sharpness": _enhancement(adjust_sharpness, 0.9 * part),
-        "posterize": lambda image, sign: posterize(image, 8 - round(4 * part)),
-        "solarize": lambda image, sign: solarize(image, math.ceil(256 * (1 - part))),
-    }
+
+    def moved() -> tf.Tensor:
+        # One branch for all, as each adds to the time that it takes to build a pipeline.
+        return affine(image, tf.gather(_matrices(image, sign, part), number - first_affine))
+
+    def enhanced(adjust: Callable[..., tf.Tensor]) -> Callable[[], tf.Tensor]:
+        factor = 1.0 + sign * (0.9 * part)
+        return lambda: tf.cast(adjust(tf.cast(image, tf.float32), factor, tf.uint8), tf.uint8)
+
+    branches = [
+        lambda: tf.identity(image),
+        lambda: auto_contrast(image),
+        lambda: equalize(image),
+        enhanced(color.adjust_brightness),
+        enhanced(color.adjust_saturation),
+        enhanced(color.adjust_contrast),
+        enhanced(adjust_sharpness),
+        lambda: posterize(image, 8 - round(4 * part)),
+        lambda: solarize(image, math.ceil(256 * (1 - part))),
+    ]
+    first_affine = len(branches)
+    return tf.switch_case(tf.minimum(number, first_affine), [*branches, moved])
 
 
-def _enhancement(adjust: Callable[..., tf.Tensor], amount: float) -> Op:
-    def op(image: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
-        return tf.cast(adjust(tf.cast(image, tf.float32), 1.0 + sign * amount, tf.uint8), tf.uint8)
+def _matrices(image: tf.Tensor, sign: tf.Tensor, part: float) -> tf.Tensor:
+    """What ``affine`` takes, for shear x and y, translate x and y, and rotate: float32[5, 6]."""
+    height, width = (tf.cast(size, tf.float32) for size in height_width(image))
+    shear = sign * (0.3 * part)
+    right, down = (sign * tf.floor(size * (150 / 331 * part)) for size in (width, height))
+    # Counter-clockwise about the middle, if sign is 1.
+    cos, sin = math.cos(math.radians(30 * part)), -sign * math.sin(math.radians(30 * part))
+    x, y = width / 2.0, height / 2.0
+    return tf.stack(
+        [
+            tf.stack([1.0, shear, 0.0, 0.0, 1.0, 0.0]),
+            tf.stack([1.0, 0.0, 0.0, shear, 1.0, 0.0]),
+            tf.stack([1.0, 0.0, right, 0.0, 1.0, 0.0]),
+            tf.stack([1.0, 0.0, 0.0, 0.0, 1.0, down]),
+            tf.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]),
+        ]
+    )
 
-    return op
 
-
-def _pixels(image: tf.Tensor, axis: int, part: float) -> tf.Tensor:
-    size = tf.cast(height_width(image)[axis], tf.float32)
-    return tf.floor(size * (150 / 331 * part))
-
-
-def affine(image: tf.Tensor, matrix: list[tf.Tensor | float]) -> tf.Tensor:
-    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), matrix [a, b, c, d, e, f], x and y at pixel centres.
+def affine(image: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), matrix float32[6]: a … f, x and y at pixel centres.
 
     The convention of ``PIL.Image.transform`` with the nearest pixel.
     """
     height, width = height_width(image)
-    a, b, c, d, e, f = matrix
+    a, b, c, d, e, f = tf.unstack(matrix)
     x, y = (tf.range(size, dtype=tf.float32) + 0.5 for size in (width, height))
     # One line of the fill colour around the picture takes up all that comes from outside of it.
     source_x = a * x + (b * y + c + 1.0)[:, tf.newaxis]
@@ -107,13 +122,6 @@ def affine(image: tf.Tensor, matrix: list[tf.Tensor | float]) -> tf.Tensor:
     row = tf.cast(tf.clip_by_value(tf.floor(source_y), 0.0, tf.cast(height + 1, tf.float32)), tf.int32)
     framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=_FILL)
     return tf.gather(tf.reshape(framed, [-1, image.shape[-1]]), row * (width + 2) + column)
-
-
-def rotate(image: tf.Tensor, sign: tf.Tensor, degrees: float) -> tf.Tensor:
-    """Turned counter-clockwise (sign 1) about the middle; the corners that leave the picture are lost."""
-    height, width = (tf.cast(size, tf.float32) / 2.0 for size in height_width(image))
-    cos, sin = math.cos(math.radians(degrees)), -sign * math.sin(math.radians(degrees))
-    return affine(image, [cos, sin, width - cos * width - sin * height, -sin, cos, height + sin * width - cos * height])
 
 
 def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:

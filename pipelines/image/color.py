@@ -96,19 +96,17 @@ def color_jitter(
         need_dtype("color_jitter", image, tf.uint8, tf.float32)
         channels_of("color_jitter", image)
         draws = uniform(key[tf.newaxis], 2 * len(active))[0]
-        order = tf.argsort(draws[: len(active)])
+        order, parts = tf.argsort(draws[: len(active)]), draws[len(active) :]
         steps = [_jitter_step(name, amount, image.dtype) for name, amount in active.items()]
-        values = tf.cast(image, tf.float32)
-        for position in range(len(active)):
-            values = _one_of(steps, order[position], values, draws[len(active) :])
+
+        def change(values: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+            branches = [lambda step=step, draw=parts[i]: step(values, draw) for i, step in enumerate(steps)]
+            return tf.ensure_shape(tf.switch_case(number, branches), image.shape)
+
+        values = tf.foldl(change, order, initializer=tf.cast(image, tf.float32))
         return {**example, "image": tf.cast(values, image.dtype)}
 
     return named(f"color_jitter({', '.join(f'{name}={amount}' for name, amount in active.items())})", stage)
-
-
-def _one_of(steps: list[Callable[..., tf.Tensor]], chosen: tf.Tensor, values: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    branches = [lambda step=step, draw=draws[i]: step(values, draw) for i, step in enumerate(steps)]
-    return tf.ensure_shape(tf.switch_case(chosen, branches), values.shape)
 
 
 def _jitter_step(name: str, amount: float, dtype: tf.DType) -> Callable[..., tf.Tensor]:

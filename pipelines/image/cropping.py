@@ -14,6 +14,9 @@ from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
 
 _TRIES = 10  # as in torchvision
+# Most JPEG files hold colours at half or a quarter of the resolution. At the border of what is decoded they are
+# interpolated otherwise than in the whole picture: so that many pixels more are decoded at each side.
+_MARGIN = 4
 
 
 def center_crop(height: int, width: int) -> Vectorized:
@@ -154,8 +157,13 @@ def _part(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
 
 def _decoded_part(contents: tf.Tensor, channels: int, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     def jpeg() -> tf.Tensor:
-        crop = window(tf.io.extract_jpeg_shape(contents))
-        return tf.io.decode_and_crop_jpeg(contents, crop, channels=channels, dct_method="INTEGER_ACCURATE")
+        shape = tf.io.extract_jpeg_shape(contents)
+        crop = window(shape)
+        start = tf.maximum(crop[:2] - _MARGIN, 0)
+        size = tf.minimum(crop[:2] + crop[2:] + _MARGIN, shape[:2]) - start
+        around = tf.concat([start, size], 0)
+        image = tf.io.decode_and_crop_jpeg(contents, around, channels=channels, dct_method="INTEGER_ACCURATE")
+        return _part(image, tf.concat([crop[:2] - start, crop[2:]], 0))
 
     def other() -> tf.Tensor:
         image = decoded(contents, channels)
