@@ -3,6 +3,7 @@
 from tftoolkit.pipelines import audio, image, sources, tabular, text
 from tftoolkit.pipelines.errors import SourceError, StateMismatchError, source_error
 from tftoolkit.pipelines.pipeline import Pipeline
+from tftoolkit.pipelines.writing import write
 
 __all__ = [
     "Pipeline",
@@ -14,4 +15,5 @@ __all__ = [
     "sources",
     "tabular",
     "text",
+    "write",
 ]

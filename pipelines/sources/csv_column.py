@@ -66,8 +66,8 @@ class Column:
                 except ValueError as error:
                     bad[number] = str(error)
         if self.dtype.is_floating and not self._allow_nan:
-            for number in np.flatnonzero(~np.isfinite(block.astype(np.float64))):
-                bad.setdefault(int(number), f"{values[number]!r} is no finite number")
+            for number in np.flatnonzero(~np.isfinite(block.astype(np.float64))).tolist():
+                bad.setdefault(number, f"{values[number]!r} is no finite number")
         self._blocks.append(block)
         return bad
 

@@ -33,7 +33,8 @@ def list_files(files: FilePath | Sequence[FilePath]) -> list[str]:
     if not listed:
         raise ValueError("files: the list is empty; give at least one file")
     paths = []
-    for file in map(os.fspath, listed):
+    for given in listed:
+        file = os.fspath(given)
         path = file if is_remote(file) else str(Path(file).expanduser().absolute())
         if "*" not in path:
             paths.append(path)

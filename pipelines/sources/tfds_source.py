@@ -13,8 +13,12 @@ from google.protobuf import json_format
 
 from tftoolkit.pipelines import digits
 from tftoolkit.pipelines.errors import SourceError, message_of
-from tftoolkit.pipelines.sources.array_source import ArraySource
-from tftoolkit.pipelines.sources.source import Example, Source, Spec
+from tftoolkit.pipelines.rows import map_rows
+from tftoolkit.pipelines.sources.array_source import ArraySource, ragged
+from tftoolkit.pipelines.sources.source import Example, Source, Spec, fetch_in_python, varies
+from tftoolkit.pipelines.sources.tfrecord_source import TFRecordSource
+
+FileFormat = tensorflow_datasets.core.FileFormat
 
 MAX_BYTES_IN_MEMORY = 1 << 30
 
@@ -22,8 +26,9 @@ MAX_BYTES_IN_MEMORY = 1 << 30
 def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """A source over one split of a prepared TFDS data set; nothing is ever downloaded.
 
-    A split of up to 1 GiB when decoded is decoded once into memory. A larger one is read record by record, which needs
-    ArrayRecord files.
+    A split of up to 1 GiB when decoded is decoded once into memory. A larger one is read and decoded record by record,
+    from TFRecord (through an index, see ``tfrecord``) or ArrayRecord files. Pictures without a fixed size stay encoded:
+    a string, for ``pipelines.image.decode``.
 
     Args:
       name: as in TFDS, ``"name"``, ``"name/config"`` or ``"name:1.0.0"``. "digits" is tftoolkit's own and prepared
@@ -32,7 +37,7 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
       data_dir: where TFDS data sets lie; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
-      ValueError: unknown name or split, or features that cannot be stacked into a batch.
+      ValueError: unknown name or split, or features with more than their first dimension unknown.
       FileNotFoundError: the data set is not prepared.
       SourceError: its files are incomplete, damaged or cannot be written.
     """
@@ -46,50 +51,95 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     missing = [str(path) for path in info.filepaths if not path.exists()]
     if missing:
         raise _unreadable(builder.data_path, f"{missing[0]} is missing")
-    spec = _checked_spec(builder)
+    spec, decoders = _checked_spec(builder)
     identity = {"kind": "tfds", "name": builder.info.full_name, "split": split}
-    if _decoded_bytes(spec, info.num_examples) <= MAX_BYTES_IN_MEMORY:
-        return ArraySource(_decode_all(builder, split, spec, info.num_examples), identity)
-    return RecordSource(builder, split, spec, identity)
+    if max(_decoded_bytes(spec, info.num_examples), info.num_bytes) <= MAX_BYTES_IN_MEMORY:
+        return ArraySource(_decode_all(builder, split, spec, decoders, info.num_examples), identity)
+    if builder.info.file_format == FileFormat.ARRAY_RECORD:
+        return ArrayRecordSplit(builder, split, spec, decoders, identity)
+    if builder.info.file_format == FileFormat.TFRECORD:
+        return TFRecordSplit(builder, split, spec, decoders, identity)
+    raise ValueError(
+        f"{builder.info.full_name}: it is larger than {MAX_BYTES_IN_MEMORY >> 20} MiB and its files cannot be read in "
+        f"random order; prepare it as ArrayRecord: tfds build {builder.name} --file_format=array_record"
+    )
 
 
-class RecordSource:
+class ArrayRecordSplit:
     """The examples of an ArrayRecord split, read and decoded (in Python, by TFDS) when they are fetched."""
 
-    def __init__(self, builder: Any, split: str, element_spec: Spec, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, builder: Any, split: str, element_spec: Spec, decoders: dict[str, Any], identity: dict[str, Any]
+    ) -> None:
         self._folder = builder.data_path
         self._identity = identity
         self.element_spec = element_spec
-        try:
-            self._records = builder.as_data_source(split=split)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{builder.info.full_name}: it is larger than {MAX_BYTES_IN_MEMORY >> 20} MiB and its files cannot be "
-                "read in random order; prepare it as ArrayRecord: "
-                f"tfds build {builder.name} --file_format=array_record"
-            ) from error
+        self._records = builder.as_data_source(split=split, decoders=decoders)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def fetch(self, indices: tf.Tensor) -> Example:
-        dtypes = [spec.dtype for spec in self.element_spec.values()]
-        columns = tf.numpy_function(self._read, [indices], dtypes, stateful=False)
-        batch = dict(zip(self.element_spec, columns, strict=True))
-        return {
-            name: tf.ensure_shape(batch[name], indices.shape[:1] + spec.shape)
-            for name, spec in self.element_spec.items()
-        }
+        return fetch_in_python(self._read, indices, self.element_spec)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._identity, "length": len(self)}
 
-    def _read(self, indices: np.ndarray) -> list[np.ndarray]:
+    def describe(self, index: int) -> str:
+        return f"{self._folder}, {self._identity['split']}, example {index}"
+
+    def _read(self, indices: np.ndarray) -> list[list[Any]]:
         try:
             rows = self._records.__getitems__(indices.tolist())
         except Exception as error:  # array_record raises bare RuntimeError for whatever is wrong with a file
             raise _unreadable(self._folder, message_of(error)) from error
-        return [_stack([row[name] for row in rows], spec) for name, spec in self.element_spec.items()]
+        return [[row[name] for row in rows] for name in self.element_spec]
+
+
+class TFRecordSplit:
+    """The examples of a TFRecord split, read through an index and decoded (by TFDS, as graph) when they are fetched."""
+
+    def __init__(
+        self, builder: Any, split: str, element_spec: Spec, decoders: dict[str, Any], identity: dict[str, Any]
+    ) -> None:
+        self._features, self._decoders = builder.info.features, decoders
+        self._identity = identity
+        self.element_spec = element_spec
+        parts = builder.info.splits[split].file_instructions
+        self._files = TFRecordSource([str(part.filename) for part in parts], None)
+        sizes = [part.examples_in_shard for part in parts]
+        if len(self._files) != sum(sizes):
+            raise _unreadable(builder.data_path, f"{len(self._files)} of {sum(sizes)} examples were found")
+        self._length = sum(part.take for part in parts)
+        # Of each file some records belong to the split, one behind the other.
+        self._ends = tf.constant(np.cumsum([part.take for part in parts]), tf.int64)
+        self._shifts = tf.constant(
+            np.cumsum([0, *sizes[:-1]])
+            + [part.skip for part in parts]
+            - np.cumsum([0, *(part.take for part in parts[:-1])]),
+            tf.int64,
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def fetch(self, indices: tf.Tensor) -> Example:
+        records = self._files.fetch(self._record(indices))
+
+        def decode(example: Example, _: tf.Tensor) -> Example:
+            decoded: Example = self._features.deserialize_example(example["record"], decoders=self._decoders)
+            return decoded
+
+        return map_rows(decode, records, indices, self._files.element_spec, self.element_spec)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**self._identity, "length": len(self)}
+
+    def describe(self, index: int) -> str:
+        return self._files.describe(int(self._record(tf.constant([index], tf.int64))[0]))
+
+    def _record(self, indices: tf.Tensor) -> tf.Tensor:
+        return indices + tf.gather(self._shifts, tf.searchsorted(self._ends, indices, side="right"))
 
 
 def _builder(name: str, folder: Path) -> Any:
@@ -121,46 +171,58 @@ def _builder(name: str, folder: Path) -> Any:
     return builder
 
 
-def _checked_spec(builder: Any) -> Spec:
+def _checked_spec(builder: Any) -> tuple[Spec, dict[str, Any]]:
+    """The features, and what TFDS shall decode otherwise than it would."""
     specs = builder.info.features.get_tensor_spec()
     if not isinstance(specs, dict):
         raise ValueError(f"{builder.info.full_name}: its examples are {specs} and not dicts of features")
+    checked: Spec = {}
+    decoders = {}
     for name, spec in specs.items():
-        if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
+        if isinstance(spec, tf.TensorSpec) and spec.shape.is_fully_defined():
+            checked[name] = spec
+        elif isinstance(builder.info.features[name], tensorflow_datasets.features.Image):
+            checked[name] = tf.TensorSpec([], tf.string)
+            decoders[name] = tensorflow_datasets.decode.SkipDecoding()
+        elif isinstance(spec, tf.TensorSpec) and spec.shape.rank and spec.shape[1:].is_fully_defined():
+            checked[name] = spec
+        else:
             raise ValueError(
-                f"{builder.info.full_name}: feature {name!r} is {spec}; only dense features of a fixed shape can be "
-                "stacked into batches"
+                f"{builder.info.full_name}: feature {name!r} is {spec}; only features of which at most the first "
+                "dimension varies can be read"
             )
-    return dict(specs)
+    return checked, decoders
 
 
 def _decoded_bytes(spec: Spec, length: int) -> int:
-    """Strings count nothing, since their length is not known."""
-    return length * sum(one.shape.num_elements() * one.dtype.size for one in spec.values())
+    """Strings and features of varying length count nothing, since their length is not known."""
+    return length * sum(one.shape.num_elements() * one.dtype.size for one in spec.values() if not varies(one))
 
 
-def _decode_all(builder: Any, split: str, spec: Spec, length: int) -> dict[str, Any]:
+def _decode_all(builder: Any, split: str, spec: Spec, decoders: dict[str, Any], length: int) -> dict[str, Any]:
     if length == 0:
         raise ValueError(f"split={split!r}: it has no examples")
     try:
-        if builder.info.file_format == tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
-            rows = builder.as_data_source(split=split)
+        if builder.info.file_format == FileFormat.ARRAY_RECORD:
+            rows = list(builder.as_data_source(split=split, decoders=decoders))
             columns = {name: _stack([row[name] for row in rows], one) for name, one in spec.items()}
         else:
             # One file after the other, so that the order is that of the files and never of the threads.
             read_config = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-            columns = next(iter(builder.as_dataset(split=split, read_config=read_config).batch(length)))
+            examples = builder.as_dataset(split=split, read_config=read_config, decoders=decoders)
+            any_varies = any(varies(one) for one in spec.values())
+            columns = next(iter(examples.ragged_batch(length) if any_varies else examples.batch(length)))
     except (tf.errors.OpError, RuntimeError, StopIteration) as error:
         raise _unreadable(builder.data_path, message_of(error)) from error
-    read = len(next(iter(columns.values())))
+    read = int(next(iter(columns.values())).shape[0])
     if read != length:
         raise _unreadable(builder.data_path, f"{read} of {length} examples of {split} were found")
     return columns
 
 
-def _stack(values: list[Any], spec: tf.TensorSpec) -> np.ndarray:
+def _stack(values: list[Any], spec: tf.TensorSpec) -> Any:
     dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
-    return np.asarray(values, dtype).reshape([len(values), *spec.shape])
+    return ragged(values, dtype) if varies(spec) else np.asarray(values, dtype).reshape([len(values), *spec.shape])
 
 
 def _unreadable(folder: Any, reason: str) -> SourceError:

@@ -52,9 +52,10 @@ def test_fingerprint_follows_the_contents() -> None:
         ([1, 2], TypeError, "expected a dict of arrays, got list"),
         ({"x": 3}, ValueError, r"features\['x'\]: got a single value"),
         ({"x": [1, 2], "y": [1, 2, 3]}, ValueError, "different lengths .x: 2, y: 3."),
-        ({"x": [[1, 2], [3]]}, ValueError, r"features\['x'\]: the rows have different shapes"),
+        ({"x": [[1, 2], 3]}, ValueError, r"features\['x'\]: the rows have different shapes"),
+        ({"x": [np.zeros([2, 3]), np.zeros([2, 4])]}, ValueError, r"features\['x'\]: the rows have different shapes"),
         ({"x": [object()]}, (TypeError, ValueError), r"features\['x'\]: not an array"),
-        ({"x": tf.ragged.constant([[1], [2, 3]])}, (TypeError, ValueError), r"features\['x'\]"),
+        ({"x": tf.ragged.constant([[[1], []], [[2, 3]]])}, ValueError, r"features\['x'\]: only the first dimension"),
         ({1: [1, 2]}, TypeError, "names must be strings, got 1"),
     ],
 )

@@ -186,7 +186,7 @@ def test_array_record_gives_the_same_in_memory_and_record_by_record(
     in_memory = sources.tfds("digits", "test", array_record_dir)
     monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", 1000)
     by_record = sources.tfds("digits", "test", array_record_dir)
-    assert isinstance(by_record, tfds_source.RecordSource)
+    assert isinstance(by_record, tfds_source.ArrayRecordSplit)
     assert by_record.element_spec == in_memory.element_spec
     for name, values in from_tfrecord.items():
         np.testing.assert_array_equal(everything(in_memory)[name], values)
@@ -198,10 +198,90 @@ def test_array_record_gives_the_same_in_memory_and_record_by_record(
         np.testing.assert_array_equal(one["image"], other["image"])
 
 
-def test_large_tfrecord_is_refused_with_the_way_out(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Varied(tfds.core.GeneratorBasedBuilder):
+    """Pictures of several sizes, texts, lists of any length; in three files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=[None, None, 3]),
+            "text": tfds.features.Text(),
+            "tokens": tfds.features.Sequence(np.int32),
+            "boxes": tfds.features.Tensor(shape=[None, 2], dtype=np.float32),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> Any:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        for i in range(31):
+            yield (
+                i,
+                {
+                    "image": np.full([i % 3 + 1, 2, 3], i, np.uint8),
+                    "text": f"example {i}",
+                    "tokens": np.arange(i % 4),
+                    "boxes": np.full([i % 2, 2], i, np.float32),
+                },
+            )
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_varied_features_are_the_same_in_memory_and_record_by_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str
+) -> None:
+    config = tfds.download.DownloadConfig(num_shards=3)
+    builder = Varied(data_dir=tmp_path, file_format=file_format)
+    builder.download_and_prepare(download_config=config, file_format=file_format)
+    expected = {}
+    for example in tfds.as_numpy(
+        tfds.load("varied", split="train", data_dir=tmp_path)
+        if file_format == "tfrecord"
+        else builder.as_data_source("train")
+    ):
+        expected[example["text"]] = example
+    rows = {}
+    for limit in (tfds_source.MAX_BYTES_IN_MEMORY, 100):
+        monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", limit)
+        source = sources.tfds("varied", "train[3:-2]", tmp_path)
+        assert len(source) == 26
+        assert source.element_spec["image"] == tf.TensorSpec([], tf.string)
+        assert source.element_spec["boxes"] == tf.TensorSpec([None, 2], tf.float32)
+        rows[limit] = next(iter(Pipeline(source).batch(26, pad_to={"tokens": [3], "boxes": [1, 2]})))
+        texts = rows[limit]["text"].numpy().tolist()
+        assert len(set(texts)) == 26
+        for i, text in enumerate(texts):
+            np.testing.assert_array_equal(tf.io.decode_image(rows[limit]["image"][i]), expected[text]["image"])
+            tokens, boxes = (source.fetch(tf.constant([i]))[name][0].numpy() for name in ("tokens", "boxes"))
+            np.testing.assert_array_equal(tokens, expected[text]["tokens"])
+            np.testing.assert_array_equal(boxes, expected[text]["boxes"])
+    first, second = rows.values()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_large_tfrecord_is_read_at_random_and_damage_costs_one_example(
+    own_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = sources.tfds("digits", "train[100:]", own_copy)
     monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", 1000)
-    with pytest.raises(ValueError, match="tfds build digits --file_format=array_record"):
-        sources.tfds("digits", "train", data_dir)
+    by_record = sources.tfds("digits", "train[100:]", own_copy)
+    assert isinstance(by_record, tfds_source.TFRecordSplit)
+    p, q = (Pipeline(source, seed=1).shuffle().batch(100) for source in (in_memory, by_record))
+    for one, other in zip(p.dataset(2, 1), q.dataset(2, 1), strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    flip_byte(own_copy / "digits" / "1.0.0" / RECORDS)
+    damaged = sources.tfds("digits", "train[100:]", own_copy)
+    failed = []
+    for i in range(len(damaged)):
+        try:
+            damaged.fetch(tf.constant([i], tf.int64))
+        except tf.errors.DataLossError as error:
+            failed.append((damaged.describe(i), str(source_error(error))))
+    [(described, reason)] = failed
+    assert reason.startswith(described)
 
 
 def test_files_that_vanish_in_the_middle_of_a_run_are_named_and_nothing_is_lost(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train RECIPE [--directory=DIR] [--config.OPTION=VALUE ...]: train, export, report; resumes",
     "verify": "verify FILE [--golden=SAVED_MODEL]: run an exported file in its own runtime and compare it",
+    "data": "data inspect SOURCE | index FILE ... | write SOURCE ... DESTINATION [--format=tfrecord|array_record] "
+    "[--shards=N]: look into data, index TFRecord files, write sharded ones; SOURCE: files, a folder, tfds:NAME/SPLIT",
     "ops": "ops list|build|check [--compile_commands=FILE]: show or compile the built-in ops and the op host; "
     "check LIBRARY.so|SOURCE.cc|OP: opcheck of all ops in it",
     "doctor": "doctor: what is installed, what is missing, and how to mend it",
