@@ -1,6 +1,8 @@
-"""Audio stages: each maps the feature "audio" and leaves the rest of the example alone.
+"""Audio stages: on the feature "waveform" [samples], as ``sources.audio`` gives it, and on what is made of it.
 
-A waveform has shape [samples], a spectrogram [frames, mels]; both are floating point, and both may have any length.
+``resample`` and ``mix_noise`` change the waveform, ``log_mel`` makes it a "spectrogram" [frames, mels],
+``spec_augment`` changes that, ``mfcc`` makes it "mfcc" [frames, coefficients]. All are floating point and may have any
+length; the rest of the example is left alone.
 
 Every sum is taken in a fixed order by elementwise operations, since matrix products and reductions may add up in
 another order when the batch has another size, and then the same clip would come out with other last bits.

@@ -1,4 +1,4 @@
-"""The feature "audio" of many examples as one flat tensor, whether or not the clips have the same length."""
+"""Waveforms or spectrograms of many examples as one flat tensor, whether or not they have the same length."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,17 +50,27 @@ class Clips:
         return tf.ensure_shape(tf.reshape(flat, shape), self._like.shape[:2].concatenate(flat.shape[1:]))
 
 
-def audio_of(stage: str, rows: Example, shape: tuple[str, ...]) -> Any:
-    """The feature "audio", checked to be floating point of that shape, which is given as names for the message."""
-    if "audio" not in rows:
-        raise ValueError(f"{stage}: the example has no feature 'audio', only {sorted(rows)}")
-    audio = rows["audio"]
-    if audio.shape.rank != len(shape) + 1:
-        hint = "; average the channels first" if shape == ("samples",) and audio.shape.rank == 3 else ""
-        raise ValueError(f"{stage}: 'audio' must have shape [{', '.join(shape)}], got {audio.shape[1:]}{hint}")
-    if not audio.dtype.is_floating:
-        raise ValueError(f"{stage}: 'audio' must be floating point, got {audio.dtype.name}; scale it to [-1, 1] first")
-    return audio
+def waveform_of(stage: str, rows: Example) -> Any:
+    """The feature "waveform", checked to be floating point of shape [samples]."""
+    waveform = _checked(stage, rows, "waveform", ("samples",))
+    if not waveform.dtype.is_floating:
+        raise ValueError(f"{stage}: 'waveform' must be floating point, got {waveform.dtype.name}; scale it to [-1, 1]")
+    return waveform
+
+
+def spectrogram_of(stage: str, rows: Example) -> Any:
+    """The feature "spectrogram", checked to be of shape [frames, mels]."""
+    return _checked(stage, rows, "spectrogram", ("frames", "mels"))
+
+
+def _checked(stage: str, rows: Example, feature: str, shape: tuple[str, ...]) -> Any:
+    if feature not in rows:
+        raise ValueError(f"{stage}: the example has no feature {feature!r}, only {sorted(rows)}")
+    value = rows[feature]
+    if value.shape.rank != len(shape) + 1:
+        hint = "; average the channels first" if feature == "waveform" and value.shape.rank == 3 else ""
+        raise ValueError(f"{stage}: {feature!r} must have shape [{', '.join(shape)}], got {value.shape[1:]}{hint}")
+    return value
 
 
 def sum_in_order(term: Callable[[tf.Tensor], tf.Tensor], count: int) -> tf.Tensor:

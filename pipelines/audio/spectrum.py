@@ -1,11 +1,12 @@
 """Stages that make spectrograms, and stages on spectrograms."""
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.audio.clips import Clips, audio_of, checked_integer, weighted_sums
+from tftoolkit.pipelines.audio.clips import Clips, checked_integer, spectrogram_of, waveform_of, weighted_sums
 from tftoolkit.pipelines.audio.waveform import below
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
@@ -27,7 +28,7 @@ def log_mel(
     center: bool = True,
     dynamic_range_db: float = 80.0,
 ) -> Vectorized:
-    """Log-mel spectrogram in dB: "audio" [samples] -> [frames, mels], same dtype.
+    """Log-mel spectrogram in dB: "waveform" [samples] -> "spectrogram" [frames, mels], same dtype.
 
     The conventions are librosa's. A frame has ``fft_length`` samples, with a periodic Hann window of ``window_length``
     in its middle. With ``center`` frame t is centred on sample t · hop_length, with zeros beyond both ends, and there
@@ -45,8 +46,8 @@ def log_mel(
         librosa's default) or "htk" (Young et al., The HTK Book: 2595 · log10(1 + f / 700); triangles of height 1).
 
     Raises:
-      TypeError, ValueError: not such arguments, or a triangle so narrow that no bin of the DFT lies in it; the audio is
-        missing or not a floating-point waveform.
+      TypeError, ValueError: not such arguments, or a triangle so narrow that no bin of the DFT lies in it; the waveform
+        is missing or not floating point of shape [samples].
     """
     window_length = fft_length if window_length is None else window_length
     integers = {"sample_rate": sample_rate, "mels": mels, "fft_length": fft_length}
@@ -62,15 +63,15 @@ def log_mel(
     window = np.pad(_hann(window_length), [side, fft_length - window_length - side])
 
     def over_rows(rows: Example) -> Example:
-        audio = audio_of("log_mel", rows, ("samples",))
-        clips = _frames(audio, fft_length, hop_length, center)
-        spectrum = tf.signal.rfft(clips.flat * tf.constant(window, audio.dtype))
+        waveform = waveform_of("log_mel", rows)
+        clips = _frames(waveform, fft_length, hop_length, center)
+        spectrum = tf.signal.rfft(clips.flat * tf.constant(window, waveform.dtype))
         power = tf.square(tf.math.real(spectrum)) + tf.square(tf.math.imag(spectrum))
         mel = tf.transpose(weighted_sums(tf.transpose(power), first, weights))
         decibel = 10 / math.log(10) * _log(tf.maximum(mel, _FLOOR))
         loudest = clips.maxima(tf.reduce_max(decibel, axis=1))
         floor = tf.gather(loudest - dynamic_range_db, clips.owners())
-        return {**rows, "audio": clips.packed(tf.maximum(decibel, floor[:, tf.newaxis]))}
+        return _replaced(rows, "waveform", "spectrogram", clips.packed(tf.maximum(decibel, floor[:, tf.newaxis])))
 
     parameters = f"{sample_rate}, mels={mels}, fft_length={fft_length}, window_length={window_length}, "
     parameters += f"hop_length={hop_length}, hz={low_hz:g}-{high_hz:g}, scale={scale}, center={center}, "
@@ -78,17 +79,18 @@ def log_mel(
 
 
 def mfcc(coefficients: int = 13) -> Vectorized:
-    """Mel-frequency cepstral coefficients: "audio" [frames, mels], as from ``log_mel``, -> [frames, coefficients].
+    """Mel-frequency cepstral coefficients: "spectrogram" [frames, mels] -> "mfcc" [frames, coefficients].
 
-    The first coefficients of the orthonormal DCT-II of each frame (Davis, Mermelstein, 1980), without liftering.
+    The first coefficients of the orthonormal DCT-II of each frame (Davis, Mermelstein, 1980), without liftering; the
+    spectrogram is one of ``log_mel``, which sets its scale (librosa's).
 
     Raises:
-      TypeError, ValueError: ``coefficients`` is not an integer in 1 … mels; the audio is missing or no spectrogram.
+      TypeError, ValueError: ``coefficients`` is not an integer in 1 … mels; the spectrogram is missing.
     """
     checked_integer("coefficients", coefficients, 1)
 
     def over_rows(rows: Example) -> Example:
-        clips = Clips.of(audio_of("mfcc", rows, ("frames", "mels")))
+        clips = Clips.of(spectrogram_of("mfcc", rows))
         mels = clips.flat.shape[1]
         if mels < coefficients:
             raise ValueError(f"mfcc: coefficients={coefficients}, but the spectrogram has only {mels} mels")
@@ -96,7 +98,7 @@ def mfcc(coefficients: int = 13) -> Vectorized:
         basis = np.sqrt(2 / mels) * np.cos(np.pi * order * (2 * np.arange(mels) + 1) / (2 * mels))
         basis[0] /= np.sqrt(2)
         cepstrum = weighted_sums(tf.transpose(clips.flat), np.zeros(coefficients, int), basis)
-        return {**rows, "audio": clips.packed(tf.transpose(cepstrum))}
+        return _replaced(rows, "spectrogram", "mfcc", clips.packed(tf.transpose(cepstrum)))
 
     return Vectorized(f"mfcc({coefficients})", over_rows)
 
@@ -104,7 +106,7 @@ def mfcc(coefficients: int = 13) -> Vectorized:
 def spec_augment(
     *, frequency_masks: int = 2, max_mels: int = 27, time_masks: int = 2, max_frames: int = 100, max_share: float = 1.0
 ) -> Vectorized:
-    """Masks random bands of mels and stretches of frames: "audio" [frames, mels] -> same shape and dtype.
+    """Masks random bands of mels and stretches of frames: "spectrogram" [frames, mels] -> same shape and dtype.
 
     After SpecAugment (Park et al., Interspeech 2019), without time warping; the defaults are the paper's policy LD. The
     width of each mask is even in 0 … ``max_mels`` or 0 … min(``max_frames``, ⌊``max_share`` · frames⌋), its place even
@@ -112,7 +114,7 @@ def spec_augment(
     zero, sets zeros, the clip's smallest value is set, which is silence on any scale.
 
     Raises:
-      TypeError, ValueError: a number out of range; the audio is missing or no spectrogram.
+      TypeError, ValueError: a number out of range; the spectrogram is missing.
     """
     numbers = {"frequency_masks": frequency_masks, "max_mels": max_mels}
     for name, value in {**numbers, "time_masks": time_masks, "max_frames": max_frames}.items():
@@ -121,7 +123,7 @@ def spec_augment(
         raise ValueError(f"max_share={max_share}: must be between 0 and 1")
 
     def over_rows(rows: Example, keys: tf.Tensor) -> Example:
-        clips = Clips.of(audio_of("spec_augment", rows, ("frames", "mels")))
+        clips = Clips.of(spectrogram_of("spec_augment", rows))
         owners = clips.owners()
         mels = clips.flat.shape[1]
         draws = tf.unstack(uniform_int(keys, 2 * (frequency_masks + time_masks), 2**31 - 1), axis=1)
@@ -146,23 +148,27 @@ def spec_augment(
             masked |= ((number >= tf.gather(begin, owners)) & (number < tf.gather(end, owners)))[:, tf.newaxis]
         quietest = -clips.maxima(-tf.reduce_min(clips.flat, axis=1))
         fill = tf.gather(quietest, owners)[:, tf.newaxis]
-        return {**rows, "audio": clips.packed(tf.where(masked, fill, clips.flat))}
+        return {**rows, "spectrogram": clips.packed(tf.where(masked, fill, clips.flat))}
 
     bands = f"frequency_masks={frequency_masks}, max_mels={max_mels}"
     stretches = f"time_masks={time_masks}, max_frames={max_frames}, max_share={max_share:g}"
     return Vectorized(f"spec_augment({bands}, {stretches})", over_rows)
 
 
-def _frames(audio: tf.Tensor | tf.RaggedTensor, length: int, hop: int, center: bool) -> Clips:
+def _replaced(rows: Example, old: str, new: str, value: Any) -> Example:
+    return {**{name: feature for name, feature in rows.items() if name != old}, new: value}
+
+
+def _frames(waveform: tf.Tensor | tf.RaggedTensor, length: int, hop: int, center: bool) -> Clips:
     """The frames of each clip, [frames of all clips, length]."""
-    ragged = isinstance(audio, tf.RaggedTensor)
-    samples = audio.to_tensor() if ragged else audio
+    ragged = isinstance(waveform, tf.RaggedTensor)
+    samples = waveform.to_tensor() if ragged else waveform
     side = length // 2 if center else 0
     # tf.signal.frame gives no frame at all, and the shape of none, where the whole batch is shorter than one.
     frames = tf.signal.frame(tf.pad(samples, [[0, 0], [side, side]]), length, hop)
     if not ragged:
         return Clips.of(frames)
-    counts = 1 + (tf.cast(audio.row_lengths(), tf.int64) + 2 * side - length) // hop
+    counts = 1 + (tf.cast(waveform.row_lengths(), tf.int64) + 2 * side - length) // hop
     return Clips.of(tf.RaggedTensor.from_tensor(frames, tf.maximum(counts, 0)))
 
 

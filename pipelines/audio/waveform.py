@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.audio.clips import Clips, audio_of, checked_integer, sum_in_order
+from tftoolkit.pipelines.audio.clips import Clips, checked_integer, sum_in_order, waveform_of
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
@@ -20,7 +20,7 @@ _QUANTUM = 1 << 15
 
 
 def resample(from_hz: int, to_hz: int) -> Vectorized:
-    """Changes the sampling rate by a polyphase filter: "audio" [samples] -> [⌈samples · to_hz / from_hz⌉], same dtype.
+    """Changes the sampling rate by a polyphase filter: "waveform" [samples] -> [⌈samples · to_hz / from_hz⌉].
 
     The filter is that of ``scipy.signal.resample_poly``: a sinc cut at the lower of the two Nyquist frequencies, ten
     zero crossings on each side, under a Kaiser window with β = 5. Up to 0.85 of that frequency tones keep their
@@ -28,7 +28,7 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
     clip it takes zeros. Where the example has a feature "sample_rate" it is set to ``to_hz``.
 
     Raises:
-      TypeError, ValueError: a rate is not an integer ≥ 1; the audio is missing or not a floating-point waveform.
+      TypeError, ValueError: a rate is no integer ≥ 1; the waveform is missing or not floating point of shape [samples].
     """
     checked_integer("from_hz", from_hz, 1)
     checked_integer("to_hz", to_hz, 1)
@@ -40,17 +40,17 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
     phases = np.pad(_low_pass(up, down), [0, taps * up - (2 * half + 1)]).reshape(taps, up)
 
     def over_rows(rows: Example) -> Example:
-        audio = audio_of("resample", rows, ("samples",))
-        ragged = isinstance(audio, tf.RaggedTensor)
-        lengths = audio.row_lengths() if ragged else tf.shape(audio, tf.int64)[1:2]
-        dense = audio.to_tensor() if ragged else audio
+        waveform = waveform_of("resample", rows)
+        ragged = isinstance(waveform, tf.RaggedTensor)
+        lengths = waveform.row_lengths() if ragged else tf.shape(waveform, tf.int64)[1:2]
+        dense = waveform.to_tensor() if ragged else waveform
         longest = tf.shape(dense, tf.int64)[1]
         # Centred on output sample j, the filter begins at input sample (j · down + half) // up and goes back.
         at = tf.range((longest * up + down - 1) // down) * down + half
         newest, phase = at // up, at % up
         margin = tf.stack([taps, tf.maximum(0, half // up + 1)])
         padded = tf.pad(dense, [[0, 0], margin])
-        weights = tf.constant(phases, audio.dtype)
+        weights = tf.constant(phases, waveform.dtype)
 
         def tap(k: tf.Tensor) -> tf.Tensor:
             return tf.gather(padded, newest + taps - tf.cast(k, tf.int64), axis=1) * tf.gather(weights[k], phase)
@@ -59,9 +59,9 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
         if ragged:
             result = tf.RaggedTensor.from_tensor(total, (lengths * up + down - 1) // down)
         else:
-            size = None if audio.shape[1] is None else -(-audio.shape[1] * up // down)
-            result = tf.ensure_shape(total, [audio.shape[0], size])
-        rows = {**rows, "audio": result}
+            size = None if waveform.shape[1] is None else -(-waveform.shape[1] * up // down)
+            result = tf.ensure_shape(total, [waveform.shape[0], size])
+        rows = {**rows, "waveform": result}
         if "sample_rate" in rows:
             rows["sample_rate"] = tf.ones_like(rows["sample_rate"]) * to_hz
         return rows
@@ -78,7 +78,7 @@ def _low_pass(up: int, down: int) -> np.ndarray:
 
 
 def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:
-    """Adds noise at a random signal-to-noise ratio: "audio" [samples] -> same shape and dtype.
+    """Adds noise at a random signal-to-noise ratio: "waveform" [samples] -> same shape and dtype.
 
     One of the noises, the place where it begins and the ratio are drawn evenly; a noise shorter than the clip starts
     over at its end. The ratio is that of the powers of the whole clip and of the noise that is added to it. A silent
@@ -89,7 +89,7 @@ def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:
       snr_db: lowest and highest ratio in dB; 1025 evenly spaced values from one to the other are drawn.
 
     Raises:
-      TypeError, ValueError: not such arguments; the audio is missing or not a floating-point waveform.
+      TypeError, ValueError: not such arguments; the waveform is missing or not floating point of shape [samples].
     """
     bank = [np.asarray(noise, np.float32) for noise in noises]
     if not bank or any(noise.ndim != 1 or not noise.size or not np.isfinite(noise).all() for noise in bank):
@@ -104,7 +104,7 @@ def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:
     digest = hashlib.sha256(samples.tobytes() + sizes.tobytes()).hexdigest()[:8]
 
     def over_rows(rows: Example, keys: tf.Tensor) -> Example:
-        clips = Clips.of(audio_of("mix_noise", rows, ("samples",)))
+        clips = Clips.of(waveform_of("mix_noise", rows))
         owners = clips.owners()
         chosen = uniform_int(keys, 1, len(bank))[:, 0]
         draws = uniform_int(keys, 3, 2**31 - 1)
@@ -116,7 +116,7 @@ def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:
         ratio = _root_energy(clips, clips.flat) * tf.gather(gains, below(draws[:, 2], _SNR_STEPS + 1))
         gain = tf.math.divide_no_nan(ratio, _root_energy(clips, noise))
         added = tf.cast(tf.gather(gain, owners), tf.float32) * noise
-        return {**rows, "audio": clips.packed(clips.flat + tf.cast(added, clips.flat.dtype))}
+        return {**rows, "waveform": clips.packed(clips.flat + tf.cast(added, clips.flat.dtype))}
 
     return Vectorized(f"mix_noise({len(bank)} noises {digest}, snr_db=({low:g}, {high:g}))", over_rows)
 

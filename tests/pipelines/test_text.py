@@ -152,6 +152,29 @@ def test_a_corpus_as_a_token_file(tmp_path: Path, bpe: text.Tokenizer, as_source
     assert "<end>".join(PYTHON).startswith(read.rstrip("\ufffd"))
 
 
+def test_a_corpus_packed_into_windows(tmp_path: Path, bpe: text.Tokenizer) -> None:
+    text.write_tokens(ENGLISH, tmp_path / "english.tokens", bpe, end_of_document="<end>")
+    p = Pipeline(sources.tokens(tmp_path / "english.tokens")).shuffle().pack(512).batch(16)
+    real = total = 0
+    documents = []
+    for batch in p.dataset(epochs=1):
+        real += int(tf.math.count_nonzero(batch["segment_ids"]))
+        total += int(tf.size(batch["tokens"]))
+        documents += bpe.decode(batch["tokens"][batch["segment_ids"] > 0].numpy()).split("<end>")
+    assert real == len(sources.tokens(tmp_path / "english.tokens")._file.tokens)
+    assert real >= 0.95 * total
+    short = {document for document in ENGLISH if len(bpe.encode(document)) < 512}
+    assert len(short) > 10
+    assert all(any(found.endswith(document) for found in documents) for document in short)
+
+
+def test_tokenize_in_a_pipeline(bpe: text.Tokenizer) -> None:
+    p = Pipeline(sources.arrays({"text": ENGLISH})).map(text.normalize("NFKC")).map(text.tokenize(bpe))
+    (ragged,) = p.batch(len(ENGLISH)).dataset(epochs=1)
+    assert [bpe.decode(row) for row in ragged["tokens"]] == [unicodedata.normalize("NFKC", one) for one in ENGLISH]
+    assert p.batch(4, padded=True).element_spec["tokens"].shape == [None, None]
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"pip install 'tftoolkit\[text\]'"):

@@ -176,6 +176,18 @@ def test_damage_costs_the_documents_in_its_block_only(tmp_path: Path) -> None:
             np.testing.assert_array_equal(rows[0], tokens[begin // 2 : end // 2])
 
 
+def test_damage_is_skipped_if_asked_for(tmp_path: Path) -> None:
+    path, tokens = large(tmp_path / "x.tokens")
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES + 2 * BLOCK_BYTES + 99)
+        file.write(b"\xff\xfe")
+    p = Pipeline(sources.token_windows(path, 1024), on_error="skip", max_skipped=0.5).batch(50)
+    rows = np.concatenate([batch["tokens"].numpy() for batch in p.dataset(epochs=1)])
+    windows = tokens[: len(tokens) // 1024 * 1024].reshape(-1, 1024)
+    per_block = BLOCK_BYTES // 2 // 1024
+    np.testing.assert_array_equal(rows, np.delete(windows, range(2 * per_block, 3 * per_block), axis=0))
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
