@@ -94,7 +94,9 @@ def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:
     bank = [np.asarray(noise, np.float32) for noise in noises]
     if not bank or any(noise.ndim != 1 or not noise.size or not np.isfinite(noise).all() for noise in bank):
         raise ValueError("noises: expected at least one array of finite samples, each of shape [samples]")
-    low, high = (float(value) for value in snr_db)
+    if not isinstance(snr_db, Sequence) or isinstance(snr_db, str) or len(snr_db) != 2:
+        raise TypeError(f"snr_db: expected (lowest, highest) in dB, got {snr_db!r}")
+    low, high = map(float, snr_db)
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"snr_db={snr_db!r}: expected (lowest, highest) in dB")
     samples = np.concatenate(bank)

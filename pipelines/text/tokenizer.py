@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.sources.source import Example, Source
 from tftoolkit.pipelines.stages import Vectorized
-from tftoolkit.pipelines.text.corpus import texts_of
 from tftoolkit.pipelines.text.normalization import library, text_of
+from tftoolkit.pipelines.text.texts import texts_of
 
 
 class Tokenizer:

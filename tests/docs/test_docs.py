@@ -74,3 +74,10 @@ def test_links_lead_somewhere():
         prose = re.sub(r"`[^`]*`", "", _BLOCK.sub("", page.read_text()))  # code has brackets of its own
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
             assert (DOCS / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_on_text_audio_and_tables_runs(tmp_path):
+    blocks = _BLOCK.findall((DOCS / "text_audio_tabular.md").read_text())
+    output = run("import matplotlib\nmatplotlib.use('Agg')\n" + "".join(code for _, code in blocks), tmp_path)
+    assert "(8, 256) (8, 256)" in output
+    assert (tmp_path / "spectrograms.png").exists()

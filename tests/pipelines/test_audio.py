@@ -350,6 +350,7 @@ def test_names_carry_the_parameters() -> None:
         (lambda: audio.spec_augment(time_masks=-1), ValueError, "time_masks=-1"),
         (lambda: audio.mix_noise([], (0, 1)), ValueError, "noises: expected at least one array"),
         (lambda: audio.mix_noise([[np.nan]], (0, 1)), ValueError, "noises: .*finite"),
+        (lambda: audio.mix_noise(NOISES, 10), TypeError, "snr_db: expected .lowest, highest. in dB, got 10"),
         (lambda: audio.mix_noise(NOISES, (3, 1)), ValueError, "expected .lowest, highest. in dB"),
         (lambda: of(audio.resample(2, 1), np.zeros([5, 2])), ValueError, "average the channels first"),
         (lambda: of(audio.resample(2, 1), np.zeros(5, np.int16)), ValueError, "floating point, got int16; scale it"),

@@ -197,6 +197,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: text.train_bpe_tokenizer(sources.arrays({"x": [1]}), 300), ValueError, "a string feature 'text'"),
         (lambda: text.normalize("NFX"), ValueError, "form='NFX': expected one of NFC, NFKC"),
         (lambda: text.tokenize("x"), TypeError, "tokenizer: expected a text.Tokenizer"),
+        (lambda: text.write_tokens([], "/tmp/x", "bpe"), TypeError, "tokenizer: expected a text.Tokenizer, got 'bpe'"),
         (lambda: text.write_tokens([], "/tmp/x", BYTES, "<eos>"), ValueError, r"end_of_document='<eos>': no special"),
         (
             lambda: Pipeline(sources.arrays({"words": ["a"]})).map(text.tokenize(BYTES)),
