@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from tftoolkit.pipelines.arguments import by_feature, integer, known, scalars_of
 from tftoolkit.pipelines.rows import Rows, is_dense, is_ragged, pad
 from tftoolkit.pipelines.sources.source import Spec
 
@@ -54,10 +55,8 @@ class Padding:
         return {name: tf.TensorSpec(static(name, spec), spec.dtype) for name, spec in before.items()}
 
     def apply(self, rows: Rows, before: Spec) -> Rows:
-        zero = {name: "" if spec.dtype == tf.string else 0 for name, spec in before.items()}
         return {
-            name: pad(rows[name], spec, self._size(name, spec), self.values.get(name, zero[name]))
-            for name, spec in before.items()
+            name: pad(rows[name], spec, self._size(name, spec), self.values.get(name)) for name, spec in before.items()
         }
 
     def _size(self, name: str, spec: tf.TensorSpec) -> tuple[Any, ...]:
@@ -83,30 +82,19 @@ def checked_padding(
             )
         return None
     sizes = {}
-    for name, wanted in (pad_to or {}).items():
-        spec = _known(before, "pad_to", name)
-        size = tuple(wanted) if isinstance(wanted, list | tuple | tf.TensorShape) else (wanted,)
+    for name, wanted in by_feature("pad_to", pad_to).items():
+        spec = known("pad_to", name, before)
+        shape = wanted if isinstance(wanted, list | tuple | tf.TensorShape) else (wanted,)
+        size = tuple(None if one is None else integer(f"pad_to[{name!r}]", one, 0) for one in shape)
         if len(size) != spec.shape.rank:
             raise ValueError(f"pad_to[{name!r}]={wanted!r}: the feature has {spec.shape.rank} dimensions")
         for have, want in zip(spec.shape, size, strict=True):
             if want is None and have is not None:
                 raise ValueError(f"pad_to[{name!r}]={wanted!r}: write {have} for the dimension that is {have} already")
-            if have is not None and want < have:
+            if have is not None and want is not None and want < have:
                 raise ValueError(f"pad_to[{name!r}]={wanted!r}: smaller than the examples, which are {spec.shape}")
         sizes[name] = size
-    for name, value in (padding_values or {}).items():
-        dtype = _known(before, "padding_values", name).dtype
-        try:
-            tf.constant(value, dtype, [])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"padding_values[{name!r}]={value!r}: no {dtype.name} scalar") from None
-    return Padding(sizes, dict(padding_values or {}))
-
-
-def _known(before: Spec, argument: str, name: str) -> tf.TensorSpec:
-    if name not in before:
-        raise ValueError(f"{argument}: there is no feature {name!r}, only {', '.join(map(repr, before))}")
-    return before[name]
+    return Padding(sizes, scalars_of("padding_values", padding_values, before))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Buckets:
             sizes={**self.padding.sizes, self.feature: (tf.gather(self._tables["boundaries"], bucket), *rest)},
         )
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         digest = hashlib.sha256(self.members.astype("<i8").tobytes()).hexdigest()[:12]
         parts = [f"{self.feature!r}", f"boundaries={list(self.boundaries)}", f"batch_sizes={list(self.batch_sizes)}"]

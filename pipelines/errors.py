@@ -14,8 +14,11 @@ class SourceError(OSError):
 
 
 def message_of(error: Exception) -> str:
-    """The text of ``error`` on one line, without the graph node and the op that TensorFlow writes around it."""
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", str(error), flags=re.DOTALL)
+    """The text of ``error`` on one line, without the nodes, ops and stack traces that TensorFlow writes around it."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\n\s*\[\[.*|\n\s*Traceback \(.*", "", str(error), flags=re.DOTALL)
+    text = re.sub(
+        r"^(Graph execution error:|Detected at node.*|\s+File \".*|<stack traces unavailable>)$", "", text, flags=re.M
+    )
     return " ".join(text.split())
 
 

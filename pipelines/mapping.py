@@ -16,10 +16,9 @@ from tftoolkit.pipelines.stages import Paired, Stage, Vectorized, Where
 
 KEY_SPEC = tf.TensorSpec([2], tf.int32)
 
-# Random ops that keep their own state; the stateless ones have names that start with Stateless.
-_STATEFUL_RANDOM_OP = re.compile(
-    r"Random|Stateful(?!PartitionedCall)|Multinomial|TruncatedNormal|ParameterizedTruncated|SampleDistorted|Rng"
-)
+# Random ops that keep a state in a variable; those that keep it themselves have an attribute seed2.
+_STATEFUL_RANDOM_OP = re.compile(r"Stateful(?!PartitionedCall)|Rng|NonDeterministicInts")
+_VARIABLE_CHANGE = re.compile(r"Assign\w*VariableOp|ResourceScatter")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +79,10 @@ class Map(Stage):
         ]
         first = self.functions[0]
         if first.over_rows:
-            return first.function.over_rows(rows, *keys), identity  # type: ignore[attr-defined]
+            result = first.function.over_rows(rows, *keys)  # type: ignore[attr-defined]
+            return {
+                name: _as_traced(result[name], spec, identity) for name, spec in self.element_spec.items()
+            }, identity
         return map_rows(self._one_row, rows, keys, first.before, self.element_spec), identity
 
     def _one_row(self, example: Example, keys: list[tf.Tensor]) -> Example:
@@ -100,6 +102,10 @@ class Map(Stage):
     @property
     def varies(self) -> bool:
         return any(function.stream is not None for function in self.functions)
+
+
+def _as_traced(rows: Any, spec: tf.TensorSpec, identity: Where) -> Any:
+    return tf.ensure_shape(rows, identity.index.shape[:1] + spec.shape) if isinstance(rows, tf.Tensor) else rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +146,13 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def refuse_stateful_random(name: str, graph: Any) -> None:
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    found = sorted({node.op for node in nodes if _STATEFUL_RANDOM_OP.match(node.op)})
+    changed = sorted({node.op for node in nodes if _VARIABLE_CHANGE.match(node.op)})
+    if changed:
+        raise ValueError(
+            f"map: {name} changes a variable ({', '.join(changed)}), so what it returns depends on how often it was "
+            "called, and the stream could not be resumed"
+        )
+    found = sorted({node.op for node in nodes if _STATEFUL_RANDOM_OP.match(node.op) or "seed2" in node.attr})
     if found:
         raise ValueError(
             f"map: {name} draws random numbers that depend on how often it was called ({', '.join(found)}), so the "
@@ -151,7 +163,13 @@ def refuse_stateful_random(name: str, graph: Any) -> None:
 def _takes_key(function: Callable[..., Any]) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     target = function.over_rows if isinstance(function, Vectorized) else function
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:
+        raise TypeError(
+            f"map: the parameters of {name_of(function)} cannot be found out; write lambda example: "
+            f"{name_of(function)}(example)"
+        ) from None
     required = sum(p.kind in positional and p.default is p.empty for p in parameters)
     if required not in (1, 2):
         raise TypeError(

@@ -59,9 +59,9 @@ class Repeat(Stage):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Select(Stage):
-    """The elements with the numbers ``indices``: what a filter has kept."""
+    """The elements with the numbers ``indices``: what a filter has kept, or what can be read."""
 
-    name: str
+    name: str  # of what has chosen them
     indices: np.ndarray  # int64[length]
 
     def locate(self, where: Where) -> tuple[Where, Any]:
@@ -72,10 +72,10 @@ class Select(Stage):
         with tf.init_scope(), tf.device("CPU:0"):  # outside of the graph, which would hold a copy otherwise
             return tf.constant(self.indices, tf.int64)
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:12]
-        return f"filter {self.name} (keeps {self.length}, {digest})"
+        return f"{self.name} (keeps {self.length}, {digest})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ class Window(Stage):
         return Where(epoch, tf.reshape(members, [-1])), where
 
     def build(self, rows: Any, identity: Where, context: Where) -> tuple[Any, Where]:
-        windows = {name: tf.reshape(rows[name], [-1, *spec.shape]) for name, spec in self.element_spec.items()}
+        count = tf.size(context.index)
+        windows = {name: tf.reshape(rows[name], [count, *spec.shape]) for name, spec in self.element_spec.items()}
         return windows, context
 
     @property

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.keys import fold, stream_state
 from tftoolkit.pipelines.permutation import permute
-from tftoolkit.pipelines.rows import Rows
+from tftoolkit.pipelines.rows import Rows, filling
 from tftoolkit.pipelines.sources.source import Source
 from tftoolkit.pipelines.stages import Stage, Where
 
@@ -54,7 +54,7 @@ class Pack(Stage):
 
     features: tuple[str, ...]
     size: int
-    padding_value: Any
+    padding_values: dict[str, Any]
     order: tuple[int, int] | None  # seed and number of the random stream; None: not shuffled
     plan: PackPlan
     first: bool  # whether it reads from the source
@@ -98,10 +98,12 @@ class Pack(Stage):
         pieces = rows if self.first else self._sliced(rows, context)
         splits = tf.gather(tf.concat([[0], tf.cumsum(context.length)], 0), context.splits)
         number = tf.ragged.range(context.splits[1:] - context.splits[:-1]).flat_values
-        packed = {name: self._window(pieces[name].values, splits, self.padding_value) for name in self.features}
-        packed[SEGMENT_IDS] = self._window(tf.repeat(tf.cast(number, tf.int32) + 1, context.length), splits, 0)
+        packed = {
+            name: self._window(pieces[name].values, splits, self.padding_values.get(name)) for name in self.features
+        }
+        packed[SEGMENT_IDS] = self._window(tf.repeat(tf.cast(number, tf.int32) + 1, context.length), splits, None)
         positions = tf.ragged.range(tf.cast(context.length, tf.int32)).flat_values
-        packed[POSITIONS] = self._window(positions, splits, 0)
+        packed[POSITIONS] = self._window(positions, splits, None)
         return packed, context.identity
 
     def _sliced(self, rows: Rows, context: _Places) -> Rows:
@@ -110,13 +112,13 @@ class Pack(Stage):
 
     def _window(self, values: tf.Tensor, splits: tf.Tensor, fill: Any) -> tf.Tensor:
         ragged = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
-        return ragged.to_tensor(tf.cast(fill, values.dtype), shape=[None, self.size, *values.shape[1:]])
+        return ragged.to_tensor(filling(fill, values.dtype), shape=[None, self.size, *values.shape[1:]])
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         digest = hashlib.sha256(b"".join(np.asarray(a, "<i8").tobytes() for a in self.plan)).hexdigest()[:12]
-        features = ", ".join(self.features)
-        return f"{'shuffled ' if self.order else ''}pack({self.size}, {features}, {self.padding_value}), plan {digest}"
+        settings = f"{self.size}, {', '.join(self.features)}, filled with {self.padding_values or 0}"
+        return f"{'shuffled ' if self.order else ''}pack({settings}), plan {digest}"
 
     @property
     def varies(self) -> bool:

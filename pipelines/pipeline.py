@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import tensorflow as tf
 
 from tftoolkit.pipelines import bad_examples, planning, profiling
+from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.batching import Batch, checked_padding
 from tftoolkit.pipelines.mapping import Function, Map, PairedMap
 from tftoolkit.pipelines.ordering import Repeat, Shuffle, Take, Window
@@ -52,8 +52,10 @@ class Pipeline:
         Args:
           source: see ``pipelines.sources``.
           seed: 0 … 2**63-1; decides the order and every stage's random keys.
-          on_error: what to do with an example that cannot be read or mapped. "raise": SourceError names it. "skip": its
-            batch comes without it (so the number of rows is not static), and ``skipped`` lists it.
+          on_error: what to do with an example that cannot be read, mapped or padded. "raise": SourceError names it.
+            "skip": its batch comes without it (so the number of rows is not static), and ``skipped`` lists it. Stages
+            that plan (``filter``, ``window``, ``pack``, ``bucket``, ``cache``) leave it out of their plan; if it
+            becomes unreadable after that, the whole window that it lies in is left out.
           max_skipped: share of the source's examples, 0 … 1; more bad ones than that raise SourceError after all.
 
         Raises:
@@ -67,8 +69,8 @@ class Pipeline:
             raise ValueError(f"on_error={on_error!r}: must be 'raise' or 'skip'")
         if isinstance(max_skipped, bool) or not isinstance(max_skipped, int | float) or not 0 <= max_skipped <= 1:
             raise ValueError(f"max_skipped={max_skipped!r}: must be a share between 0 and 1")
-        self._plan = Plan(source, _integer("seed", seed, 0))
-        self._skipping = bad_examples.Skipping(max_skipped) if on_error == "skip" else None
+        self._plan = Plan(source, integer("seed", seed, 0))
+        self._skipping = bad_examples.Skipping(max_skipped, len(source)) if on_error == "skip" else None
         self._prefetch = tf.data.AUTOTUNE
         self._device: str | None = None
         self._position = 0
@@ -91,7 +93,7 @@ class Pipeline:
     def take(self, count: int) -> "Pipeline":
         """Only the first ``count`` elements of each epoch; after ``shuffle``, others in every epoch."""
         self._before_batch("take")
-        count = _integer("count", count, 1)
+        count = integer("count", count, 1)
         if count > self._plan.length:
             raise ValueError(f"count={count}: there are only {self._plan.length} elements to take")
         return self._then(Take(self._plan.element_spec, count))
@@ -100,7 +102,9 @@ class Pipeline:
         """Makes ``count`` epochs one, so that batches may reach over their borders. Order and keys stay those of the
         single epochs."""
         self._before_batch("repeat")
-        count = _integer("count", count, 1)
+        count = integer("count", count, 1)
+        if self._plan.length * count > MAX_SIZE:
+            raise ValueError(f"count={count}: an epoch of {count} times {self._plan.length} elements is too long")
         return self._then(Repeat(self._plan.element_spec, self._plan.length * count, count))
 
     def map(self, function: Callable[..., Example] | Paired) -> "Pipeline":
@@ -141,25 +145,31 @@ class Pipeline:
 
         Args:
           predicate: takes a dict of tensors, returns a bool scalar; runs as TensorFlow graph.
-          plan: file (.npz) to keep the result in; used again as long as source, stages and the predicate's name are the
-            same. Delete it when you change the predicate's code.
+          plan: file (.npz) to keep the result in; used again as long as source, stages, ``on_error`` and the
+            predicate's name are the same. Delete it when you change the predicate's code.
 
         Raises:
           TypeError, ValueError: not such a function, or no example is left.
           SourceError: an example cannot be read, or the file cannot be written.
         """
         self._before_batch("filter")
-        return self._then(planning.filtered(self._plan, predicate, plan, self._skipping))
+        new = self._with()
+        return new._then(planning.filtered(new._plan, predicate, plan, new._skipping))
 
     def window(self, size: int, shift: int | None = None) -> "Pipeline":
         """Stacks ``size`` consecutive elements into one; a window begins every ``shift`` (default: ``size``) elements.
 
-        Windows lie within an epoch; what does not fill one at its end is left out.
+        Windows lie within an epoch; what does not fill one at its end is left out. With ``on_error="skip"`` all
+        elements are read once, now, and windows are made of those that can be read; it stands before ``shuffle`` then,
+        and before functions that take keys.
         """
         self._before_batch("window")
-        size = _integer("size", size, 1)
-        shift = size if shift is None else _integer("shift", shift, 1)
-        plan = self._plan
+        size = integer("size", size, 1)
+        shift = size if shift is None else integer("shift", shift, 1)
+        new = self._with()
+        if new._skipping:
+            new = new._with(stages=planning.readable(new._plan, "window", new._skipping))
+        plan = new._plan
         if size > plan.length:
             raise ValueError(f"size={size}: larger than an epoch, which has {plan.length} elements")
         loose = [name for name, spec in plan.element_spec.items() if not is_dense(spec)]
@@ -168,9 +178,15 @@ class Pipeline:
                 f"window: the elements' {', '.join(map(repr, loose))} differ in shape and cannot be stacked"
             )
         spec = {name: tf.TensorSpec([size, *s.shape], s.dtype) for name, s in plan.element_spec.items()}
-        return self._then(Window(spec, (plan.length - size) // shift + 1, size, shift))
+        return new._then(Window(spec, (plan.length - size) // shift + 1, size, shift))
 
-    def pack(self, size: int, features: str | Sequence[str] = "tokens", padding_value: int | float = 0) -> "Pipeline":
+    def pack(
+        self,
+        size: int,
+        features: str | Sequence[str] = "tokens",
+        *,
+        padding_values: Mapping[str, Any] | None = None,
+    ) -> "Pipeline":
         """Packs sequences of different lengths into windows of ``size``, with few places left empty.
 
         Each window holds the features, [size, …], and int32[size] ``segment_ids`` (1, 2, … for the sequences in it, 0
@@ -181,16 +197,17 @@ class Pipeline:
         Args:
           size: length of a window.
           features: those to pack; equally long in each example. Others are left out.
-          padding_value: what empty places of the features hold.
+          padding_values: feature -> what its empty places hold; default 0, "" or False.
 
         Raises:
           TypeError, ValueError: there is no such feature, it is no sequence, or a value is out of range.
         """
         self._before_batch("pack")
-        names = (features,) if isinstance(features, str) else tuple(features)
+        size, names = integer("size", size, 1), (features,) if isinstance(features, str) else tuple(features)
         base, order = self._absorb_shuffle("pack")
-        stage = planning.packed(base, _integer("size", size, 1), names, padding_value, order, self._skipping)
-        return self._with(stages=(*base.stages, stage))
+        new = self._with()
+        stage = planning.packed(base, size, names, padding_values, order, new._skipping)
+        return new._with(stages=(*base.stages, stage))
 
     def cache(self) -> "Pipeline":
         """Keeps the elements as they are here, in memory; they are all computed now, once.
@@ -203,7 +220,7 @@ class Pipeline:
         """
         self._before_batch("cache")
         new = self._with()
-        new._plan = planning.cached(self._plan, self._skipping)
+        new._plan = planning.cached(new._plan, new._skipping)
         return new
 
     def batch(
@@ -226,7 +243,7 @@ class Pipeline:
           padding_values: feature -> what to fill with; default 0, "" or False.
         """
         self._before_batch("batch")
-        size = _integer("batch_size", batch_size, 1)
+        size = integer("batch_size", batch_size, 1)
         if drop_remainder and size > self._plan.length:
             raise ValueError(
                 f"batch_size={size}: with drop_remainder=True no batch is left, as there are only "
@@ -265,10 +282,11 @@ class Pipeline:
         base, order = self._absorb_shuffle("bucket")
         padding = checked_padding(base.element_spec, True, None, padding_values)
         assert padding is not None
+        new = self._with()
         buckets = planning.bucketed(
-            base, batch_size, boundaries, feature, drop_remainder, padding, pad_to_boundary, order, self._skipping
+            base, batch_size, boundaries, feature, drop_remainder, padding, pad_to_boundary, order, new._skipping
         )
-        return self._with(stages=base.stages, batching=buckets)
+        return new._with(stages=base.stages, batching=buckets)
 
     def shard(self, index: int, count: int) -> "Pipeline":
         """The part of worker ``index`` of ``count``: rows index, index + count, … of every batch.
@@ -278,8 +296,8 @@ class Pipeline:
         of workers may change at any batch. The last batch of an epoch can have fewer rows than there are workers: the
         rest of them get an empty batch, unless ``drop_remainder``.
         """
-        count = _integer("count", count, 1)
-        index = _integer("index", index, 0)
+        count = integer("count", count, 1)
+        index = integer("index", index, 0)
         if index >= count:
             raise ValueError(f"index={index}: must be below count={count}")
         if self._plan.shard_count > 1:
@@ -300,18 +318,23 @@ class Pipeline:
         if self._plan.stacked:
             raise ValueError("stack: the pipeline is stacked already")
         varied = [name for name, spec in self.element_spec.items() if not _has_static_shape(spec)]
+        if varied and self._skipping:
+            raise ValueError(
+                'stack: with on_error="skip" a batch may come with fewer rows, and batches of different size cannot be '
+                'stacked; use on_error="raise", or have the runner make one step per call'
+            )
         if varied:
             raise ValueError(
                 f"stack: batches must all have one shape, but that of {', '.join(map(repr, varied))} differs; use "
                 "drop_remainder=True, and pad to a fixed size"
             )
-        return self._with(stacked=_integer("count", count, 1))
+        return self._with(stacked=integer("count", count, 1))
 
     def prefetch(self, buffer_size: int = tf.data.AUTOTUNE, device: str | None = None) -> "Pipeline":
         """How many batches ``dataset`` prepares in advance, and where: ``device="/GPU:0"`` has them copied there."""
         self._need_batch()
         if buffer_size != tf.data.AUTOTUNE:
-            buffer_size = _integer("buffer_size", buffer_size, 1)
+            buffer_size = integer("buffer_size", buffer_size, 1)
         if device is not None:
             known = [one.name.removeprefix("/physical_device:") for one in tf.config.list_physical_devices()]
             if device.lstrip("/").upper().removeprefix("DEVICE:") not in [name.upper() for name in known]:
@@ -334,12 +357,12 @@ class Pipeline:
           it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
         """
         self._need_batch()
-        start = _integer("start", start, 0)
+        start = integer("start", start, 0)
         if epochs is None:
             numbers = tf.data.Dataset.counter(start)
         else:
-            end = _integer("epochs", epochs, 0) * self.batches_per_epoch // max(self._plan.stacked, 1)
-            numbers = tf.data.Dataset.range(start, max(start, end))
+            end = integer("epochs", epochs, 0) * self.batches_per_epoch // max(self._plan.stacked, 1)
+            numbers = tf.data.Dataset.range(start, max(start, min(end, (1 << 63) - 1)))
         load = self._skipping.loader(self._plan) if self._skipping else self._plan.load
         batches = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         if self._device:
@@ -384,12 +407,12 @@ class Pipeline:
         Each stage's time is that without any parallelism; the last line tells what the data set delivers with it.
         """
         self._need_batch()
-        return profiling.profile(self._plan, self.dataset(), _integer("batches", batches, 1))
+        return profiling.profile(self._plan, self.dataset(), integer("batches", batches, 1))
 
     @property
     def skipped(self) -> list[bad_examples.SkippedExample]:
         """With ``on_error="skip"``: the examples left out so far by data sets of this pipeline, each once."""
-        return [one for _, one in sorted(self._skipping.skipped.items())] if self._skipping else []
+        return self._skipping.skipped if self._skipping else []
 
     @property
     def seed(self) -> int:
@@ -414,7 +437,7 @@ class Pipeline:
     def state(self, position: int | None = None) -> dict[str, Any]:
         """Everything needed to go on from ``position`` (default: the pipeline's own), as a small JSON-able dict."""
         self._need_batch()
-        position = self._position if position is None else _integer("position", position, 0)
+        position = self._position if position is None else integer("position", position, 0)
         return {"position": position, "seed": self.seed, **self._plan.fingerprint()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -428,7 +451,7 @@ class Pipeline:
         """
         if not isinstance(state, dict) or "position" not in state:
             raise TypeError(f"state: expected a dict that Pipeline.state() returned, got {state!r}")
-        position = _integer("state['position']", state["position"], 0)
+        position = integer("state['position']", state["position"], 0)
         check_same(state, self.state())
         self._position = position
 
@@ -468,15 +491,6 @@ class Pipeline:
     def _need_batch(self) -> None:
         if not self._plan.batching:
             raise ValueError("the pipeline has no batches yet: call .batch(batch_size)")
-
-
-def _integer(name: str, value: SupportsIndex, minimum: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    number = operator.index(value)
-    if not minimum <= number < 1 << 63:
-        raise ValueError(f"{name}={number}: must be at least {minimum} and below 2**63")
-    return number
 
 
 def _has_static_shape(spec: Any) -> bool:

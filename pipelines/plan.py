@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines.batching import Batching
+from tftoolkit.pipelines.batching import Batching, Padding
 from tftoolkit.pipelines.mapping import PairedMap
 from tftoolkit.pipelines.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
@@ -51,8 +52,18 @@ class Plan:
         assert self.batching is not None
         if self.paired:
             return self.paired.after
-        padding = self.batching.padding_of(*[tf.constant(0, tf.int64)] * 2)
+        padding = self._padding
         return padding.spec(self.element_spec) if padding else self.element_spec
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows of different length are not padded: they come as RaggedTensor."""
+        return self._padding is None and self.paired is None
+
+    @property
+    def _padding(self) -> Padding | None:
+        assert self.batching is not None
+        return self.batching.padding_of(*[tf.constant(0, tf.int64)] * 2)
 
     def load_elements(self, where: Where) -> tuple[Rows, Where]:
         """The elements at ``where``, and what their random keys are made of."""
@@ -85,6 +96,16 @@ class Plan:
     def load_some(self) -> Any:
         """tf.function: batch number, int64[r] rows of the whole batch, int64[r] neighbour of each -> these rows."""
         return tf.function(self._load_some, input_signature=[_NUMBER, _OFFSETS, _OFFSETS], autograph=False)
+
+    @functools.cached_property
+    def load_one(self) -> Any:
+        """tf.function: batch number, int64[1] epoch, int64[1] element -> a batch of that element alone, not mixed."""
+        one = tf.TensorSpec([1], tf.int64)
+        return tf.function(self._load_one, input_signature=[_NUMBER, one, one], autograph=False)
+
+    def _load_one(self, number: tf.Tensor, epoch: tf.Tensor, element: tf.Tensor) -> Rows:
+        rows, _ = self.load_elements(Where(epoch, element))
+        return self.padded(number, rows, element)
 
     def _load(self, number: tf.Tensor) -> Rows:
         epoch, elements = self.elements_of(number)
@@ -180,13 +201,18 @@ class Plan:
 
 
 def _short(value: Any, limit: int = 400) -> Any:
-    """``value``, with what is too long for a state of 2 KB cut and replaced by a digest."""
-    if isinstance(value, dict) and len(str(value)) > limit:
+    """``value``, with what is too long for a state of 2 KB, as JSON, cut and replaced by a digest."""
+    if isinstance(value, dict) and _size(value) > limit:
         small = {name: _short(one, limit // 4) for name, one in value.items()}
-        return small if len(str(small)) <= limit else _digest(value, limit)
-    return value if len(str(value)) <= limit else _digest(value, limit)
+        return small if _size(small) <= limit else _digest(value, limit)
+    return value if _size(value) <= limit else _digest(value, limit)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value))
 
 
 def _digest(value: Any, limit: int) -> str:
     text = str(value)
-    return f"{text[: limit // 2]}… ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    cut = next(length for length in range(limit // 2, -1, -1) if _size(text[:length]) <= limit // 2 + 2)
+    return f"{text[:cut]}… ({hashlib.sha256(text.encode()).hexdigest()[:16]})"

@@ -7,22 +7,23 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines import bucketing, caching, packing
-from tftoolkit.pipelines.bad_examples import Skipping
+from tftoolkit.pipelines import bucketing, packing
+from tftoolkit.pipelines.arguments import integer, integers, known, scalars_of
+from tftoolkit.pipelines.bad_examples import Skipping, names
 from tftoolkit.pipelines.batching import Padding
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.mapping import name_of, refuse_stateful_random
 from tftoolkit.pipelines.ordering import Select
 from tftoolkit.pipelines.plan import Plan
-from tftoolkit.pipelines.rows import Rows, concat, is_ragged, map_rows
+from tftoolkit.pipelines.rows import Rows, is_ragged, map_rows
 from tftoolkit.pipelines.scan import lengths_of, scan
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Stage
+from tftoolkit.pipelines.stages import Stage, Where
 
 
 def filtered(
@@ -32,11 +33,12 @@ def filtered(
     skipping: Skipping | None,
 ) -> Stage:
     """See ``Pipeline.filter``."""
-    _need_fixed(plan, "filter")
+    need_fixed(plan, "filter")
     graph = _traced_predicate(plan, predicate)
     name = name_of(predicate)
-    about = json.dumps({"predicate": name, **_identity(plan)}, sort_keys=True)
-    kept = _read_selection(file, about) if file else None
+    on_error = "skip" if skipping else "raise"
+    about = json.dumps({"predicate": name, "on_error": on_error, **_identity(plan)}, sort_keys=True)
+    kept = _read_selection(file, about, skipping) if file else None
     if kept is None:
         spec = {"keep": tf.TensorSpec([], tf.bool)}
 
@@ -47,48 +49,60 @@ def filtered(
             [elements[mask.numpy()] for elements, mask in scan(plan, f"filter {name}", keep, skipping)]
         )
         if file:
-            _write_selection(Path(file), about, kept)
+            _write_selection(Path(file), about, kept, skipping)
     if not len(kept):
         raise ValueError(f"filter: {name} is true for none of the {plan.length} examples")
-    return Select(plan.element_spec, len(kept), name, kept)
+    return Select(plan.element_spec, len(kept), f"filter {name}", kept)
+
+
+def readable(plan: Plan, stage: str, skipping: Skipping) -> tuple[Stage, ...]:
+    """The stages of ``plan``, and behind them one that leaves out what cannot be read, if there is any."""
+    need_fixed(plan, stage)
+    parts = list(scan(plan, f"reading for {stage}", lambda rows, _: tf.size(_), skipping))
+    elements = np.concatenate([numbers for numbers, _ in parts])
+    if not len(elements):
+        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
+    if len(elements) == plan.length:
+        return plan.stages
+    return (*plan.stages, Select(plan.element_spec, len(elements), "readable", elements))
 
 
 def packed(
-    plan: Plan, size: int, features: Sequence[str], padding_value: Any, order: Any, skipping: Skipping | None
+    plan: Plan,
+    size: int,
+    features: Sequence[str],
+    padding_values: Mapping[str, Any] | None,
+    order: Any,
+    skipping: Skipping | None,
 ) -> Stage:
     """See ``Pipeline.pack``."""
-    _need_fixed(plan, "pack")
+    need_fixed(plan, "pack")
     if not features:
         raise ValueError("features: name at least one feature to pack")
     for name in features:
-        spec = _feature(plan, "features", name)
+        spec = known("features", name, plan.element_spec)
         if not is_ragged(spec):
             raise ValueError(
                 f"features: {name!r} has the shape {spec.shape}; pack needs one of different lengths, [None, …]"
             )
-        try:
-            tf.constant(padding_value, spec.dtype)
-        except (TypeError, ValueError):
-            raise TypeError(f"padding_value={padding_value!r}: no {spec.dtype.name}, as {name!r} needs") from None
+    packed_spec = {name: plan.element_spec[name] for name in features}
+    fills = scalars_of("padding_values", padding_values, packed_spec)
     elements, lengths = lengths_of(plan, features[0], skipping)
     for name in features[1:]:
         other = lengths_of(plan, name, skipping)[1]
         if not np.array_equal(other, lengths):
             first = int(np.flatnonzero(other != lengths)[0])
             raise ValueError(
-                f"features: {features[0]!r} and {name!r} differ in length, first in example {elements[first]} "
+                f"features: {features[0]!r} and {name!r} differ in length, first in {_name(plan, elements[first])} "
                 f"({lengths[first]} and {other[first]})"
             )
     if not lengths.any():
         raise ValueError(f"features: {features[0]!r} is empty in every example")
     made = packing.plan_packing(lengths, size)
     made = made._replace(piece_sequence=elements[made.piece_sequence])
-    spec = {
-        name: tf.TensorSpec([size, *plan.element_spec[name].shape[1:]], plan.element_spec[name].dtype)
-        for name in features
-    }
+    spec = {name: tf.TensorSpec([size, *one.shape[1:]], one.dtype) for name, one in packed_spec.items()}
     spec |= {name: tf.TensorSpec([size], tf.int32) for name in (packing.SEGMENT_IDS, packing.POSITIONS)}
-    return packing.Pack(spec, made.windows, tuple(features), size, padding_value, order, made, first=not plan.stages)
+    return packing.Pack(spec, made.windows, tuple(features), size, fills, order, made, first=not plan.stages)
 
 
 def bucketed(
@@ -103,24 +117,25 @@ def bucketed(
     skipping: Skipping | None,
 ) -> bucketing.Buckets:
     """See ``Pipeline.bucket``."""
-    _need_fixed(plan, "bucket")
-    limits = [int(boundary) for boundary in boundaries]
-    if not limits or limits[0] < 0 or any(a >= b for a, b in itertools.pairwise(limits)):
-        raise ValueError(f"boundaries={list(boundaries)}: must be ascending lengths, at least one")
-    sizes = [int(size) for size in batch_size] if isinstance(batch_size, Sequence) else [int(batch_size)] * len(limits)
-    if len(sizes) != len(limits) or min(sizes) < 1:
-        raise ValueError(f"batch_size={batch_size!r}: must be one number ≥ 1, or one for each of {len(limits)} buckets")
-    spec = _feature(plan, "feature", feature)
+    need_fixed(plan, "bucket")
+    limits = integers("boundaries", boundaries, 0)
+    if any(a >= b for a, b in itertools.pairwise(limits)):
+        raise ValueError(f"boundaries={limits}: must be ascending")
+    if isinstance(batch_size, SupportsIndex):
+        sizes = [integer("batch_size", batch_size, 1)] * len(limits)
+    else:
+        sizes = integers("batch_size", batch_size, 1)
+    if len(sizes) != len(limits):
+        raise ValueError(f"batch_size={sizes}: must be one number, or one for each of the {len(limits)} buckets")
+    spec = known("feature", feature, plan.element_spec)
     if not spec.shape.rank or spec.shape[0] is not None:
         raise ValueError(
             f"feature={feature!r}: has the shape {spec.shape}; bucket needs one of different lengths, [None, …]"
         )
     elements, lengths = lengths_of(plan, feature, skipping)
     if len(lengths) and lengths.max() > limits[-1]:
-        worst = int(elements[lengths.argmax()])
-        raise ValueError(
-            f"boundaries: the last one is {limits[-1]}, but example {worst} has the length {lengths.max()}"
-        )
+        worst = _name(plan, elements[lengths.argmax()])
+        raise ValueError(f"boundaries: the last one is {limits[-1]}, but {worst} has the length {lengths.max()}")
     members, counts, bucket_of, first_of = bucketing.assign(lengths, limits, sizes, drop_remainder)
     if not len(bucket_of):
         raise ValueError(f"batch_size={batch_size!r}: with drop_remainder=True no batch is left")
@@ -132,21 +147,13 @@ def bucketed(
     )  # fmt: skip
 
 
-def cached(plan: Plan, skipping: Skipping | None) -> Plan:
-    """See ``Pipeline.cache``."""
-    _need_fixed(plan, "cache")
-    parts = list(scan(plan, "cache", lambda rows, identity: (rows, identity), skipping))
-    elements = np.concatenate([numbers for numbers, _ in parts])
-    if not len(elements):
-        raise ValueError("cache: none of the examples can be read")
-    with tf.device("CPU:0"):
-        rows = concat([rows for _, (rows, _) in parts])
-    identity = np.concatenate([identity.numpy() for _, (_, identity) in parts])
-    return caching.replaced(plan, caching.MemorySource(plan, rows, elements), identity)
-
-
-def _need_fixed(plan: Plan, stage: str) -> None:
-    changing = [one.label for one in plan.stages if one.varies] + (["shuffle"] if plan.source_shuffled else [])
+def need_fixed(plan: Plan, stage: str) -> None:
+    if hasattr(plan.source, "order"):
+        raise ValueError(
+            f"{stage}: its plan is made once for all epochs, but a mixture deals out other examples in each of them; "
+            "use a source that is no mixture"
+        )
+    changing = [one.label for one in plan.stages if one.varies]
     if changing:
         raise ValueError(
             f"{stage}: its plan is made once for all epochs, but what comes before differs from epoch to epoch "
@@ -154,10 +161,8 @@ def _need_fixed(plan: Plan, stage: str) -> None:
         )
 
 
-def _feature(plan: Plan, argument: str, name: str) -> tf.TensorSpec:
-    if name not in plan.element_spec:
-        raise ValueError(f"{argument}: there is no feature {name!r}, only {', '.join(map(repr, plan.element_spec))}")
-    return plan.element_spec[name]
+def _name(plan: Plan, element: int) -> str:
+    return ", ".join(names(plan, Where(tf.constant(0, tf.int64), tf.constant([element], tf.int64))))
 
 
 def _identity(plan: Plan) -> Mapping[str, Any]:
@@ -176,21 +181,26 @@ def _traced_predicate(plan: Plan, predicate: Callable[[Example], tf.Tensor]) -> 
     return graph
 
 
-def _read_selection(file: str | os.PathLike[str], about: str) -> np.ndarray | None:
+def _read_selection(file: str | os.PathLike[str], about: str, skipping: Skipping | None) -> np.ndarray | None:
     try:
         with np.load(file) as stored:
             kept: np.ndarray = stored["kept"]
-            return kept if str(stored["about"]) == about and kept.dtype == np.int64 else None
+            if str(stored["about"]) != about:
+                return None
+            skipped = str(stored["skipped"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"plan={os.fspath(file)!r}: cannot be read ({error}); delete it") from None
+    if skipping:
+        skipping.add_json(skipped)
+    return kept
 
 
-def _write_selection(file: Path, about: str, kept: np.ndarray) -> None:
+def _write_selection(file: Path, about: str, kept: np.ndarray, skipping: Skipping | None) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}.npz")
     try:
-        np.savez(part, about=about, kept=kept)
+        np.savez(part, about=about, kept=kept, skipped=skipping.to_json() if skipping else "[]")
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

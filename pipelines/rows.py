@@ -76,18 +76,24 @@ def _signature(spec: tf.TensorSpec) -> Any:
 
 
 def pad(feature: Any, spec: tf.TensorSpec, sizes: tuple[Any, ...], value: Any) -> tf.Tensor:
-    """One dense tensor [n, ...] of rows of different shapes, filled up at the ends with ``value``.
+    """One dense tensor [n, ...] of rows of different shapes, filled up at the ends with ``value`` (None: zeros).
 
     ``sizes`` is the shape to fill up to: integers, int64 scalar tensors, or None for the largest among the rows.
     """
-    fill = tf.constant(value, spec.dtype)
+    fill = filling(value, spec.dtype)
     if isinstance(feature, Varied):
         return _pad_varied(feature, sizes, fill)
     if isinstance(feature, tf.RaggedTensor):
         target = _fitting(tf.reduce_max(tf.concat([[0], feature.row_lengths()], 0))[tf.newaxis], sizes[:1])
-        return feature.to_tensor(fill, shape=tf.concat([[-1], target, feature.shape[2:]], 0))
-    margins = [[0, 0], *([0, size - have] for size, have in zip(sizes, spec.shape, strict=True))]
+        feature = feature.to_tensor(fill, shape=tf.concat([[-1], target, feature.shape[2:]], 0))
+        sizes = (None, *sizes[1:])
+    margins = [[0, 0], *([0, size - have if have else 0] for size, have in zip(sizes, spec.shape, strict=True))]
     return tf.pad(feature, margins, constant_values=fill) if sizes != tuple(spec.shape) else feature
+
+
+def filling(value: Any, dtype: tf.DType) -> tf.Tensor:
+    """The scalar to fill with; None: 0, "" or False."""
+    return tf.zeros([], dtype) if value is None else tf.constant(value, dtype)
 
 
 def _pad_varied(feature: Varied, sizes: tuple[Any, ...], fill: tf.Tensor) -> tf.Tensor:
@@ -96,10 +102,11 @@ def _pad_varied(feature: Varied, sizes: tuple[Any, ...], fill: tf.Tensor) -> tf.
 
     def one_row(row: Varied) -> tf.Tensor:
         margins = tf.stack([tf.zeros([rank], tf.int64), target - row.shapes], axis=1)
-        return tf.pad(tf.reshape(row.values, row.shapes), margins, constant_values=fill)
+        return tf.reshape(tf.pad(tf.reshape(row.values, row.shapes), margins, constant_values=fill), [-1])
 
-    padded = tf.map_fn(one_row, feature, fn_output_signature=tf.TensorSpec([None] * rank, fill.dtype))
-    return tf.reshape(padded, tf.concat([tf.shape(feature.shapes, tf.int64)[:1], target], 0))
+    # Ragged, since dense results of map_fn need a static shape where there is no row.
+    padded = tf.map_fn(one_row, feature, fn_output_signature=tf.RaggedTensorSpec([None], fill.dtype, ragged_rank=0))
+    return tf.reshape(padded.values, tf.concat([tf.shape(feature.shapes, tf.int64)[:1], target], 0))
 
 
 def _fitting(largest: tf.Tensor, sizes: tuple[Any, ...]) -> tf.Tensor:

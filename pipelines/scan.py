@@ -40,7 +40,7 @@ def scan(
             try:
                 result = load(tf.constant(elements))
             except (tf.errors.OpError, SourceError) as error:
-                failed = failed_elements(plan, Where(zero, tf.constant(elements)))
+                failed = failed_elements(plan, Where(zero, tf.constant(elements)), lambda _, element: load(element))
                 if not skipping:
                     raise next(iter(failed.values()), error) from None
                 for place, reason in failed.items():
@@ -54,9 +54,9 @@ def scan(
 def lengths_of(plan: Plan, feature: str, skipping: Skipping | None) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (int64[n]) and lengths (int64[n]) of all elements that can be read.
 
-    A source that knows the lengths is asked; else everything is read once.
+    A source that knows the lengths is asked, if all its elements count; else everything is read once.
     """
-    if not plan.stages and hasattr(plan.source, "lengths"):
+    if not skipping and not plan.stages and hasattr(plan.source, "lengths"):
         known = np.asarray(plan.source.lengths(feature), np.int64)
         return np.arange(len(known)), known
 

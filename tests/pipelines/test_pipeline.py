@@ -392,6 +392,6 @@ def test_an_error_in_a_map_function_surfaces_and_the_position_stays() -> None:
             return {"index": tf.identity(example["index"])}
 
     p = ready().map(checked).batch(2)
-    with pytest.raises(pipelines.SourceError, match=r"example 6 of arrays: assertion failed: \[too large"):
+    with pytest.raises(pipelines.SourceError, match=r"arrays, row 6: assertion failed: \[too large"):
         list(p)
     assert p.position == 3
