@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,7 +128,10 @@ def _ragged_list(name: str, rows: Sequence[Any]) -> tf.RaggedTensor:
             f"features[{name!r}]: the rows have different shapes ({', '.join(map(str, sorted(shapes)[:3]))} …); only "
             "their first dimension may differ, so pad or encode them"
         )
-    return ragged(rows)
+    if any(hasattr(row, "dtype") for row in rows):
+        return ragged(rows)
+    flat = tf.convert_to_tensor(list(itertools.chain.from_iterable(rows)))  # TensorFlow's dtypes of Python numbers
+    return tf.RaggedTensor.from_row_lengths(flat, tf.constant([len(row) for row in rows], tf.int64))
 
 
 def _spec(name: str, column: Any) -> tf.TensorSpec:

@@ -79,17 +79,19 @@ class MixSource:
         component = tf.gather(self._table, place)
         number = element // len(self._table) * tf.gather(tf.constant(self._weights, tf.int64), component)
         number += tf.gather(self._rank, place)
-        epochs, indices = [], []
-        for c, (source, numbers) in enumerate(zip(self._sources, self._partition(number, component), strict=True)):
-            epoch, index = numbers // len(source), numbers % len(source)
+        sizes = tf.gather(tf.constant(np.diff(self._starts), tf.int64), component)
+        own_epoch, in_order = number // sizes, number % sizes
+        epochs, indices = own_epoch, in_order
+        if shuffled:
+            states = fold(stream_state(seed, own_epoch, _ORDER_STREAM), component)
+            indices = permute(in_order, sizes, states)
+        for c, source in enumerate(self._sources):
             if hasattr(source, "order"):
-                epoch, index = source.order(epoch, index, (seed + (c + 1) * 0x9E3779B97F4A7C15) % (1 << 63), shuffled)
-            elif shuffled:
-                index = permute(index, len(source), fold(stream_state(seed, epoch, _ORDER_STREAM), tf.constant(c)))
-            epochs.append(epoch)
-            indices.append(index + self._starts[c])
-        back = self._back(component)
-        return tf.gather(tf.concat(epochs, 0), back), tf.gather(tf.concat(indices, 0), back)
+                mine = component == c
+                own_seed = (seed + (c + 1) * 0x9E3779B97F4A7C15) % (1 << 63)
+                ordered = source.order(tf.where(mine, own_epoch, 0), tf.where(mine, in_order, 0), own_seed, shuffled)
+                epochs, indices = tf.where(mine, ordered[0], epochs), tf.where(mine, ordered[1], indices)
+        return epochs, indices + tf.gather(tf.constant(self._starts, tf.int64), component)
 
     def fetch(self, indices: tf.Tensor) -> Example:
         component = tf.searchsorted(tf.constant(self._starts[1:], tf.int64), indices, side="right")
