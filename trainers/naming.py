@@ -142,7 +142,11 @@ def _children(parent: Any) -> Iterator[tuple[str, Any]]:
     if _is_variable(parent):
         return
     if _is_keras_layer(parent):
-        layers = list(parent._flatten_layers(include_self=False, recursive=False))
+        layers = [
+            layer
+            for layer in parent._flatten_layers(include_self=False, recursive=False)
+            if type(layer).__name__ != "InputLayer"
+        ]
         yield from _named(layers, lambda layer: _layer_name(parent, layer))
         deeper = {tf_variable(variable).ref() for layer in layers for variable in layer.variables}
         own = [variable for variable in parent.variables if tf_variable(variable).ref() not in deeper]

@@ -128,13 +128,14 @@ class Update(tf.Module):
         """
 
         def one(part: Any, key: tf.Tensor) -> Gradients:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(self.weights)
-                with self._reduced_precision():
-                    found = losses(part, key)
-                total, weight, metrics = summed(found, self.accumulate)
-                scaled = total if self.loss_scale is None else total * tf.cast(self.loss_scale.scale, total.dtype)
-            dense = self._in_order(tape.gradient(scaled, self.weights), self.weights)
+            with contextlib.ExitStack() as reduced:  # also while rematerialised layers are differentiated
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(self.weights)
+                    reduced.enter_context(self._reduced_precision())
+                    total, weight, metrics = summed(losses(part, key), self.accumulate)
+                    scaled = total if self.loss_scale is None else total * tf.cast(self.loss_scale.scale, total.dtype)
+                found = tape.gradient(scaled, self.weights)
+            dense = self._in_order(found, self.weights)
             if self.loss_scale is not None:
                 dense = [gradient / tf.cast(self.loss_scale.scale, gradient.dtype) for gradient in dense]
             return Gradients([tf.cast(gradient, wide(gradient.dtype)) for gradient in dense], weight, metrics)
