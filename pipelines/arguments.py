@@ -7,8 +7,6 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.sources.source import Spec
-
 
 def integer(name: str, value: SupportsIndex, minimum: int) -> int:
     """``value`` as int. Raises TypeError if it is none, ValueError unless ``minimum <= value < 2**63``."""
@@ -29,7 +27,7 @@ def integers(name: str, values: Sequence[SupportsIndex], minimum: int) -> list[i
     return [integer(f"{name}[{i}]", value, minimum) for i, value in enumerate(values)]
 
 
-def scalars_of(name: str, values: Mapping[str, Any] | None, spec: Spec) -> dict[str, Any]:
+def scalars_of(name: str, values: Mapping[str, Any] | None, spec: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
     """``values``, feature -> scalar, as Python values that each feature's dtype can hold exactly, or to rounding."""
     return {feature: _scalar(f"{name}[{feature!r}]", value, known(name, feature, spec).dtype)
             for feature, value in by_feature(name, values).items()}  # fmt: skip
@@ -41,7 +39,7 @@ def by_feature(name: str, values: Mapping[str, Any] | None) -> Mapping[str, Any]
     return values or {}
 
 
-def known(name: str, feature: str, spec: Spec) -> tf.TensorSpec:
+def known(name: str, feature: str, spec: Mapping[str, tf.TensorSpec]) -> tf.TensorSpec:
     """The spec of ``feature``. Raises ValueError if there is none."""
     if feature not in spec:
         raise ValueError(f"{name}: there is no feature {feature!r}, only {', '.join(map(repr, spec))}")
