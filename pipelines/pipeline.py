@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines import bad_examples, planning, profiling
+from tftoolkit.pipelines import bad_examples, caching, planning, profiling
 from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.batching import Batch, checked_padding
 from tftoolkit.pipelines.mapping import Function, Map, PairedMap
@@ -209,18 +209,23 @@ class Pipeline:
         stage = planning.packed(base, size, names, padding_values, order, new._skipping)
         return new._with(stages=(*base.stages, stage))
 
-    def cache(self) -> "Pipeline":
-        """Keeps the elements as they are here, in memory; they are all computed now, once.
+    def cache(self, directory: str | os.PathLike[str] | None = None) -> "Pipeline":
+        """Keeps the elements as they are here, in memory or in files; they are all computed now, once.
 
         Stands before ``shuffle`` and before functions that take keys, and changes nothing in the stream.
 
+        Args:
+          directory: where to keep them as records with checksums, to be used again as long as source and stages are the
+            same: functions by their names, so delete it when you change their code.
+
         Raises:
           ValueError: the elements differ from epoch to epoch.
-          SourceError: an example cannot be read.
+          SourceError: an example cannot be read, the files cannot be written, or they hold something else.
         """
         self._before_batch("cache")
+        planning.need_fixed(self._plan, "cache")
         new = self._with()
-        new._plan = planning.cached(new._plan, new._skipping)
+        new._plan = caching.cached(new._plan, directory, new._skipping)
         return new
 
     def batch(

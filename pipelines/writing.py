@@ -139,9 +139,18 @@ def _records(source: Any, spec: Spec) -> Iterator[bytes]:
         try:
             rows = fetch(tf.constant(indices))
         except tf.errors.OpError as error:
-            known = source_error(error) or SourceError(message_of(error))
-            raise known from None
+            raise source_error(error) or _named(source, fetch, indices, error) from None
         yield from serialize(rows, spec)
+
+
+def _named(source: Any, fetch: Any, indices: np.ndarray, error: tf.errors.OpError) -> SourceError:
+    """What is wrong with the first of the examples that fails on its own, and its name."""
+    for index in indices.tolist():
+        try:
+            fetch(tf.constant([index], tf.int64))
+        except tf.errors.OpError as its_own:
+            return SourceError(f"{source.describe(index)}: {message_of(its_own)}")
+    return SourceError(message_of(error))
 
 
 def _write_shards(records: Iterator[bytes], files: list[Path], length: int, kind: str) -> list[int]:
