@@ -87,8 +87,20 @@ def wide(dtype: tf.DType) -> tf.DType:
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
-def summed(found: Losses | tf.Tensor, parts: int) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-    """Sum of the weighted losses (at least float32), of the weights and of each metric (float32): scalars.
+class Sums(NamedTuple):
+    """:class:`Losses` added up: scalars."""
+
+    loss: tf.Tensor
+    """Weighted, at least float32, differentiable."""
+    count: tf.Tensor
+    """How many losses there are, of the loss's type."""
+    weight: tf.Tensor
+    metrics: dict[str, tf.Tensor]
+    """Weighted, float32; with "loss"."""
+
+
+def summed(found: Losses | tf.Tensor, parts: int) -> Sums:
+    """Add up what a loss function returned.
 
     Raises:
         TypeError: the losses aren't floating-point numbers.
@@ -113,7 +125,8 @@ def summed(found: Losses | tf.Tensor, parts: int) -> tuple[tf.Tensor, tf.Tensor,
     metrics = {"loss": values, **{name: _of_shape(name, value, values) for name, value in losses.metrics.items()}}
     sums = {name: tf.reduce_sum(tf.cast(value, values.dtype) * weights) for name, value in metrics.items()}
     narrow = {name: tf.cast(tf.stop_gradient(value), tf.float32) for name, value in sums.items()}
-    return sums["loss"], tf.cast(tf.reduce_sum(weights), tf.float32), narrow
+    count = tf.size(values, tf.int64)
+    return Sums(sums["loss"], tf.cast(count, values.dtype), tf.cast(tf.reduce_sum(weights), tf.float32), narrow)
 
 
 def _of_shape(name: str, value: Any, like: tf.Tensor) -> tf.Tensor:

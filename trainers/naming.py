@@ -123,7 +123,7 @@ def matching(patterns: Iterable[str], names: Sequence[str], what: str) -> dict[s
 
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of everything below ``root`` that is named, level by level, so that short names come first."""
-    level: list[tuple[str, Any]] = [("", root)]
+    level: list[tuple[str, Any]] = [("", root)] if _is_named(root) else []
     visited: set[int] = set()
     while level:
         below = []

@@ -132,13 +132,19 @@ class Update(tf.Module):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(self.weights)
                     reduced.enter_context(self._reduced_precision())
-                    total, weight, metrics = summed(losses(part, key), self.accumulate)
-                    scaled = total if self.loss_scale is None else total * tf.cast(self.loss_scale.scale, total.dtype)
+                    sums = summed(losses(part, key), self.accumulate)
+                    # As for a mean, so that a good scale doesn't depend on the size of the batch.
+                    scale = (
+                        None
+                        if self.loss_scale is None
+                        else tf.cast(self.loss_scale.scale, sums.loss.dtype) / sums.count
+                    )
+                    scaled = sums.loss if scale is None else sums.loss * scale
                 found = tape.gradient(scaled, self.weights)
             dense = self._in_order(found, self.weights)
-            if self.loss_scale is not None:
-                dense = [gradient / tf.cast(self.loss_scale.scale, gradient.dtype) for gradient in dense]
-            return Gradients([tf.cast(gradient, wide(gradient.dtype)) for gradient in dense], weight, metrics)
+            if scale is not None:
+                dense = [gradient / tf.cast(scale, gradient.dtype) for gradient in dense]
+            return Gradients([tf.cast(gradient, wide(gradient.dtype)) for gradient in dense], sums.weight, sums.metrics)
 
         return accumulated(one, batch, key, self.accumulate, self.weights)
 
