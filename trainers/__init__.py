@@ -4,17 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tftoolkit.trainers import faults, optimizers, schedules
+    from tftoolkit.trainers import faults, hooks, optimizers, schedules
     from tftoolkit.trainers.best import Best
     from tftoolkit.trainers.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
-    from tftoolkit.trainers.gradients import Gradients, Losses
     from tftoolkit.trainers.divergence import TrainingDivergedError
     from tftoolkit.trainers.events import Every, every
+    from tftoolkit.trainers.gradients import Gradients, Losses
     from tftoolkit.trainers.interrupts import TrainingTerminated
+    from tftoolkit.trainers.recompute import rematerialize
+    from tftoolkit.trainers.retracing import RetracingWarning, explain_retracing
     from tftoolkit.trainers.run_lock import RunLockedError
     from tftoolkit.trainers.runner import Runner
     from tftoolkit.trainers.step import Step
     from tftoolkit.trainers.trainer import Summary, Trainer
+    from tftoolkit.trainers.tuning import find_batch_size, find_lr
     from tftoolkit.trainers.update import Update
 
 __all__ = [
@@ -22,9 +25,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "Checkpointer",
+    "Every",
     "Gradients",
     "Losses",
-    "Every",
+    "RetracingWarning",
     "RunLockedError",
     "Runner",
     "Step",
@@ -34,20 +38,26 @@ __all__ = [
     "TrainingTerminated",
     "Update",
     "every",
+    "explain_retracing",
     "faults",
+    "find_batch_size",
+    "find_lr",
+    "hooks",
     "optimizers",
+    "rematerialize",
     "schedules",
 ]
 
 # Name → module. All of them import TensorFlow; the recipes below this package are read without it.
 _HOME = {
+    "Best": "best",
     "CheckpointError": "checkpointer",
     "CheckpointMismatchError": "checkpointer",
     "Checkpointer": "checkpointer",
+    "Every": "events",
     "Gradients": "gradients",
     "Losses": "gradients",
-    "Best": "best",
-    "Every": "events",
+    "RetracingWarning": "retracing",
     "RunLockedError": "run_lock",
     "Runner": "runner",
     "Step": "step",
@@ -57,11 +67,15 @@ _HOME = {
     "TrainingTerminated": "interrupts",
     "Update": "update",
     "every": "events",
+    "explain_retracing": "retracing",
+    "find_batch_size": "tuning",
+    "find_lr": "tuning",
+    "rematerialize": "recompute",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("faults", "optimizers", "schedules"):
+    if name in ("faults", "hooks", "optimizers", "schedules"):
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

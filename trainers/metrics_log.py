@@ -21,7 +21,6 @@ class MetricsLog:
     "train", "eval" or "rollback". It holds nothing that depends on the clock, so that an interrupted and resumed run
     writes the same bytes as an undisturbed one; rates go to TensorBoard only. A number that isn't finite is null (JSON
     has no other word for it). A resumed run adds a TensorBoard file; steps that were repeated are in both.
-    A resumed run adds a TensorBoard file; steps that were repeated are in both.
     """
 
     def __init__(self, directory: Path, step: int, sinks: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:

@@ -1,6 +1,5 @@
 """One line about a running training."""
 
-import functools
 import resource
 import sys
 import time
@@ -16,7 +15,7 @@ class Progress:
     Args:
         stop: number of steps to reach.
         examples_per_step: the batch size if it is known, for the rate.
-        flops_per_step: function that counts a step's floating-point operations, or None; asked once.
+        flops_per_step: function that counts a step's floating-point operations, or returns None.
         peak_flops: what the device can do per second at most, to show the utilization; None: GFLOP/s are shown.
     """
 
@@ -29,7 +28,7 @@ class Progress:
     ) -> None:
         self._stop = stop
         self._examples = examples_per_step
-        self._count_flops = functools.cache(flops_per_step)
+        self._count_flops = flops_per_step
         self._peak_flops = peak_flops
         # Rates are those since the report before; what comes before the first is mostly compilation.
         self._before: tuple[int, float, float] | None = None

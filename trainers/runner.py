@@ -1,5 +1,6 @@
 """Ways to execute a step: eagerly, as a graph, compiled, or many steps per call."""
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,6 +70,7 @@ class Runner:
 
     Attributes:
         steps_per_call: the most steps of a call; 1 unless the kind is ``xla_chunk``.
+        graph: the ``tf.Graph`` of one step; None if the kind is eager.
 
     Raises:
         ValueError: unknown kind; a compiled kind with batch shapes that vary; variables that the step doesn't hold.
@@ -100,23 +102,24 @@ class Runner:
                 f"runner {kind!r} needs batches of one static shape, but {obstacle}; or use runner='graph'"
             )
         self.kind, self.reason, self.steps_per_call = kind, "as asked", 1
+        self.graph: tf.Graph | None = None
         self._call: Callable[..., Metrics] = self._one
         if kind != "eager":
             self._compile(obstacle, steps_per_call)
 
     def _compile(self, obstacle: str | None, steps_per_call: int) -> None:
         number = tf.TensorSpec([], tf.int64)
-        traced = tf.function(self._one).get_concrete_function(self._spec, number)
-        self._check_trace(traced)
+        self._compiled = tf.function(self._one, jit_compile=True)
+        one = self._compiled.get_concrete_function(self._spec, number)  # traced; compiled when it is first called
+        self._check_trace(one)
+        self.graph = one.graph
         on_cpu = not any("GPU" in variable.device for variable in self._step.variables)
-        convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(traced))
+        convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(one))
         if self.kind == "auto":
             self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
-        self._compiled = tf.function(self._one, jit_compile=True)
         if self.kind == "graph":
-            self._call = traced
+            self._call = tf.function(self._one).get_concrete_function(self._spec, number)
             return
-        one = self._compiled.get_concrete_function(self._spec, number)
         if self.kind == "xla":
             self._call = one
             return
@@ -124,7 +127,7 @@ class Runner:
         loop_outside_xla = convolves_on_cpu or (
             on_cpu and _bytes((*self._step.variables, *self._spec.values())) < _SMALL_LOOP_BYTES
         )
-        dtypes = {name: value.dtype for name, value in traced.structured_outputs.items()}
+        dtypes = {name: value.dtype for name, value in one.structured_outputs.items()}
         self._call = self._compile_many(one if loop_outside_xla else self._one, dtypes, jit=not loop_outside_xla)
 
     def feed(self, pipeline: Any, position: int = 0) -> Feed:
@@ -152,6 +155,7 @@ class Runner:
             self._length = min(2 * self._length, self.steps_per_call)
         return Call(first, portion.count, metrics)
 
+    @functools.cache  # noqa: B019 (a runner lives as long as its trainer)
     def flops_per_step(self) -> int | None:
         """See :func:`tftoolkit.trainers.flops.count`; None where batch shapes vary or the step runs eagerly."""
         if self.kind == "eager" or _obstacle_to_xla(self._spec):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers import faults
 from tftoolkit.trainers.best import Best
@@ -210,6 +212,22 @@ class Trainer:
     @property
     def last_metrics(self) -> dict[str, dict[str, Any]]:
         return self._log.last if self._log else {}
+
+    @property
+    def graph(self) -> tf.Graph | None:
+        """That of one step; None if steps run eagerly."""
+        return self._runner.graph
+
+    @property
+    def summary_writer(self) -> tf.summary.SummaryWriter:
+        """Of the TensorBoard file, for hooks.
+
+        Raises:
+            RuntimeError: no run has begun yet.
+        """
+        if self._log is None:
+            raise RuntimeError("there is no TensorBoard file before run() begins")
+        return self._log.writer
 
     @property
     def best_checkpoint(self) -> int | None:
