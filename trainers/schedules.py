@@ -1,11 +1,12 @@
 """Learning-rate schedules: functions from the number of finished optimizer steps to a learning rate.
 
 A schedule takes an int64 scalar tensor (0 before the first update) and returns a float32 scalar tensor. It is made of
-plain TensorFlow operations, so it runs eagerly, in a graph and inside XLA alike.
+plain TensorFlow operations, so it runs eagerly, in a graph and inside XLA alike. Lengths like ``warmup_steps`` are
+steps if they are whole numbers and parts of the run if they are fractions: 100, or 0.05.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -18,37 +19,96 @@ def constant(learning_rate: float) -> Schedule:
     return lambda step: tf.constant(learning_rate, tf.float32)
 
 
-def linear(peak: float, steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+def linear(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float = 0.0) -> Schedule:
     """Rise linearly to ``peak`` over ``warmup_steps``, fall linearly to ``end`` at step ``steps``, then stay there."""
-    return _warmed_up(peak, steps, warmup_steps, end, lambda fraction: 1.0 - fraction)
+    return _warmed_up(peak, steps, warmup_steps, 0, end, lambda fraction: 1.0 - fraction)
 
 
-def cosine(peak: float, steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+def cosine(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float = 0.0) -> Schedule:
     """Rise linearly to ``peak`` over ``warmup_steps``, follow half a cosine to ``end`` at step ``steps``, then stay.
 
     The decay is that of SGDR without restarts (Loshchilov & Hutter 2017, equation 5).
     """
-    return _warmed_up(peak, steps, warmup_steps, end, lambda fraction: 0.5 * (1.0 + tf.cos(math.pi * fraction)))
+    return _warmed_up(peak, steps, warmup_steps, 0, end, lambda fraction: 0.5 * (1.0 + tf.cos(math.pi * fraction)))
+
+
+def warmup_stable_decay(
+    peak: float, steps: int, *, warmup_steps: int | float, decay_steps: int | float, end: float = 0.0
+) -> Schedule:
+    """Rise linearly to ``peak``, stay there, and fall linearly to ``end`` over the last ``decay_steps`` of ``steps``.
+
+    The stable part can be lengthened afterwards (Hu et al. 2024, MiniCPM; the linear decay as in Hägele et al. 2024).
+    """
+    decay = _in_steps("decay_steps", decay_steps, steps)
+    if decay < 1:
+        raise ValueError(f"decay_steps must come to at least one step, but is {decay_steps} (of {steps})")
+    warmup = _in_steps("warmup_steps", warmup_steps, steps)
+    if warmup + decay > steps:
+        raise ValueError(f"warmup_steps and decay_steps are {warmup + decay} steps together, more than steps={steps}")
+    return _warmed_up(peak, steps, warmup, steps - warmup - decay, end, lambda fraction: 1.0 - fraction)
+
+
+def piecewise(learning_rates: Mapping[int | float, float], steps: int | None = None) -> Schedule:
+    """A constant rate from each boundary on: ``{0: 0.1, 0.5: 0.01, 0.75: 0.001}``.
+
+    Args:
+        learning_rates: boundary -> rate from there on; one boundary is 0. Whole numbers are steps, fractions parts of
+            ``steps``.
+        steps: length of the run; needed for fractions only.
+    """
+    rates = {}
+    for boundary, rate in learning_rates.items():
+        _check_rate(f"learning_rates[{boundary}]", rate)
+        if steps is None and isinstance(boundary, float):
+            raise ValueError(f"the boundary {boundary} is a fraction of the run: give steps, its length")
+        rates[_in_steps("the boundary", boundary, steps or boundary + 1)] = rate
+    if 0 not in rates or len(rates) < len(learning_rates):
+        raise ValueError(
+            f"learning_rates must begin at 0 with boundaries all different, but has {list(learning_rates)}"
+        )
+    boundaries = sorted(rates)
+
+    def schedule(step: tf.Tensor) -> tf.Tensor:
+        begun = tf.cast(step, tf.int64) >= tf.constant(boundaries, tf.int64)
+        return tf.constant([rates[b] for b in boundaries], tf.float32)[tf.reduce_sum(tf.cast(begun, tf.int32)) - 1]
+
+    return schedule
 
 
 def _warmed_up(
-    peak: float, steps: int, warmup_steps: int, end: float, shape: Callable[[tf.Tensor], tf.Tensor]
+    peak: float,
+    steps: int,
+    warmup_steps: int | float,
+    stable_steps: int,
+    end: float,
+    shape: Callable[[tf.Tensor], tf.Tensor],
 ) -> Schedule:
     """``shape`` maps the finished fraction of the decay (0 to 1) to the share of ``peak - end`` that is left."""
     _check_rate("peak", peak)
     _check_rate("end", end)
-    if not 0 <= warmup_steps < steps:
-        raise ValueError(f"warmup_steps must be at least 0 and less than steps={steps}, but is {warmup_steps}")
+    warmup = _in_steps("warmup_steps", warmup_steps, steps)
+    decay_begins = warmup + stable_steps
 
     def schedule(step: tf.Tensor) -> tf.Tensor:
         now = tf.cast(step, tf.float32)
-        fraction = tf.clip_by_value((now - warmup_steps) / (steps - warmup_steps), 0.0, 1.0)
+        fraction = tf.clip_by_value((now - decay_begins) / (steps - decay_begins), 0.0, 1.0)
         decayed = end + (peak - end) * shape(fraction)
-        # Step 0 already moves: the ramp ends at step warmup_steps - 1, and the decay begins one step later.
-        rising = peak * (now + 1.0) / max(warmup_steps, 1)
-        return tf.where(now < warmup_steps, rising, decayed)
+        # Step 0 already moves: the ramp ends at step warmup - 1, and the decay begins at least one step later.
+        rising = peak * (now + 1.0) / max(warmup, 1)
+        return tf.where(now < warmup, rising, decayed)
 
     return schedule
+
+
+def _in_steps(name: str, length: int | float, steps: int | float) -> int:
+    """A number of steps as it is, a fraction (float) of ``steps`` in whole steps."""
+    if isinstance(length, float):
+        if not 0 <= length < 1:
+            raise ValueError(f"{name} as a fraction of the run must be at least 0 and less than 1, but is {length}")
+        return round(length * steps)
+    if not 0 <= length < steps:
+        raise ValueError(f"{name} must be at least 0 and less than steps={steps}, but is {length}")
+    return length
 
 
 def _check_rate(name: str, value: float) -> None:

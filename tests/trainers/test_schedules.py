@@ -30,8 +30,44 @@ def test_cosine_follows_its_formula():
     np.testing.assert_allclose(rates[110:], 0.1, rtol=1e-6)
 
 
-def test_the_same_inside_xla():
-    schedule = schedules.cosine(3e-3, steps=50, warmup_steps=5)
+def test_warmup_stable_decay():
+    rates = _table(schedules.warmup_stable_decay(8.0, steps=12, warmup_steps=4, decay_steps=4, end=4.0), 14)
+    np.testing.assert_allclose(rates, [2, 4, 6, 8, 8, 8, 8, 8, 8, 7, 6, 5, 4, 4])
+
+
+def test_piecewise():
+    rates = _table(schedules.piecewise({0: 4.0, 6: 1.0, 3: 2.0}), 8)
+    np.testing.assert_array_equal(rates, [4, 4, 4, 2, 2, 2, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("fractions", "steps"),
+    [
+        (lambda: schedules.linear(1.0, 40, warmup_steps=0.25), lambda: schedules.linear(1.0, 40, warmup_steps=10)),
+        (lambda: schedules.cosine(1.0, 40, warmup_steps=0.25), lambda: schedules.cosine(1.0, 40, warmup_steps=10)),
+        (
+            lambda: schedules.warmup_stable_decay(1.0, 40, warmup_steps=0.1, decay_steps=0.5),
+            lambda: schedules.warmup_stable_decay(1.0, 40, warmup_steps=4, decay_steps=20),
+        ),
+        (
+            lambda: schedules.piecewise({0: 1.0, 0.5: 0.1, 0.75: 0.01}, 40),
+            lambda: schedules.piecewise({0: 1.0, 20: 0.1, 30: 0.01}),
+        ),
+    ],
+)
+def test_fractions_of_the_run(fractions, steps):
+    np.testing.assert_array_equal(_table(fractions(), 45), _table(steps(), 45))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.cosine(3e-3, steps=50, warmup_steps=5),
+        schedules.warmup_stable_decay(3e-3, steps=50, warmup_steps=5, decay_steps=0.2),
+        schedules.piecewise({0: 3e-3, 20: 1e-3}),
+    ],
+)
+def test_the_same_inside_xla(schedule):
     compiled = tf.function(schedule, jit_compile=True)
     for step in range(60):
         number = tf.constant(step, tf.int64)
@@ -46,6 +82,13 @@ def test_the_same_inside_xla():
         (lambda: schedules.linear(math.inf, 10), "peak"),
         (lambda: schedules.cosine(1.0, 10, warmup_steps=10), "warmup_steps"),
         (lambda: schedules.cosine(1.0, 10, end=math.nan), "end"),
+        (lambda: schedules.cosine(1.0, 10, warmup_steps=1.0), "warmup_steps as a fraction"),
+        (lambda: schedules.warmup_stable_decay(1.0, 10, warmup_steps=6, decay_steps=0.5), "11 steps together"),
+        (lambda: schedules.warmup_stable_decay(1.0, 10, warmup_steps=1, decay_steps=0), "decay_steps"),
+        (lambda: schedules.piecewise({1: 0.1}), "begin at 0"),
+        (lambda: schedules.piecewise({0: 0.1, 0.5: 0.01}), "give steps"),
+        (lambda: schedules.piecewise({0: 0.1, 0.001: 0.01}, 10), "all different"),
+        (lambda: schedules.piecewise({0: -0.1}), r"learning_rates\[0\]"),
     ],
 )
 def test_bad_arguments_are_named(make, named):
