@@ -81,3 +81,11 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path):
     output = run("import matplotlib\nmatplotlib.use('Agg')\n" + "".join(code for _, code in blocks), tmp_path)
     assert "(8, 256) (8, 256)" in output
     assert (tmp_path / "spectrograms.png").exists()
+
+
+def test_the_page_on_pipelines_runs(tmp_path):
+    blocks = _BLOCK.findall((DOCS / "pipelines.md").read_text())
+    (tmp_path / "page.py").write_text("".join(code for _, code in blocks))  # a file, since AutoGraph reads the sources
+    output = run("import page", tmp_path)
+    assert "<- slowest" in output
+    assert "arrays, row 1: assertion failed: [such a label cannot be]" in output
