@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.errors import source_error
 from tftoolkit.pipelines.pipeline import Pipeline
 from tftoolkit.pipelines.sources.source import Example, Source
@@ -215,10 +216,7 @@ def hash_buckets(feature: str, buckets: int) -> Vectorized:
     FarmHash Fingerprint64 (https://github.com/google/farmhash) of the string, or of the integer's decimal digits,
     modulo ``buckets``.
     """
-    if isinstance(buckets, bool) or not isinstance(buckets, int):
-        raise TypeError(f"buckets: expected an integer, got {buckets!r}")
-    if buckets < 1:
-        raise ValueError(f"buckets={buckets}: must be at least 1")
+    integer("buckets", buckets, 1)
 
     def over_rows(rows: Example) -> Example:
         _check_features("hash_buckets", rows, [feature])

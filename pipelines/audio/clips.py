@@ -98,12 +98,3 @@ def weighted_sums(columns: tf.Tensor, first: np.ndarray, weights: np.ndarray) ->
         return tf.gather(columns, tf.minimum(begin + k, columns.shape[0] - 1)) * by_step[k]
 
     return sum_in_order(term, weights.shape[1])
-
-
-def checked_integer(name: str, value: Any, minimum: int) -> int:
-    """Raises TypeError or ValueError naming the argument if ``value`` is not an integer ≥ ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name}={value}: must be at least {minimum}")
-    return value

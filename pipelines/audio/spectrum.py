@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.audio.clips import Clips, checked_integer, spectrogram_of, waveform_of, weighted_sums
+from tftoolkit.pipelines.arguments import integer
+from tftoolkit.pipelines.audio.clips import Clips, spectrogram_of, waveform_of, weighted_sums
 from tftoolkit.pipelines.audio.waveform import below
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
@@ -52,7 +53,7 @@ def log_mel(
     window_length = fft_length if window_length is None else window_length
     integers = {"sample_rate": sample_rate, "mels": mels, "fft_length": fft_length}
     for name, value in {**integers, "window_length": window_length, "hop_length": hop_length}.items():
-        checked_integer(name, value, 1)
+        integer(name, value, 1)
     if window_length > fft_length:
         raise ValueError(f"window_length={window_length}: must be at most fft_length={fft_length}")
     if not dynamic_range_db > 0:
@@ -87,7 +88,7 @@ def mfcc(coefficients: int = 13) -> Vectorized:
     Raises:
       TypeError, ValueError: ``coefficients`` is not an integer in 1 … mels; the spectrogram is missing.
     """
-    checked_integer("coefficients", coefficients, 1)
+    integer("coefficients", coefficients, 1)
 
     def over_rows(rows: Example) -> Example:
         clips = Clips.of(spectrogram_of("mfcc", rows))
@@ -118,7 +119,7 @@ def spec_augment(
     """
     numbers = {"frequency_masks": frequency_masks, "max_mels": max_mels}
     for name, value in {**numbers, "time_masks": time_masks, "max_frames": max_frames}.items():
-        checked_integer(name, value, 0)
+        integer(name, value, 0)
     if not 0 <= max_share <= 1:
         raise ValueError(f"max_share={max_share}: must be between 0 and 1")
 

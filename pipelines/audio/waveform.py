@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.audio.clips import Clips, checked_integer, sum_in_order, waveform_of
+from tftoolkit.pipelines.arguments import integer
+from tftoolkit.pipelines.audio.clips import Clips, sum_in_order, waveform_of
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
@@ -30,9 +31,7 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
     Raises:
       TypeError, ValueError: a rate is no integer ≥ 1; the waveform is missing or not floating point of shape [samples].
     """
-    checked_integer("from_hz", from_hz, 1)
-    checked_integer("to_hz", to_hz, 1)
-    common = math.gcd(from_hz, to_hz)
+    common = math.gcd(integer("from_hz", from_hz, 1), integer("to_hz", to_hz, 1))
     up, down = to_hz // common, from_hz // common
     half = _ZERO_CROSSINGS * max(up, down)
     taps = -(-(2 * half + 1) // up)
