@@ -1,8 +1,10 @@
-"""``tftoolkit data inspect|index|write``."""
+"""``tftoolkit data inspect|index|write|profile``."""
 
 import collections
+import importlib
 import math
 import os
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +17,20 @@ _COUNTED = 2000  # examples whose labels are counted
 
 
 def run(arguments: list[str]) -> int:
-    """Shows what a source holds, makes indices of TFRecord files, or turns a source into files of records."""
+    """Shows what a source holds, makes indices of TFRecord files, turns a source into files of records, or tells which
+    stage of a pipeline takes the time."""
     values = flags.FlagValues()
     flags.DEFINE_integer("examples", 3, "inspect: how many examples to show", 0, flag_values=values)
     flags.DEFINE_string("format", "tfrecord", "write: tfrecord or array_record", flag_values=values)
     flags.DEFINE_integer("shards", None, "write: number of files", 1, flag_values=values)
+    flags.DEFINE_integer("batches", 50, "profile: how many batches to run", 1, flag_values=values)
     flags.DEFINE_string("by", "line", "text files: line, paragraph or file", flag_values=values)
     try:
         words = values(["tftoolkit", *arguments])[1:]
     except flags.Error as error:
-        raise UsageError(f"{error}. The options are --examples, --format, --shards and --by") from error
+        raise UsageError(f"{error}. The options are --examples, --format, --shards, --batches and --by") from error
     command, *operands = words or [""]
-    needed = {"inspect": "SOURCE", "index": "FILE ...", "write": "SOURCE ... DESTINATION"}
+    needed = {"inspect": "SOURCE", "index": "FILE ...", "write": "SOURCE ... DESTINATION", "profile": "PIPELINE"}
     if command not in needed:
         raise UsageError(f"data needs {', '.join(needed)}; got {command or 'nothing'}")
     if len(operands) < (2 if command == "write" else 1):
@@ -40,9 +44,36 @@ def run(arguments: list[str]) -> int:
         *files, destination = operands
         for file in write(open_source(files, values.by), destination, format=values.format, shards=values.shards):
             print(f"{file}  {_bytes(os.path.getsize(file))}")
+    elif command == "profile":
+        print(open_pipeline(operands).profile(values.batches))
     else:
         _inspect(operands, values.by, values.examples)
     return 0
+
+
+def open_pipeline(words: Sequence[str]) -> Any:
+    """The pipeline that a recipe trains on, or FILE.py:NAME, a Pipeline or a function that returns one."""
+    from tftoolkit.pipelines import Pipeline
+    from tftoolkit.trainers import recipes
+
+    word = words[0]
+    if len(words) > 1:
+        raise UsageError(f"{' '.join(words)}: one pipeline at a time")
+    if ".py:" not in word:
+        if word not in recipes.names():
+            raise UsageError(f"{word}: expected FILE.py:NAME or a recipe, one of {', '.join(recipes.names())}")
+        config = recipes.load(word)
+        return importlib.import_module(f"tftoolkit.jobs.{config.job}").training_pipeline(config)
+    file, _, name = word.rpartition(":")
+    if not os.path.isfile(file):
+        raise UsageError(f"{word}: there is no file {file}")
+    module = runpy.run_path(file)
+    if name not in module:
+        raise UsageError(f"{word}: {file} defines no {name!r}")
+    pipeline = module[name] if isinstance(module[name], Pipeline) else module[name]()
+    if not isinstance(pipeline, Pipeline):
+        raise UsageError(f"{word}: expected a Pipeline or a function that returns one, got {type(pipeline).__name__}")
+    return pipeline
 
 
 def open_source(words: Sequence[str], by: str = "line") -> Any:

@@ -69,20 +69,24 @@ def _pipeline(config: ConfigDict, split: str) -> pipelines.Pipeline:
     return pipelines.Pipeline(source, seed=config.seed)
 
 
-def _trainer(config: ConfigDict, directory: Path, model: DigitsCnn, test: dict[str, np.ndarray]) -> trainers.Trainer:
-    pipeline = (
+def training_pipeline(config: ConfigDict) -> pipelines.Pipeline:
+    """The batches that ``run`` trains on."""
+    return (
         _pipeline(config, "train")
         .shuffle()
         .map(pipelines.image.random_shift(config.random_shift))
         .map(pipelines.image.normalize(config.max_pixel))
         .batch(config.batch_size, drop_remainder=True)
     )
+
+
+def _trainer(config: ConfigDict, directory: Path, model: DigitsCnn, test: dict[str, np.ndarray]) -> trainers.Trainer:
     schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
     optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
     step = Classifier(model, trainers.Update(model, optimizer, clip_norm=config.clip_norm))
     return trainers.Trainer(
         step,
-        pipeline,
+        training_pipeline(config),
         directory,
         runner=config.runner,
         steps_per_call=config.steps_per_call,

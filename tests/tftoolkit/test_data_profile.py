@@ -1,0 +1,52 @@
+"""``tftoolkit data profile``."""
+
+import pytest
+
+from tftoolkit.cli import UsageError, data
+
+PIPELINE = """
+import numpy as np
+import tensorflow as tf
+from tftoolkit.pipelines import Pipeline, sources
+
+def slow(example, key):
+    x = tf.random.stateless_normal([200, 200], key)
+    return {"x": tf.reduce_sum(x @ x @ x @ x)}
+
+def train():
+    return Pipeline(sources.arrays({"x": np.arange(100)})).shuffle().map(slow).batch(10)
+
+ready = train()
+other = 3
+"""
+
+
+@pytest.mark.parametrize("name", ["train", "ready"])
+def test_names_the_slowest_stage(name, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(PIPELINE)
+    assert data.run(["profile", f"{tmp_path}/mine.py:{name}", "--batches=5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("map slow") and line.endswith("<- slowest")]
+    assert "batches/s" in lines[-1]
+
+
+def test_of_a_recipe(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert data.run(["profile", "digits", "--batches=2"]) == 0
+    assert "map random_shift(max_pixels=1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("digit", "or a recipe, one of digits"), ("gone.py:x", "there is no file gone.py"), ("{}/mine.py:nix", "'nix'")],
+)
+def test_bad_input(word, text, tmp_path):
+    (tmp_path / "mine.py").write_text("nothing = 1\n")
+    with pytest.raises(UsageError, match=text):
+        data.run(["profile", word.format(tmp_path)])
+
+
+def test_not_a_pipeline(tmp_path):
+    (tmp_path / "mine.py").write_text("def nothing(): return 3\n")
+    with pytest.raises(UsageError, match="returns one, got int"):
+        data.run(["profile", f"{tmp_path}/mine.py:nothing"])
