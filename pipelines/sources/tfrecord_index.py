@@ -145,18 +145,32 @@ def _sound_length(path: str, offset: int, size: int) -> int | None:
 
 
 def _end_of_damaged(path: str, offset: int, size: int) -> int | None:
+    """Where the record ends that begins at ``offset`` with a damaged length field."""
     if offset + FRAME_BYTES > size:
+        return None
+    end = _end_by_checksum(path, offset, size)
+    return _resynchronize(path, offset + FRAME_BYTES, size) if end is None else end
+
+
+def _end_by_checksum(path: str, offset: int, size: int, in_a_row: int = 8) -> int | None:
+    """As above if at most one byte of length and checksum is wrong, also in some of the records that follow."""
+    if offset + FRAME_BYTES > size or not in_a_row:
         return None
     header = _files.read_part(path, offset, _HEADER)
     checksum = struct.unpack("<I", header[8:])[0]
-    candidates = [header[:8]]  # right if only the checksum is damaged
-    candidates += [header[:i] + bytes([byte]) + header[i + 1 : 8] for i in range(8) for byte in range(256)]
-    for candidate in candidates:
-        end = offset + FRAME_BYTES + struct.unpack("<Q", candidate)[0]
-        intact = candidate == header[:8] or _masked_crc(candidate) == checksum
-        if intact and (end == size or (end < size and _sound_length(path, end, size) is not None)):
-            return end
-    return _resynchronize(path, offset + FRAME_BYTES, size)
+    changed = np.frombuffer(header[:8], np.uint8) + np.zeros([8, 256, 8], np.uint8)
+    changed[np.arange(8), :, np.arange(8)] = np.arange(256)
+    candidates = changed.reshape(-1, 8)
+    right = candidates[_masked_crcs(candidates.T) == checksum]
+    for candidate in right:
+        end = offset + FRAME_BYTES + struct.unpack("<Q", candidate.tobytes())[0]
+        if end <= size:
+            return int(end)
+    # The checksum may be what is damaged; then another record follows, or the file's end.
+    end = offset + FRAME_BYTES + struct.unpack("<Q", header[:8])[0]
+    if end == size or (end < size and _sound_length(path, end, size) is not None):
+        return int(end)
+    return int(end) if end < size and _end_by_checksum(path, end, size, in_a_row - 1) is not None else None
 
 
 def _resynchronize(path: str, start: int, size: int) -> int | None:

@@ -1,12 +1,13 @@
 """The arrays source."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tftoolkit.pipelines import sources
+from tftoolkit.pipelines import Pipeline, sources
 
 
 def test_fetch_gives_the_rows_asked_for() -> None:
@@ -43,6 +44,54 @@ def test_fingerprint_follows_the_contents() -> None:
         fingerprint(x=np.array([True, False])),
     ]
     assert len({one["sha256"] for one in different}) == len(different)
+
+
+def test_mapped_files_are_read_row_by_row_and_not_copied(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3, 2)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    p = Pipeline(sources.arrays({"x": mapped, "i": np.arange(50)}), seed=1).shuffle().batch(8)
+    for batch in p.dataset(epochs=1):
+        np.testing.assert_array_equal(batch["x"], x[batch["i"].numpy()])
+    assert p._plan.source._tensors.keys() == {"i"}
+    assert sources.arrays({"x": mapped[10:]}).fetch(tf.constant([0], tf.int64))["x"][0, 0, 0] == x[10, 0, 0]
+    assert sources.arrays({"x": mapped}).fetch(tf.zeros([0], tf.int64))["x"].shape == (0, 3, 2)
+
+
+def test_a_mapped_file_that_is_another_is_noticed(tmp_path: Path) -> None:
+    def fingerprint(values: np.ndarray) -> Any:
+        np.save(tmp_path / "x.npy", values)
+        return sources.arrays({"x": np.load(tmp_path / "x.npy", mmap_mode="r")}).fingerprint()
+
+    x = np.zeros([1000, 100])
+    first = fingerprint(x)
+    assert fingerprint(x) == first
+    x[-1, -1] = 1
+    assert fingerprint(x) != first
+    assert fingerprint(np.zeros([1001, 100])) != first
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [
+        ([[1, 2], [], [3]], tf.int32),
+        ([[1.5], [2.5, 3.5]], tf.float32),
+        ([np.arange(3), np.arange(0), np.arange(2)], tf.int64),
+        ([["a"], ["b", "c"]], tf.string),
+        ([np.ones([2, 3]), np.zeros([0, 3]), np.ones([1, 3])], tf.float64),
+        (tf.ragged.constant([[1], [2, 3]], row_splits_dtype=tf.int32), tf.int32),
+    ],
+)
+def test_rows_of_different_lengths_become_ragged(rows: Any, dtype: tf.DType) -> None:
+    source = sources.arrays({"x": rows})
+    assert source.element_spec["x"].dtype == dtype
+    assert source.element_spec["x"].shape[0] is None
+    backwards = source.fetch(tf.range(len(source) - 1, -1, -1, dtype=tf.int64))["x"]
+    for row, expected in zip(backwards, list(rows)[::-1], strict=True):
+        expected = np.array(expected, dtype.as_numpy_dtype)
+        np.testing.assert_array_equal(row, expected.astype("S") if dtype == tf.string else expected)
+    shorter = sources.arrays({"x": [rows[0], rows[1][:0], *list(rows)[2:]]})
+    assert shorter.fingerprint() != source.fingerprint() or len(rows[1]) == 0
 
 
 @pytest.mark.parametrize(

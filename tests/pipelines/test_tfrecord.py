@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,82 @@ def test_an_example_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_features_that_the_first_record_does_not_have_are_refused(tmp_path: Path, first: bytes) -> None:
     with pytest.raises(ValueError, match="features: the first record cannot be parsed with them"):
         sources.tfrecord(write(tmp_path / "a", [first]), FEATURES)
+
+
+def floats(values: list[float]) -> bytes:
+    feature = {"values": tf.train.Feature(float_list=tf.train.FloatList(value=values))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("feature", "expected"),
+    [
+        (tf.io.VarLenFeature(tf.float32), [[1, 2], [], [3, 4, 5, 6]]),
+        (tf.io.RaggedFeature(tf.float32), [[1, 2], [], [3, 4, 5, 6]]),
+        (tf.io.FixedLenSequenceFeature([2], tf.float32, True), [[[1, 2]], [], [[3, 4], [5, 6]]]),
+    ],
+)
+def test_lists_of_any_length_are_ragged(tmp_path: Path, feature: Any, expected: list[Any]) -> None:
+    path = write(tmp_path / "a", [floats([1, 2]), floats([]), floats([3, 4, 5, 6])])
+    source = sources.tfrecord(path, {"values": feature})
+    assert source.element_spec["values"].shape[0] is None
+    batch = next(iter(Pipeline(source).batch(3)))
+    assert isinstance(batch["values"], tf.RaggedTensor)
+    assert batch["values"].to_list() == expected
+
+
+def test_a_list_that_does_not_fill_its_rows_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", [floats([1, 2]), floats([1, 2, 3])])
+    source = sources.tfrecord(path, {"values": tf.io.FixedLenSequenceFeature([2], tf.float32, True)})
+    with pytest.raises(
+        SourceError, match=rf"^{path}, record 1 at offset \d+: feature 'values' does not fill whole rows"
+    ):
+        next(iter(Pipeline(source).batch(2)))
+
+
+@pytest.mark.parametrize("record", [b"no example", b"\x99", b"\n\xff\xff", os.urandom(100)])
+def test_a_record_in_mid_file_that_is_no_example_is_named_and_costs_itself(tmp_path: Path, record: bytes) -> None:
+    path = write(tmp_path / "a", [example(0, [1, 2]), record, example(2, [5, 6])])
+    offset = len(example(0, [1, 2])) + FRAME
+    source = sources.tfrecord(path, FEATURES)
+    assert source.describe(1) == f"{path}, record 1 at offset {offset}"
+    with pytest.raises(SourceError, match=rf"^{path}, record 1 at offset {offset}: it is no tf.train.Example"):
+        next(iter(Pipeline(source).batch(3)))
+    p = Pipeline(source, on_error="skip", max_skipped=0.5).batch(3)
+    assert next(iter(p))["label"].numpy().tolist() == [0, 2]
+
+
+def test_a_damaged_length_field_does_not_hide_the_records_behind(tmp_path: Path) -> None:
+    """Any number of its bytes, several fields at once, and a record that holds the bytes of other records."""
+    records = [b"first", write(tmp_path / "inner", RECORDS * 3).read_bytes(), b"third", b"x" * 300, b"last"]
+    path = write(tmp_path / "a", records)
+    content = path.read_bytes()
+    offsets = np.cumsum([0] + [len(record) + FRAME for record in records])
+    rng = np.random.default_rng(0)
+    for bad in ([0], [1], [3], [0, 2], [1, 4], [0, 1, 2]):
+        damaged = bytearray(content)
+        for number in bad:
+            size = 12 if len(bad) == 1 else 1
+            start = int(offsets[number]) + (0 if size == 12 else int(rng.integers(0, 12)))
+            damaged[start : start + size] = bytes(255 - byte for byte in damaged[start : start + size])
+        path.write_bytes(damaged)
+        source = sources.tfrecord(path)
+        assert len(source) == len(records), bad
+        for i, record in enumerate(records):
+            if i in bad:
+                with pytest.raises(tf.errors.OpError) as caught:
+                    source.fetch(tf.constant([i], tf.int64))
+                assert f"{path}, record {i} at offset {offsets[i]}: " in str(source_error(caught.value))
+            else:
+                assert source.fetch(tf.constant([i], tf.int64))["record"].numpy().tolist() == [record]
+
+
+def test_where_the_way_behind_the_damage_is_lost_the_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", RECORDS)
+    content = path.read_bytes()
+    path.write_bytes(content[:-19] + bytes(19))  # all of the last record: nothing tells how many there were
+    with pytest.raises(SourceError, match=rf"^{path}, record 4 at offset 102: it is damaged"):
+        sources.tfrecord(path)
 
 
 def test_every_flipped_byte_is_found_and_only_its_record_is_named(tmp_path: Path) -> None:
