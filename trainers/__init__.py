@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.trainer import Summary, Trainer
     from tftoolkit.trainers.tuning import find_batch_size, find_lr
     from tftoolkit.trainers.update import Update
+    from tftoolkit.trainers.weights_io import LoadReport, load_weights, save_weights
 
 __all__ = [
     "Best",
@@ -27,6 +28,7 @@ __all__ = [
     "Checkpointer",
     "Every",
     "Gradients",
+    "LoadReport",
     "Losses",
     "RetracingWarning",
     "RunLockedError",
@@ -43,8 +45,10 @@ __all__ = [
     "find_batch_size",
     "find_lr",
     "hooks",
+    "load_weights",
     "optimizers",
     "rematerialize",
+    "save_weights",
     "schedules",
 ]
 
@@ -56,6 +60,7 @@ _HOME = {
     "Checkpointer": "checkpointer",
     "Every": "events",
     "Gradients": "gradients",
+    "LoadReport": "weights_io",
     "Losses": "gradients",
     "RetracingWarning": "retracing",
     "RunLockedError": "run_lock",
@@ -70,7 +75,9 @@ _HOME = {
     "explain_retracing": "retracing",
     "find_batch_size": "tuning",
     "find_lr": "tuning",
+    "load_weights": "weights_io",
     "rematerialize": "recompute",
+    "save_weights": "weights_io",
 }
 
 

@@ -19,7 +19,6 @@ import tensorflow as tf
 
 from tftoolkit.trainers.naming import matching, named_variables
 
-
 # What zipfile and NumPy raise on bytes that were altered, besides ValueError and OSError.
 _DAMAGE = (EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
