@@ -71,7 +71,7 @@ def changed(image: tf.Tensor, number: tf.Tensor | int, sign: tf.Tensor, magnitud
 
     def enhanced(adjust: Callable[..., tf.Tensor]) -> Callable[[], tf.Tensor]:
         factor = 1.0 + sign * (0.9 * part)
-        return lambda: tf.cast(adjust(tf.cast(image, tf.float32), factor, tf.uint8), tf.uint8)
+        return lambda: adjust(image, factor)
 
     branches = [
         lambda: tf.identity(image),
@@ -138,13 +138,19 @@ def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
 
 def auto_contrast(image: tf.Tensor) -> tf.Tensor:
     """Stretches each channel so that its values span 0 … 255, as ``PIL.ImageOps.autocontrast``."""
-    lines = tf.cast(tf.unstack(image, axis=-1), tf.float64)
-    low, high = (reduce(lines, axis=[1, 2], keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+    height, width = height_width(image)
+    channels = image.shape[-1]
+    # Whole lines, as broadcasting over an innermost dimension of 3 is slow.
+    lines = tf.cast(tf.reshape(image, [height, width * channels]), tf.float32)
+    low, high = (
+        tf.cast(reduce(tf.reshape(reduce(lines, axis=0), [width, channels]), axis=0), tf.float64)
+        for reduce in (tf.reduce_min, tf.reduce_max)
+    )
     # float64 and this order of operations, since Pillow cuts off the fraction of what they give.
-    varied = tf.cast(high > low, tf.float64)
-    scale = varied * 255.0 / tf.maximum(high - low, 1.0) + (1.0 - varied)
-    stretched = lines * scale + -low * scale * varied
-    return tf.stack(tf.unstack(tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.uint8)), axis=-1)
+    scale = tf.where(high > low, 255.0 / (high - low), 1.0)
+    offset = tf.where(high > low, -low * scale, 0.0)
+    stretched = tf.cast(lines, tf.float64) * tf.tile(scale, [width]) + tf.tile(offset, [width])
+    return tf.reshape(tf.cast(stretched, tf.uint8), tf.shape(image))
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
@@ -163,13 +169,14 @@ def _equalized(channel: tf.Tensor) -> tf.Tensor:
     return tf.gather_nd(table, channel[..., tf.newaxis])
 
 
-def adjust_sharpness(values: tf.Tensor, factor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """A blend with the picture smoothed by Pillow's kernel; values float32, whole numbers; the border stays."""
-    height, width = height_width(values)
+def adjust_sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """A blend with the picture smoothed by Pillow's kernel (1, in the middle 5); the border stays as it is."""
+    height, width = height_width(image)
+    values = tf.cast(image, tf.float32)
     inner = values[1:-1, 1:-1]
     lines = values[:-2] + values[1:-1] + values[2:]
     total = lines[:, :-2] + lines[:, 1:-1] + lines[:, 2:] + 4.0 * inner
-    smoothed = tf.floor((2.0 * total + 13.0) / 26.0)  # rounded; the kernel's weights are 1, in the middle 5
+    smoothed = tf.floor((2.0 * total + 13.0) / 26.0)  # total / 13, rounded
     behind = [[1, tf.minimum(size - 1, 1)] for size in (height, width)]  # a line of one pixel is all border
     low = values + tf.pad(smoothed - inner, [*behind, [0, 0]])
-    return color.in_range(low + factor * (values - low), dtype)
+    return color.limited(low + factor * (values - low), tf.uint8)

@@ -9,6 +9,8 @@ from tftoolkit.pipelines.image.feature import channels_of, named, need_dtype, nu
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
 
+_LUMA = (19595.0, 38470.0, 7471.0)  # 65536ths of red, green, blue
+
 
 def normalize(max_value: float) -> Vectorized:
     """Divides the image by ``max_value``, the value that shall become 1: any real dtype -> float32, same shape.
@@ -97,76 +99,78 @@ def color_jitter(
         channels_of("color_jitter", image)
         draws = uniform(key[tf.newaxis], 2 * len(active))[0]
         order, parts = tf.argsort(draws[: len(active)]), draws[len(active) :]
-        steps = [_jitter_step(name, amount, image.dtype) for name, amount in active.items()]
+        steps = [_jitter_step(name, amount) for name, amount in active.items()]
+        shape = image.shape  # of which the loop would lose what is not known
 
-        def change(values: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-            branches = [lambda step=step, draw=parts[i]: step(values, draw) for i, step in enumerate(steps)]
-            return tf.ensure_shape(tf.switch_case(number, branches), image.shape)
+        def change(image: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+            branches = [lambda step=step, draw=parts[i]: step(image, draw) for i, step in enumerate(steps)]
+            return tf.ensure_shape(tf.switch_case(number, branches), shape)
 
-        values = tf.foldl(change, order, initializer=tf.cast(image, tf.float32))
-        return {**example, "image": tf.cast(values, image.dtype)}
+        return {**example, "image": tf.foldl(change, order, initializer=image)}
 
     return named(f"color_jitter({', '.join(f'{name}={amount}' for name, amount in active.items())})", stage)
 
 
-def _jitter_step(name: str, amount: float, dtype: tf.DType) -> Callable[..., tf.Tensor]:
+def _jitter_step(name: str, amount: float) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     if name == "hue":
-        return lambda values, draw: turn_hue(values, (2 * draw - 1) * amount, dtype)
+        return lambda image, draw: turn_hue(image, (2 * draw - 1) * amount)
     low, high = max(0.0, 1.0 - amount), 1.0 + amount
     adjust = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation}[name]
-    return lambda values, draw: adjust(values, tf.cast(low + (high - low) * draw, tf.float32), dtype)
+    return lambda image, draw: adjust(image, tf.cast(low + (high - low) * draw, tf.float32))
 
 
-# The functions below take a picture as float32, whatever it was, and its dtype: uint8 (whole numbers in [0, 255]) or
-# float32 (in [0, 1]). On whole numbers every sum is exact, so they do not depend on the order of summation.
+# The functions below take and return pictures of uint8 (in [0, 255]) or float32 (in [0, 1]). Whatever is summed is a
+# whole number of limited size, so that it is exact: neither threads nor batches have an influence on the result.
 
 
-def adjust_brightness(values: tf.Tensor, factor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def adjust_brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """A blend with black; factor 0 is black, 1 the picture."""
-    return in_range(values * factor, dtype)
+    return limited(tf.cast(image, tf.float32) * factor, image.dtype)
 
 
-def adjust_contrast(values: tf.Tensor, factor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def adjust_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """A blend with the mean of the picture's grayscale, rounded for uint8."""
-    gray = _rounded_gray(values, dtype)
-    # Summed as integers, so that neither threads nor batches have an influence on the result.
-    scale = 1 if dtype == tf.uint8 else 1 << 24
-    total = tf.reduce_sum(tf.cast(tf.round(gray * scale), tf.int64))
+    values, gray = tf.cast(image, tf.float32), grayscale(image)
     count = tf.size(gray, tf.int64)
-    mean = (2 * total + count) // (2 * count) if dtype == tf.uint8 else total / (count * scale)
+    if image.dtype == tf.uint8:
+        mean = (2 * tf.reduce_sum(tf.cast(gray, tf.int64)) + count) // (2 * count)
+    else:
+        mean = tf.reduce_sum(tf.cast(tf.round(gray * 2.0**24), tf.int64)) / (count * 2**24)
     mean = tf.cast(mean, tf.float32)
-    return in_range(mean + factor * (values - mean), dtype)
+    return limited(mean + factor * (values - mean), image.dtype)
 
 
-def adjust_saturation(values: tf.Tensor, factor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """A blend with the picture's grayscale."""
-    if values.shape[-1] == 1:
-        return values
-    gray = _rounded_gray(values, dtype)
-    return in_range(tf.stack([gray + factor * (c - gray) for c in tf.unstack(values, axis=-1)], axis=-1), dtype)
+    if image.shape[-1] == 1:
+        return tf.identity(image)
+    values, gray = tf.cast(image, tf.float32), grayscale(image, copies=3)
+    return limited(gray + factor * (values - gray), image.dtype)
 
 
-def turn_hue(values: tf.Tensor, delta: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def turn_hue(image: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
     """Every colour moved by ``delta`` of the colour circle."""
-    if values.shape[-1] == 1:
-        return values
-    turned = tf.raw_ops.AdjustHue(images=values, delta=tf.cast(delta, tf.float32))
-    return tf.round(turned) if dtype == tf.uint8 else turned
+    if image.shape[-1] == 1:
+        return tf.identity(image)
+    turned = tf.raw_ops.AdjustHue(images=tf.cast(image, tf.float32), delta=tf.cast(delta, tf.float32))
+    return tf.cast(tf.round(turned), tf.uint8) if image.dtype == tf.uint8 else turned
 
 
-def grayscale(values: tf.Tensor) -> tf.Tensor:
-    """Luma of ITU-R BT.601, float32 [..., channels] -> [...], with the weights that Pillow uses, not rounded."""
-    if values.shape[-1] == 1:
-        return values[..., 0]
+def grayscale(image: tf.Tensor, copies: int = 1) -> tf.Tensor:
+    """Luma of ITU-R BT.601 with the weights that Pillow uses, rounded for uint8: float32 [..., copies]."""
+    values = tf.cast(image, tf.float32)
+    if image.shape[-1] == 1:
+        return tf.repeat(values, copies, axis=-1) if copies > 1 else values
+    if image.dtype == tf.uint8:
+        # Exact, as all products and sums have at most 24 bits; and much faster than arithmetic with single channels.
+        weights = tf.constant([[weight / 65536] * copies for weight in _LUMA], tf.float32)
+        gray = tf.matmul(tf.reshape(values, [-1, 3]), weights)
+        return tf.reshape(tf.floor(gray + 0.5), tf.concat([tf.shape(image)[:-1], [copies]], 0))
     red, green, blue = tf.unstack(values, axis=-1)
-    return (red * 19595.0 + green * 38470.0 + blue * 7471.0) / 65536.0
+    gray = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]) / 65536
+    return tf.stack([gray] * copies, axis=-1)
 
 
-def _rounded_gray(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    gray = grayscale(values)
-    return tf.floor(gray + 0.5) if dtype == tf.uint8 and values.shape[-1] == 3 else gray
-
-
-def in_range(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    # Pillow cuts the fraction off.
-    return tf.floor(tf.clip_by_value(values, 0.0, 255.0)) if dtype == tf.uint8 else tf.clip_by_value(values, 0.0, 1.0)
+def limited(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """float32 to the values that a picture of ``dtype`` can have; like Pillow's, the fraction is cut off."""
+    return tf.cast(tf.clip_by_value(values, 0.0, 255.0 if dtype == tf.uint8 else 1.0), dtype)

@@ -39,7 +39,7 @@ def decoded(contents: tf.Tensor, channels: int) -> tf.Tensor:
         if channels == 3:
             return rgb
         rgb.set_shape([None, None, 3])
-        return tf.cast(tf.floor(grayscale(tf.cast(rgb, tf.float32)) + 0.5), tf.uint8)[..., tf.newaxis]
+        return tf.cast(grayscale(rgb), tf.uint8)
 
     def jpeg() -> tf.Tensor:
         return tf.io.decode_jpeg(contents, channels=channels, dct_method="INTEGER_ACCURATE")
