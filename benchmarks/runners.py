@@ -1,27 +1,27 @@
-"""Microseconds per training step of each runner, next to a plain compiled loop and Keras 3.
+"""Microseconds per training step: the runners and the whole Trainer beside plain loops, Keras fit and PyTorch.
 
-    python benchmarks/runners.py [--rounds 7] [--steps 1000]
+    python benchmarks/runners.py [--models mlp,cnn,transformer] [--rounds 7] [--torch /path/to/python]
 
-The model is an MLP 784-64-64-10, batch 32, cross-entropy, AdamW; the data set repeats one batch, so that the loop is
-measured and not the input. All candidates run in turns, so that a busy machine slows all of them alike; median and
-range over the rounds are printed and written to benchmarks/results.csv; the ratio to the plain loop is taken within
-each round.
+Each model is one Keras 3 model for all TensorFlow candidates (PyTorch: the same layers), with cross-entropy and AdamW;
+the data repeat one batch, so that the loop is measured and not the input. The candidates run in turns, so that a busy
+machine slows all of them alike; median and range over the rounds are printed and written to benchmarks/results.csv, and
+ratios are taken within each round.
 
-*plain loop* calls ``tf.function(jit_compile=True)`` once per batch. *Keras 3 fit* is ``steps_per_execution=100,
-jit_compile=True``. *Trainer* is the whole loop with ``xla_chunk``: each round it restores, begins a pipeline, writes a
-line of metrics every 100 steps, and saves.
+*plain graph* and *plain xla* call a ``tf.function`` of model, tape and the optimizer of Keras once per batch. *Keras
+fit* is ``steps_per_execution=100, jit_compile=True``. *Trainer* is the whole loop with a real pipeline, a line of
+metrics every 100 steps and the runner that ``auto`` picks, without its start.
 """
 
 import argparse
-import contextlib
-import io
-import itertools
 import os
-import platform
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,139 +32,218 @@ import tensorflow as tf
 
 from tftoolkit import pipelines, trainers
 
-BATCH = 32
 STEPS_PER_CALL = 100
-WIDTHS = (784, 64, 64, 10)
+STEPS = {"mlp": 2000, "cnn": 100, "transformer": 100}  # per round
+FEW = ("eager", "PyTorch eager", "PyTorch compile")  # a fifth of the steps suffices
+Run = Callable[[int], float | None]
 
 
-class Mlp(tf.Module):
-    def __init__(self) -> None:
+def transformer_block(x: keras.KerasTensor) -> keras.KerasTensor:
+    attend = keras.layers.MultiHeadAttention(4, 16)
+    y = keras.layers.LayerNormalization()(x)
+    x = x + attend(y, y, use_causal_mask=True)
+    y = keras.layers.Dense(256, activation="gelu")(keras.layers.LayerNormalization()(x))
+    return x + keras.layers.Dense(64)(y)
+
+
+def build(name: str) -> keras.Model:
+    layers = keras.layers
+    if name == "mlp":
+        return keras.Sequential(
+            [keras.Input([784]), layers.Dense(64, "relu"), layers.Dense(64, "relu"), layers.Dense(10)]
+        )
+    if name == "cnn":
+        convolutions = [layers.Conv2D(16, 3, 1, "same", activation="relu"), layers.MaxPool2D()]
+        convolutions += [layers.Conv2D(32, 3, 1, "same", activation="relu"), layers.MaxPool2D()]
+        return keras.Sequential([keras.Input([28, 28, 1]), *convolutions, layers.Flatten(), layers.Dense(10)])
+    tokens = keras.Input([64], dtype="int32")
+    x = layers.Embedding(256, 64)(tokens)
+    for _ in range(2):
+        x = transformer_block(x)
+    return keras.Model(tokens, layers.Dense(256)(layers.LayerNormalization()(x)))
+
+
+def one_batch(name: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    if name == "transformer":
+        return {key: rng.integers(0, 256, [8, 64]).astype(np.int32) for key in ("x", "y")}
+    size, shape = (32, [784]) if name == "mlp" else (64, [28, 28, 1])
+    return {"x": rng.normal(size=[size, *shape]).astype(np.float32), "y": rng.integers(0, 10, size).astype(np.int32)}
+
+
+def cross_entropy(model: keras.Model, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    logits = model(batch["x"], training=True)
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["y"], logits))
+
+
+class Training(trainers.Step):
+    def __init__(self, name: str) -> None:
         super().__init__()
-        rng = np.random.default_rng(0)
-        sizes = list(itertools.pairwise(WIDTHS))
-        self.kernels = [tf.Variable(rng.normal(size=size, scale=size[0] ** -0.5), dtype=tf.float32) for size in sizes]
-        self.biases = [tf.Variable(tf.zeros([size[1]])) for size in sizes]
-
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        for kernel, bias in zip(self.kernels[:-1], self.biases[:-1], strict=True):
-            x = tf.nn.relu(x @ kernel + bias)
-        return x @ self.kernels[-1] + self.biases[-1]
-
-
-class Classifier(trainers.Step):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = Mlp()
+        self.model = build(name)
         self.update = trainers.Update(self.model, trainers.optimizers.AdamW(1e-3))
 
     def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
-        weights = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self.model(batch["x"])
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["y"], logits))
-        self.update.apply(tape.gradient(loss, weights), weights)
+            loss = cross_entropy(self.model, batch)
+        self.update.apply(tape.gradient(loss, self.update.weights), self.update.weights)
         return {"loss": loss}
 
 
-def one_batch() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCH, WIDTHS[0])).astype(np.float32)
-    return {"x": x, "y": rng.integers(0, WIDTHS[-1], BATCH).astype(np.int32)}
+class Repeated:
+    """A pipeline of one batch, or of one stack of it."""
+
+    def __init__(self, batch: dict[str, np.ndarray]) -> None:
+        self.batch = batch
+        self.element_spec = tf.data.Dataset.from_tensors(batch).element_spec
+
+    def dataset(self, start: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensors(self.batch).repeat().prefetch(2)
+
+    def stack(self, count: int) -> "Repeated":
+        return Repeated({key: np.stack([value] * count) for key, value in self.batch.items()})
 
 
-def with_runner(kind: str) -> Callable[[int], None]:
-    data = tf.data.Dataset.from_tensors(one_batch()).repeat()
-    runner = trainers.Runner(Classifier(), data.element_spec, kind=kind, steps_per_call=STEPS_PER_CALL)
-
-    def run(steps: int) -> None:
-        for call in runner.run(lambda step: data, 0, steps):  # noqa: B007
-            pass
-        call.metrics["loss"].numpy()
-
-    return run
-
-
-def with_trainer() -> Callable[[int], None]:
-    step = Classifier()
-    pipeline = pipelines.Pipeline(pipelines.sources.arrays(one_batch())).batch(BATCH, drop_remainder=True)
-    directory = tempfile.TemporaryDirectory()
-    trainer = trainers.Trainer(
-        step, pipeline, directory.name, runner="xla_chunk", steps_per_call=STEPS_PER_CALL, checkpoint_every=10**9
-    )
+def with_runner(name: str, kind: str) -> Run:
+    data = Repeated(one_batch(name))
+    runner = trainers.Runner(Training(name), data.element_spec, kind=kind, steps_per_call=STEPS_PER_CALL)
+    feed = runner.feed(data)
     done = 0
 
-    def run(steps: int, keep: tempfile.TemporaryDirectory[str] = directory) -> None:
+    def run(steps: int) -> None:
         nonlocal done
-        done += steps
-        with contextlib.redirect_stderr(io.StringIO()):
-            trainer.run(done)
+        end = done + steps
+        while done < end:
+            call = runner.call(feed, done, end - done)
+            done += call.steps
+        call.values()
 
     return run
 
 
-def with_plain_loop() -> Callable[[int], None]:
-    data = tf.data.Dataset.from_tensors(one_batch()).repeat().prefetch(2)
-    function = tf.function(Classifier(), jit_compile=True)
-    key = tf.constant([0, 0])
+def with_trainer(name: str) -> Run:
+    """The trainer runs in a thread of its own and waits in a hook while it isn't its turn."""
+    batch, steps = one_batch(name), STEPS[name]
+    source = pipelines.sources.arrays(batch)
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def hook(trainer: trainers.Trainer) -> None:
+        done.release()
+        go.acquire()
+
+    pipeline = pipelines.Pipeline(source).batch(len(batch["x"]), drop_remainder=True)
+    trainer = trainers.Trainer(
+        *(Training(name), pipeline, tempfile.mkdtemp()),
+        checkpoint_every=10**9,
+        hooks=[("start", hook), (trainers.every(steps=steps), hook)],
+    )
+    threading.Thread(target=lambda: trainer.run(10**9), daemon=True).start()
+    done.acquire()
+
+    def run(_: int) -> None:
+        go.release()
+        done.acquire()
+
+    return run
+
+
+def with_plain_loop(name: str, *, jit: bool) -> Run:
+    data = tf.data.Dataset.from_tensors(one_batch(name)).repeat().prefetch(2)
+    model, optimizer = build(name), keras.optimizers.AdamW(1e-3)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function(jit_compile=jit)
+    def train(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(model, batch)
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        optimizer.apply(gradients)
+        return loss
 
     def run(steps: int) -> None:
         for batch in data.take(steps):
-            metrics = function(batch, key)
-        metrics["loss"].numpy()
+            loss = train(batch)
+        loss.numpy()
 
     return run
 
 
-def with_keras() -> Callable[[int], None]:
-    layers = [keras.layers.Dense(width, activation="relu") for width in WIDTHS[1:-1]]
-    model = keras.Sequential([keras.Input([WIDTHS[0]]), *layers, keras.layers.Dense(WIDTHS[-1])])
-    model.compile(
-        keras.optimizers.AdamW(1e-3),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=STEPS_PER_CALL,
-        jit_compile=True,
-    )
-    batch = one_batch()
+def with_keras(name: str) -> Run:
+    model = build(name)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-3), loss, steps_per_execution=STEPS_PER_CALL, jit_compile=True)
+    batch = one_batch(name)
     data = tf.data.Dataset.from_tensors((batch["x"], batch["y"])).repeat()
-    return lambda steps: model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
+
+    def run(steps: int) -> None:
+        model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False)
+
+    return run
+
+
+class Torch:
+    """The child process of runners_torch.py; ``version`` is PyTorch's."""
+
+    def __init__(self, python: str) -> None:
+        script = Path(__file__).with_name("runners_torch.py")
+        self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.version = self._process.stdout.readline().strip()
+
+    def run(self, name: str, mode: str, steps: int) -> float:
+        """Returns seconds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{name} {mode} {steps}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+
+def measure(name: str, rounds: int, torch: Torch | None) -> dict[str, list[float]]:
+    candidates: dict[str, Run] = {
+        "plain graph": with_plain_loop(name, jit=False),
+        "plain xla": with_plain_loop(name, jit=True),
+        **{kind: with_runner(name, kind) for kind in ("eager", "graph", "xla", "xla_chunk")},
+        "Trainer": with_trainer(name),
+        "Keras fit": with_keras(name),
+    }
+    if torch:
+        for mode in ("eager", "compile"):
+            candidates[f"PyTorch {mode}"] = lambda steps, mode=mode: torch.run(name, mode, steps)
+    for run in candidates.values():
+        run(STEPS_PER_CALL)  # compiles
+    times: dict[str, list[float]] = {candidate: [] for candidate in candidates}
+    for _ in range(rounds):
+        for candidate, run in candidates.items():
+            steps = STEPS[name] // 5 if candidate in FEW else STEPS[name]
+            begin = time.perf_counter()
+            seconds = run(steps) or time.perf_counter() - begin
+            times[candidate].append(seconds / steps * 1e6)
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(STEPS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=1000, help="per round (eager: a tenth); a multiple of 1000")
+    parser.add_argument("--torch", help="an interpreter that has PyTorch")
     arguments = parser.parse_args()
     where = results.machine()
-
-    candidates = {
-        "plain loop": with_plain_loop(),
-        **{kind: with_runner(kind) for kind in ("eager", "graph", "xla", "xla_chunk")},
-        "Trainer, xla_chunk": with_trainer(),
-        "Keras 3 fit": with_keras(),
-    }
-    for run in candidates.values():
-        run(2 * STEPS_PER_CALL)  # compile
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(arguments.rounds):
-        for name, run in candidates.items():
-            steps = arguments.steps // 10 if name == "eager" else arguments.steps
-            begin = time.perf_counter()
-            run(steps)
-            times[name].append((time.perf_counter() - begin) / steps * 1e6)
-
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, ", end=""
-    )
-    print(f"Keras {keras.__version__}; {arguments.rounds} rounds of {arguments.steps} steps")
-    print(f"{'':20} {'µs/step':>8} {'range':>13} {'steps/s':>8} {'× plain loop':>13}")
-    for name, values in times.items():
-        ratio = statistics.median(plain / own for plain, own in zip(times["plain loop"], values, strict=True))
-        median = statistics.median(values)
-        spread = f"{min(values):.0f}–{max(values):.0f}"
-        print(f"{name:20} {median:8.0f} {spread:>13} {1e6 / median:8.0f} {ratio:13.2f}")
-    figures = {(name, "step"): values for name, values in times.items()}
-    results.save("runners", figures, "µs", where, keras=keras.__version__)
+    torch = Torch(arguments.torch) if arguments.torch else None
+    versions = {"keras": keras.__version__} | ({"torch": torch.version} if torch else {})
+    figures, console = {}, sys.stderr
+    for name in arguments.models.split(","):
+        with open(os.devnull, "w") as sys.stderr:  # the trainer's progress
+            times = measure(name, arguments.rounds, torch)
+        sys.stderr = console
+        print(f"\n{name:16} {'µs/step':>9} {'range':>15} {'× Keras fit':>12}")
+        for candidate, values in times.items():
+            ratio = statistics.median(fit / own for fit, own in zip(times["Keras fit"], values, strict=True))
+            spread = f"{min(values):.0f}–{max(values):.0f}"
+            print(f"{candidate:16} {statistics.median(values):9.0f} {spread:>15} {ratio:12.2f}", flush=True)
+        figures |= {(candidate, name): values for candidate, values in times.items()}
+    results.save("runners", figures, "µs", where, **versions)
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # the trainers' threads never end
