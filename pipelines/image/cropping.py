@@ -35,7 +35,8 @@ def center_crop(height: int, width: int) -> Vectorized:
         images = pictures("center_crop", batch)
         rows, columns = _room("center_crop", images, height, width)
         top, left = rows // 2, columns // 2
-        return {**batch, "image": images[:, top : top + height, left : left + width]}
+        middle = images[:, top : top + height, left : left + width]
+        return {**batch, "image": tf.ensure_shape(middle, [None, height, width, images.shape[-1]])}
 
     return Vectorized(f"center_crop(height={height}, width={width})", over_rows)
 

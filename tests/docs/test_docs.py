@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tftoolkit.pipelines import image
+
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"(?://|#) ([\w.]+\.(?:cc|cu|py))\b")
@@ -89,3 +91,10 @@ def test_the_page_on_pipelines_runs(tmp_path):
     output = run("import page", tmp_path)
     assert "<- slowest" in output
     assert "arrays, row 1: assertion failed: [such a label cannot be]" in output
+
+
+def test_the_page_on_images_runs_and_names_every_stage(tmp_path):
+    page = (DOCS / "images.md").read_text()
+    output = run("".join(code for _, code in _BLOCK.findall(page)), tmp_path)
+    assert "(4, 224, 224, 3) (4, 2)\n(427, 640, 3)" in output
+    assert [name for name in image.__all__ if f"`{name}`" not in page] == []

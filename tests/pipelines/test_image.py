@@ -139,8 +139,9 @@ def test_photographs_come_out_the_same_eagerly_and_in_every_batch(stages: list[A
     [
         [image.decode(), image.resize_shorter_side(20), image.random_crop(18, 18), image.rand_augment()],
         [image.random_resized_crop(16, 16, channels=1), image.random_flip()],
+        [image.decode(), image.resize_shorter_side(20), image.center_crop(18, 18), image.normalize(255)],
     ],
-    ids=["decode", "decode a part"],
+    ids=["decode", "decode a part", "evaluation"],
 )
 def test_files_of_different_sizes_come_out_the_same_eagerly_and_in_every_batch(stages: list[Any]) -> None:
     files = []
