@@ -195,9 +195,14 @@ class Plan:
             stages.insert(0, "shuffle")
         return {
             "source": _short(self.source.fingerprint()),
+            "source features": _short(_described(self.source.element_spec)),
             "stages": _short([*stages, self.batching.label, *([self.paired.label] if self.paired else [])]),
-            "features": _short({name: f"{s.dtype.name}{s.shape}" for name, s in sorted(self.row_spec.items())}),
+            "features": _short(_described(self.row_spec)),
         }
+
+
+def _described(spec: Spec) -> dict[str, str]:
+    return {name: f"{one.dtype.name}{one.shape}" for name, one in sorted(spec.items())}
 
 
 def _short(value: Any, limit: int = 400) -> Any:

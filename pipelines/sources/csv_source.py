@@ -33,7 +33,12 @@ class CsvSource:
     def __init__(self, paths: Sequence[str], settings: "Settings") -> None:
         self._paths = list(paths)
         sizes = names_and_sizes(paths)
-        self._identity = identity(sizes)
+        self._identity = {
+            **identity(sizes),
+            "delimiter": settings.delimiter,
+            "missing": sorted(settings.missing),
+            "defaults": {name: str(value) for name, value in settings.defaults.items()},
+        }
         with progress("reading CSV files", sum(sizes.values()), "B") as bar:
             names, rows = _rows(self._paths, settings, bar)
             first = list(itertools.islice(rows, _INFERRED_FROM))

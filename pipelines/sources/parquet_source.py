@@ -20,7 +20,10 @@ class ParquetSource:
         self, paths: Sequence[str], columns: Sequence[str] | None, defaults: Mapping[str, Any], row_groups: int
     ) -> None:
         self._paths = list(paths)
-        self._identity = identity(names_and_sizes(paths))
+        self._identity = {
+            **identity(names_and_sizes(paths)),
+            "defaults": {name: str(value) for name, value in defaults.items()},
+        }
         opened = [_open(path) for path in paths]
         self._metadata = [file.metadata for file in opened]
         self.element_spec: Spec = _spec(paths[0], opened[0].schema_arrow, columns)
