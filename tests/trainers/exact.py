@@ -32,7 +32,9 @@ class Module(tf.Module):
 
     def __call__(self, x, key):
         x = tf.nn.relu(x @ self.hidden + self.bias)
-        return tf.nn.experimental.stateless_dropout(x, 0.2, seed=key) @ self.output
+        if key is not None:
+            x = tf.nn.experimental.stateless_dropout(x, 0.2, seed=key)
+        return x @ self.output
 
 
 def _of_keras(package):
@@ -71,11 +73,17 @@ class Classifier(trainers.Step):
         self.update = trainers.Update(self.model, optimizer, clip_norm=1.0, ema=0.99)
         self.order = tf.Variable(0, dtype=tf.int64, trainable=False)
 
+    def logits(self, images, key=None):
+        """Without a key: for evaluation."""
+        if self.kind == "module":
+            return self.model(images, key)
+        return self.model(images, training=key is not None)
+
     def __call__(self, batch, key):
         places = tf.range(1, 33, dtype=tf.int64)
         self.order.assign((self.order * 31 + tf.reduce_sum(places * batch["number"])) % 1_000_000_007)
         with tf.GradientTape() as tape:
-            logits = self.model(batch["image"], key if self.kind == "module" else True)
+            logits = self.logits(batch["image"], key)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits))
         metrics = self.update.apply(tape.gradient(loss, self.update.weights), self.update.weights)
         return {"loss": loss, "order": self.order.read_value(), **metrics}
@@ -98,8 +106,7 @@ def train(directory, kind, runner, steps):
     images, labels = tf.constant(arrays["image"][:200]), arrays["label"][:200]
 
     def evaluate():
-        logits = step.model(images, tf.constant([0, 0]) if kind == "module" else False)
-        return {"accuracy": float(np.mean(np.argmax(logits, 1) == labels))}
+        return {"accuracy": float(np.mean(np.argmax(step.logits(images), 1) == labels))}
 
     trainers.Trainer(
         step,
