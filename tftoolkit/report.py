@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from tftoolkit.export import ExportReport, Latency
+from tftoolkit.export import ExportReport, Latency, bar_chart
 
 MAX_SAMPLES = 60
 
@@ -85,6 +85,7 @@ def render(
         final=metrics["eval"][-1],
         wrong=sum(sample.is_wrong for sample in samples),
         charts=[_chart(metrics, "loss"), _chart(metrics, "accuracy")],
+        export_chart=bar_chart(proof),
         samples=samples,
         threads=threads,
         rows=rows,

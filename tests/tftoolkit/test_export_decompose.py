@@ -130,7 +130,7 @@ def test_int8_of_a_model_with_a_custom_op(tmp_path, model):
     report = export.tflite(
         model, tmp_path / "m.tflite", signatures=signatures, quantize="int8", representative={"f": batches}
     )
-    assert report.rows[0].format == "TFLite int8"
+    assert report.rows[0].format == "TFLite int8, 1 op in float"  # the converter leaves a SQUARE between two kernels
     assert 0 < report.rows[0].worst.error <= report.rows[0].worst.bound
 
 

@@ -11,23 +11,32 @@ from tftoolkit.export.runtime import Arrays, Signature
 from tftoolkit.export.samples import examples_in
 from tftoolkit.export.staging import quiet
 
+MODES = ("float16", "dynamic", "int8", "int16x8")
+CALIBRATED = ("int8", "int16x8")
 # TensorFlow's guide on post-training integer quantisation asks for "around 100-500 samples".
 MIN_CALIBRATION_EXAMPLES = 100
+Calibration = Mapping[str, list[Arrays]]
 
 
-def check_calibration(real: Mapping[str, list[Arrays]], signatures: Mapping[str, Signature]) -> None:
-    """Raises ValueError where a signature has too few real examples to calibrate int8."""
+def check_calibration(mode: str, real: Calibration, signatures: Mapping[str, Signature]) -> None:
+    """Raises ValueError where a signature has too few real examples to calibrate."""
     for name in signatures:
         count = sum(examples_in(arrays) for arrays in real.get(name, []))
         if count < MIN_CALIBRATION_EXAMPLES:
             raise ValueError(
-                f"quantize='int8' calibrates on real inputs: representative has {count} examples for signature "
+                f"quantize={mode!r} calibrates on real inputs: representative has {count} examples for signature "
                 f"{name!r}, at least {MIN_CALIBRATION_EXAMPLES} are needed"
             )
 
 
-def convert(saved_model: Path, signatures: Mapping[str, Signature], calibration: Mapping[str, list[Arrays]]) -> bytes:
-    """All signatures of the SavedModel as TFLite; int8 with float32 inputs and outputs where there is calibration data.
+def convert(
+    saved_model: Path,
+    signatures: Mapping[str, Signature],
+    mode: str | None = None,
+    calibration: Calibration | None = None,
+    integer_io: bool = False,
+) -> bytes:
+    """All signatures of the SavedModel as TFLite, quantised as ``mode`` says.
 
     Raises ExportError naming the ops that TFLite does not have.
     """
@@ -36,28 +45,47 @@ def convert(saved_model: Path, signatures: Mapping[str, Signature], calibration:
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=sorted(signatures))
             # Without it the converter loses the activation after a product with a non-constant matrix (TF 2.21).
             converter.unfold_batchmatmul = True
-            if calibration:
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-                converter.representative_dataset = lambda: _calibration(calibration)
+            _set_mode(converter, mode, calibration or {}, integer_io)
             return converter.convert()
     except Exception as error:  # the converter raises many kinds, bare Exception among them
         # Its text is a dump of the whole program, hundreds of lines long: only what matters goes on.
         raise ExportError("convert", _reason(str(error))) from None
 
 
-def _calibration(calibration: Mapping[str, list[Arrays]]) -> Iterator[tuple[str, Arrays]]:
+def _set_mode(converter: tf.lite.TFLiteConverter, mode: str | None, calibration: Calibration, integer_io: bool) -> None:
+    sets = tf.lite.OpsSet
+    if mode is None:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode not in CALIBRATED:
+        return
+    converter.representative_dataset = lambda: _yielded(calibration)
+    # Integer kernels only. The converter may still leave an op in float between two of them; the report counts those.
+    builtins = sets.TFLITE_BUILTINS_INT8
+    if mode == "int16x8":
+        builtins = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    converter.target_spec.supported_ops = [builtins]
+    if integer_io:
+        converter.inference_input_type = converter.inference_output_type = tf.int8 if mode == "int8" else tf.int16
+
+
+def _yielded(calibration: Calibration) -> Iterator[tuple[str, Arrays]]:
     for name, items in calibration.items():
         for arrays in items:
             yield name, arrays
 
 
 def _reason(message: str) -> str:
-    """The few lines that matter of the converter's many."""
+    """The few lines that matter of the converter's many, and the likely cause."""
     missing = re.findall(r"^(?:TF Select|Custom|Flex) ops: (.*)$", message, re.MULTILINE)
     if missing:
         names = sorted({name.strip() for names in missing for name in names.split(",")})
-        return f"TFLite has no builtin op for {', '.join(names)}; rewrite that part of the model with other ops"
+        advice = "rewrite that part of the model with other ops"
+        if any(name.startswith("TensorList") for name in names):
+            advice = "a recurrent layer or a loop: give fixed shapes, tf.TensorSpec([1, ...]), or unroll it"
+        return f"TFLite has no builtin op for {', '.join(names)}; {advice}"
     errors = re.findall(r"error: (.*)$", message, re.MULTILINE)
     lines = errors or [line for line in message.splitlines() if line.strip()]
     return f"TensorFlow's converter: {lines[0].strip() if lines else 'no reason given'}"

@@ -1,13 +1,14 @@
-"""``saved_model`` and ``tflite``: trace, decompose, convert, prove, and only then write."""
+"""``saved_model``, ``tflite`` and ``onnx``: trace, decompose, convert, prove, and only then write."""
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tftoolkit.export import decompose, library
-from tftoolkit.export.convert import check_calibration, convert
-from tftoolkit.export.proof import Metric, check_metric, open_saved_model, prove
+from tftoolkit.export import decompose, flatbuffer, golden, library, selective, tf2onnx_bridge
+from tftoolkit.export.convert import CALIBRATED, MODES, check_calibration, convert
+from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
@@ -55,9 +56,9 @@ def saved_model(
                 library.pack(built, custom)
         else:
             _decomposed(native, built, name)
-        report = prove(built, open_saved_model(native), representative, metric, max_drop, name)
-        commit(built, path, overwrite)
-    return report
+        proof = prove(built, open_saved_model(native), representative, metric, max_drop, name)
+        _write(built, folder, path, proof, overwrite)
+    return proof.report
 
 
 def tflite(
@@ -65,7 +66,9 @@ def tflite(
     path: str | os.PathLike[str],
     *,
     signatures: Signatures | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["float16", "dynamic", "int8", "int16x8"] | Sequence[Mapping[str, Any]] | None = None,
+    keep_float: Sequence[str] = (),
+    integer_io: bool = False,
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
@@ -76,34 +79,118 @@ def tflite(
     Args:
       model, signatures, overwrite: as in ``saved_model``. Free (None) dimensions stay free.
       path: the .tflite file to make.
-      quantize: None for float32, or "int8": 8-bit weights and activations, while inputs and outputs stay float32.
+      quantize: None for float32; "float16": weights are stored in half precision and computed with in float32;
+        "dynamic": weights are int8, activations become int8 in every call; "int8": 8-bit weights and activations;
+        "int16x8": 8-bit weights, 16-bit activations. Or a recipe of ai-edge-quantizer (a list of dicts).
+      keep_float: regular expressions; ops one of whose outputs or weights has such a name stay in float32. For
+        "dynamic", "int8", "int16x8" and recipes. A pattern that finds nothing is refused with the names there are.
+      integer_io: inputs and outputs are integers too ("int8" and "int16x8"); their scales stand in the report.
       representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
-        signature to either), at most 512 examples are used. "int8" needs 100 or more: they set each activation's range.
+        signature to either), at most 512 examples are used. "int8" and "int16x8" need 100 or more: they set each
+        activation's range.
       metric, max_drop: see ``verify``.
 
     Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError.
     """
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
-    if quantize == "int8" and representative is None:
-        raise ValueError(
-            "quantize='int8' needs representative: an iterable of dicts of named inputs, from the training pipeline"
-        )
+    _check_mode(quantize, keep_float, integer_io, representative)
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
         native = _native(model, signatures, folder, name)
-        golden = open_saved_model(native)
-        real = real_inputs(representative, golden.signatures)
-        if quantize == "int8":
-            check_calibration(real, golden.signatures)
+        original = open_saved_model(native)
+        real = real_inputs(representative, original.signatures)
+        if isinstance(quantize, str) and quantize in CALIBRATED:
+            check_calibration(quantize, real, original.signatures)
         decomposed = _decomposed(native, folder / "decomposed", name)
         built = folder / "result.tflite"
         with stage("convert", name):
-            built.write_bytes(convert(decomposed, golden.signatures, real if quantize == "int8" else {}))
-        report = prove(built, golden, real or None, metric, max_drop, name)
-        commit(built, path, overwrite)
-    return report
+            if quantize is not None and (keep_float or not isinstance(quantize, str)):
+                content = convert(decomposed, original.signatures)
+                content = selective.quantize(content, quantize, keep_float, real, integer_io)
+            else:
+                content = convert(decomposed, original.signatures, quantize, real, integer_io)
+            built.write_bytes(content)
+            _check_quantised(built, quantize)
+        proof = prove(built, original, real or None, metric, max_drop, name)
+        _write(built, folder, path, proof, overwrite)
+    return proof.report
+
+
+def onnx(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    signatures: Signatures | None = None,
+    signature: str | None = None,
+    representative: Representative | None = None,
+    metric: Metric | None = None,
+    max_drop: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Writes an ONNX file that computes in onnxruntime what the model computes in TensorFlow.
+
+    Args:
+      model, signatures, overwrite: as in ``saved_model``. Free (None) dimensions stay free.
+      path: the file to make; its name ends with .onnx.
+      signature: which of several signatures; ONNX holds one function.
+      representative, metric, max_drop: what else the file is proven on; see ``verify``.
+
+    Raises ExportError when a stage fails, naming the ops that ONNX lacks; FileExistsError, ValueError.
+    """
+    name = Path(path).name
+    if not name.endswith(".onnx"):
+        raise ValueError(f"path must end with .onnx, got {name!r}")
+    check_metric(metric, max_drop)
+    with workspace(path, overwrite) as folder:
+        native = _native(model, signatures, folder, name)
+        original = open_saved_model(native).only(signature)
+        chosen, described = next(iter(original.signatures.items()))
+        decomposed = _decomposed(native, folder / "decomposed", name)
+        built = folder / "result.onnx"
+        with stage("convert", name):
+            built.write_bytes(tf2onnx_bridge.convert(decomposed, chosen, described))
+        proof = prove(built, original, representative, metric, max_drop, name)
+        _write(built, folder, path, proof, overwrite)
+    return proof.report
+
+
+def _check_mode(
+    quantize: Any, keep_float: Sequence[str], integer_io: bool, representative: Representative | None
+) -> None:
+    recipe = isinstance(quantize, list | tuple) and all(isinstance(rule, Mapping) for rule in quantize) and quantize
+    if quantize is not None and not recipe and not (isinstance(quantize, str) and quantize in MODES):
+        raise ValueError(
+            f"quantize must be None, one of {', '.join(map(repr, MODES))}, or a recipe of ai-edge-quantizer (a list of "
+            f"dicts), got {quantize!r}"
+        )
+    if isinstance(keep_float, str):
+        raise ValueError(f"keep_float must be a list of patterns, got {keep_float!r}; write [{keep_float!r}]")
+    if keep_float and not recipe and quantize not in selective.RECIPES:
+        raise ValueError(f"keep_float needs quantize to be one of {', '.join(selective.RECIPES)}, or a recipe")
+    if integer_io and not recipe and quantize not in CALIBRATED:
+        raise ValueError(f"integer_io needs quantize='int8' or 'int16x8', got {quantize!r}")
+    if isinstance(quantize, str) and quantize in CALIBRATED and representative is None:
+        raise ValueError(
+            f"quantize={quantize!r} needs representative: an iterable of dicts of named inputs, from the training "
+            f"pipeline"
+        )
+
+
+def _check_quantised(built: Path, quantize: Any) -> None:
+    """Raises ExportError where the converter wrote another format than was asked for."""
+    found = flatbuffer.inspect(built).format
+    if isinstance(quantize, str) and found.name != quantize:
+        raise ExportError(
+            "convert",
+            f"asked for {quantize}, the converter wrote {found.name}. It quantises weights of 1024 elements or more "
+            f"only (float16: floating constants); nothing would be gained over {found.name}",
+        )
+
+
+def _write(built: Path, folder: Path, path: str | os.PathLike[str], proof: Proof, overwrite: bool) -> None:
+    with stage("golden", Path(path).name):
+        made = golden.save(built, folder, proof.cases, proof.signatures, proof.row)
+        commit(built, path, overwrite, dict(zip(made, golden.beside(Path(path)), strict=True)))
 
 
 def _native(model: Any, signatures: Signatures | None, folder: Path, name: str) -> Path:

@@ -10,61 +10,77 @@ A badly conditioned model thus gets the room it needs, and a well conditioned on
 
 ``slack`` stands for the roundings of the activations, which cannot be perturbed from outside. For floating point, sums
 over n terms in another order differ by about sqrt(n) roundings (Higham and Mary, 2019): 8 + sqrt(n) with the largest n
-among weights and inputs. For int8 each layer adds about one rounding of its own, independent of the others: 4 covers
-some 16 layers. On random networks (to 20 layers, 2048 wide, attention and recurrent ones too) right files reached
-at most 0.4 of the bound in float32 and 0.7 in int8.
+among weights and inputs. For integers each layer adds about one rounding of its own, independent of the others: 4
+covers some 16 layers. On random networks (to 20 layers, 2048 wide, attention and recurrent ones too) right files
+reached at most 0.4 of the bound in float32 and 0.7 in int8. Weights that are stored more coarsely than computed with
+(float16, dynamic, int16x8) are perturbed by 4 of their own roundings: one would be the format's, the others make up
+for drawing at random.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tftoolkit.export.formats import Format
 from tftoolkit.export.report import Check, ExportError
-from tftoolkit.export.runtime import Arrays, Runtime, SavedModelRuntime
+from tftoolkit.export.runtime import Arrays, Runtime
 from tftoolkit.export.samples import Case
 
+if TYPE_CHECKING:
+    from tftoolkit.export.tf_runtime import SavedModelRuntime
+
 DRAWS = 4
+COARSE = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
-    """What a file's number format does to a number: at most ``rounding`` times its magnitude off.
+class GoldenCase:
+    """A case with TensorFlow's outputs, and how far off the file may be; None where no bound can be derived."""
 
-    ``steps`` says that the magnitude is that of the whole channel (integers with a scale), not of the number itself.
-    """
-
-    name: str
-    rounding: float
-    steps: bool = False
+    case: Case
+    outputs: Arrays
+    bounds: dict[str, float | None]
 
 
-FLOAT64 = Format("float64", 2.0**-53)
-FLOAT32 = Format("float32", 2.0**-24)
-FLOAT16 = Format("float16", 2.0**-11)
-BFLOAT16 = Format("bfloat16", 2.0**-8)
-INT8 = Format("int8", 1 / 254, steps=True)
+def golden_cases(golden: SavedModelRuntime, cases: Sequence[Case], number_format: Format) -> list[GoldenCase]:
+    """The cases that TensorFlow can run. Raises ExportError where a signature has none, or its outputs are random."""
+    slack = _slack(golden, cases, number_format)
+    runnable = _golden(golden, cases, slack * number_format.rounding)
+    allowed = _allowed(golden, runnable, number_format, slack)
+    found = []
+    for (case, outputs), bounds in zip(runnable, allowed, strict=True):
+        # Calibrated activations saturate outside their range, by design; NaN has no distance.
+        unbounded = case.kind == "nan" or (number_format.calibrated and case.kind != "real")
+        found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else dict(bounds)))
+    return found
 
 
-def parity(golden: SavedModelRuntime, file: Runtime, cases: Sequence[Case], number_format: Format) -> tuple[Check, ...]:
-    """Runs every case in both runtimes. Raises ExportError for the first output that is off by more than its bound."""
-    relative = _slack(golden, cases, number_format) * number_format.rounding
-    runnable = _golden(golden, cases, relative)
-    bounds = _allowed(golden, runnable, relative, number_format.steps)
+def compare(file: Runtime, golden: Sequence[GoldenCase], format_name: str) -> tuple[Check, ...]:
+    """Runs every case in the file. Raises ExportError for the first output that is off by more than its bound."""
     checks: dict[tuple[str, str, str], Check] = {}
-    for (case, expected), allowed in zip(runnable, bounds, strict=True):
+    for item in golden:
+        case = item.case
         actual = _run(file, case)
-        for name, value in expected.items():
+        for name, value in item.outputs.items():
             _same_shape(case, name, value, actual[name])
-            # Quantised activations saturate outside the calibrated range, by design and without a bound.
-            bound = None if number_format.steps and case.kind != "real" else allowed[name]
-            check = Check(case.signature, name, case.kind, difference(actual[name], value), bound)
+            if case.kind == "nan":
+                error = float(np.mean(_is_nan(value) != _is_nan(actual[name]))) if value.size else 0.0
+            else:
+                error = difference(actual[name], value)
+            check = Check(case.signature, name, case.kind, error, item.bounds[name])
             key = (case.signature, name, case.kind)
             checks[key] = _worse(checks[key], check) if key in checks else check
     for check in checks.values():
-        _judge(check, number_format)
+        _judge(check, format_name)
     return tuple(checks.values())
+
+
+def _is_nan(value: np.ndarray) -> np.ndarray:
+    return np.isnan(value) if value.dtype.kind in "fc" else np.zeros(value.shape, bool)
 
 
 def _worse(one: Check, other: Check) -> Check:
@@ -72,10 +88,10 @@ def _worse(one: Check, other: Check) -> Check:
     return dataclasses.replace(one, error=max(one.error, other.error), bound=bound)
 
 
-def _judge(check: Check, number_format: Format) -> None:
+def _judge(check: Check, format_name: str) -> None:
     if check.bound is not None and not check.error <= check.bound:
         reason = (
-            f"differs from TensorFlow by {check.error:.3g} on {check.inputs} inputs; {number_format.name} allows "
+            f"differs from TensorFlow by {check.error:.3g} on {check.inputs} inputs; {format_name} allows "
             f"{check.bound:.3g}. Either the file is of another model, the format is too coarse for it, or the "
             f"conversion is wrong"
         )
@@ -135,39 +151,43 @@ def _outputs(golden: SavedModelRuntime, cases: Sequence[Case]) -> dict[int, Arra
 
 
 def _allowed(
-    golden: SavedModelRuntime, cases: Sequence[tuple[Case, Arrays]], relative: float, steps: bool
+    golden: SavedModelRuntime, cases: Sequence[tuple[Case, Arrays]], number_format: Format, slack: float
 ) -> list[dict[str, float]]:
     """The bound for each case and output."""
     rng = np.random.default_rng(0)
+    computing = slack * number_format.rounding
+    storing = computing if number_format.weights == number_format.rounding else COARSE * number_format.weights
 
     def weights(array: np.ndarray) -> np.ndarray:
         magnitude = np.abs(array.astype(np.float64))
-        if steps and array.ndim >= 2:  # the last axis of a kernel counts its output channels
+        if number_format.weight_steps and array.ndim >= 2:  # the last axis of a kernel counts its output channels
             magnitude = magnitude.max(axis=tuple(range(array.ndim - 1)), initial=0.0)
-        return _perturbed(array, relative * magnitude, rng)
+        return _perturbed(array, storing * magnitude + COARSE * number_format.tiny, rng)
 
     def inputs(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "fV":
             return array
         magnitude = np.abs(array.astype(np.float64))
-        return _perturbed(array, relative * (magnitude.max(initial=0.0) if steps else magnitude), rng)
+        return _perturbed(array, computing * (magnitude.max(initial=0.0) if number_format.steps else magnitude), rng)
 
     moved: list[dict[str, float]] = [dict.fromkeys(outputs, 0.0) for _, outputs in cases]
     for _ in range(DRAWS):
         with golden.variables_changed(weights):
             for largest, (case, outputs) in zip(moved, cases, strict=True):
+                if case.kind == "nan":
+                    continue
                 changed = golden.run(case.signature, {name: inputs(array) for name, array in case.inputs.items()})
                 for name, value in outputs.items():
                     largest[name] = max(largest[name], difference(changed[name], value))
     return [
-        {name: largest[name] + relative * _magnitude(value) for name, value in outputs.items()}
+        {name: largest[name] + computing * _magnitude(value) for name, value in outputs.items()}
         for largest, (_, outputs) in zip(moved, cases, strict=True)
     ]
 
 
 def _slack(golden: SavedModelRuntime, cases: Sequence[Case], number_format: Format) -> float:
     if number_format.steps:
-        return 4.0
+        return COARSE
     kernels = [int(np.prod(v.shape[:-1])) for v in golden.variables if len(v.shape) >= 2]
     examples = [int(np.prod(array.shape[1:])) for case in cases for array in case.inputs.values()]
     return 8.0 + float(np.sqrt(max(kernels + examples, default=1)))

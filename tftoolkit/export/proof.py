@@ -1,29 +1,31 @@
-"""The gate: what every file passes before it is written, and what ``verify`` repeats."""
+"""The gate: what every file passes before it is written, and what ``verify`` repeats.
 
+TensorFlow is imported only for SavedModels: a .tflite or .onnx file with its proof beside it needs its runtime alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from tftoolkit.export import decompose, flatbuffer, library
-from tftoolkit.export.parity import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format, parity
+from tftoolkit.export import golden as stored
+from tftoolkit.export import memory
+from tftoolkit.export.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
+from tftoolkit.export.parity import GoldenCase, compare, golden_cases
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
-from tftoolkit.export.runtime import (
-    Arrays,
-    LiteRuntime,
-    Runtime,
-    SavedModelRuntime,
-    Signature,
-    default_signature,
-)
+from tftoolkit.export.runtime import Arrays, LiteRuntime, OnnxRuntime, Runtime, Signature, default_signature
 from tftoolkit.export.samples import Representative, cases, latency_inputs, real_inputs
 from tftoolkit.export.staging import stage
-from tftoolkit.export.trace import trace
+
+if TYPE_CHECKING:
+    from tftoolkit.export.tf_runtime import SavedModelRuntime
 
 # predict(inputs, signature=default) -> outputs, both dicts of named arrays; the metric is better when larger.
 Metric = Callable[[Callable[..., Arrays]], float]
@@ -37,14 +39,16 @@ def verify(
     metric: Metric | None = None,
     max_drop: float | None = None,
 ) -> ExportReport:
-    """Proves a SavedModel or a .tflite file in its own runtime and returns what was measured.
+    """Proves a SavedModel, .tflite or .onnx file in its own runtime and returns what was measured.
 
     Args:
-      path: a SavedModel folder or a .tflite file.
-      golden: what the file must compute: a SavedModel folder, or a model that says what it accepts. Without it there
-        is nothing to compare with: the file is opened and run, and parity stays unproven.
+      path: a SavedModel folder, a .tflite or an .onnx file.
+      golden: what the file must compute: a SavedModel folder, or a model that says what it accepts. None: the inputs
+        and outputs that its export stored beside it (TensorFlow is then not needed). Where there are none, there is
+        nothing to compare with: the file is opened and run, and parity stays unproven.
       representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
-        signature to either). An int8 file needs them: it promises nothing outside its calibrated range.
+        signature to either). A calibrated file (int8, int16x8) needs them when ``golden`` is given: it promises nothing
+        outside its calibrated range.
       metric: ``metric(predict) -> float``, larger is better, with ``predict(inputs, signature=default) -> outputs``.
       max_drop: how much smaller the file's metric may be than the golden model's.
 
@@ -53,67 +57,137 @@ def verify(
     check_metric(metric, max_drop)
     if max_drop is not None and golden is None:
         raise ValueError("max_drop compares with the golden model; give golden")
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"no such file: {file}")
     if golden is None:
-        return prove(Path(path), None, representative, metric, max_drop)
+        return _proven_again(file, representative, metric)
+    from tftoolkit.export.trace import trace
+
     with tempfile.TemporaryDirectory() as folder:
         source = Path(golden) if isinstance(golden, str | os.PathLike) else trace(golden, None, Path(folder) / "golden")
-        return prove(Path(path), open_saved_model(source), representative, metric, max_drop)
+        return prove(file, open_saved_model(source), representative, metric, max_drop).report
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What was found out about one file, and what it takes to find it out again."""
+
+    row: Row
+    cases: Sequence[GoldenCase]
+    signatures: Mapping[str, Signature]
+
+    @property
+    def report(self) -> ExportReport:
+        return ExportReport((self.row,))
 
 
 def open_saved_model(folder: Path) -> SavedModelRuntime:
     """Loads a SavedModel after the custom ops in it are registered."""
+    from tftoolkit.export import decompose, library
+    from tftoolkit.export.tf_runtime import SavedModelRuntime
+
     if not (folder / "saved_model.pb").is_file():
         raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
     decompose.custom_ops(decompose.op_types(folder), library.find)
     return SavedModelRuntime(folder)
 
 
+def open_lite(path: Path, threads: int) -> Runtime:
+    """A .tflite or .onnx file in its runtime."""
+    return OnnxRuntime(path, threads) if path.suffix == ".onnx" else LiteRuntime(path, threads)
+
+
 def prove(
     path: Path,
-    golden: SavedModelRuntime | None,
+    golden: SavedModelRuntime,
     representative: Representative | None,
     metric: Metric | None,
     max_drop: float | None,
     label: str | None = None,
-) -> ExportReport:
-    """Structure, parity, metric and latency of one file; ``label`` is its name in the report."""
+) -> Proof:
+    """Structure, parity, metric, latency and memory of one file; ``label`` is its name in the report."""
     name = label or path.name
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
     with stage("structure", name):
-        runtimes, kind, number_format = _open(path, golden)
-        file = next(iter(runtimes.values()))
-        if golden is not None:
-            _same_signatures(golden.signatures, file.signatures)
-    real = real_inputs(representative, file.signatures)
-    checks: tuple[Check, ...] = ()
-    if golden is not None:
-        lacking = sorted(set(file.signatures) - {key for key, items in real.items() if items})
-        if number_format.steps and lacking:
-            raise ValueError(f"an int8 file is proven on real inputs: give representative for signatures {lacking}")
-        with stage("parity", name):
-            checks = parity(golden, file, cases(file.signatures, real), number_format)
+        opened = _open(path, golden)
+        _same_signatures(golden.signatures, opened.file.signatures)
+    real = real_inputs(representative, opened.file.signatures)
+    lacking = sorted(set(opened.file.signatures) - {key for key, items in real.items() if items})
+    if opened.format.calibrated and lacking:
+        raise ValueError(
+            f"an {opened.format.name} file is proven on real inputs: give representative for signatures {lacking}"
+        )
+    with stage("parity", name):
+        found = golden_cases(golden, cases(opened.file.signatures, real), opened.format)
+        checks = compare(opened.file, found, opened.format.name)
     value, golden_value = None, None
     if metric is not None:
         with stage("metric", name):
-            value, golden_value = _metric(metric, file, golden, max_drop)
-    default = default_signature(file.signatures)
+            value, golden_value = _metric(metric, opened.file, golden, max_drop)
+    row = _measured(path, name, opened, real, checks)
+    row = dataclasses.replace(row, metric=value, golden_metric=golden_value)
+    return Proof(row, found, opened.file.signatures)
+
+
+def _proven_again(path: Path, representative: Representative | None, metric: Metric | None) -> ExportReport:
+    """Against what is stored beside the file, where there is something."""
+    known = stored.load(path)
+    checks: tuple[Check, ...] = ()
+    with stage("structure", path.name):
+        opened = _open(path, None)
+        signatures = opened.file.signatures
+        if known and known[1]["signatures"] != stored.described(signatures):
+            raise ExportError("structure", f"signatures are {stored.described(signatures)}, not those of the proof")
+    real = real_inputs(representative, signatures)
+    if known:
+        with stage("parity", path.name):
+            checks = compare(opened.file, known[0], opened.format.name)
+        for item in known[0]:
+            if item.case.kind == "real":
+                real.setdefault(item.case.signature, []).append(item.case.inputs)
+    row = _measured(path, path.name, opened, real, checks)
+    return ExportReport((dataclasses.replace(row, metric=_evaluated(metric, opened.file) if metric else None),))
+
+
+def _measured(
+    path: Path, name: str, opened: _Opened, real: Mapping[str, list[Arrays]], checks: tuple[Check, ...]
+) -> Row:
+    signatures = opened.file.signatures
+    default = default_signature(signatures)
     with stage("latency", name):
-        inputs = latency_inputs(file.signatures[default], real.get(default, []))
-        latency = {threads: _latency(runtime, default, inputs) for threads, runtime in runtimes.items()}
-    return ExportReport((Row(name, kind, _size(path), latency, checks, value, golden_value),))
+        inputs = latency_inputs(signatures[default], real.get(default, []))
+        latency = {threads: _latency(runtime, default, inputs) for threads, runtime in opened.runtimes.items()}
+        peak = None if path.is_dir() else memory.peak(path, default, inputs)
+    texts = {
+        key: {side: [str(tensor) for tensor in getattr(signature, side)] for side in ("inputs", "outputs")}
+        for key, signature in signatures.items()
+    }
+    return Row(name, opened.kind, _size(path), latency, checks, None, None, peak, texts)
 
 
-def _open(path: Path, golden: SavedModelRuntime | None) -> tuple[Mapping[int, Runtime], str, Format]:
-    """The file in its runtime by number of threads, its name for people, and its number format."""
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A file in its runtime by number of threads, what it is for people, and its number format."""
+
+    runtimes: Mapping[int, Runtime]
+    kind: str
+    format: Format
+
+    @property
+    def file(self) -> Runtime:
+        return next(iter(self.runtimes.values()))
+
+
+def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     if path.is_dir():
-        types = decompose.op_types(path)
-        python = types & decompose.PYTHON_OPS
-        if python:
-            raise ExportError("structure", f"{', '.join(sorted(python))} calls Python and works in this process only")
-        native = any(">" in op_type for op_type in types)
-        threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
-        return {threads: open_saved_model(path)}, "SavedModel, native" if native else "SavedModel", _coarsest(path)
+        return _open_saved_model(path)
+    runtimes = {}
+    if path.suffix == ".onnx":
+        runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
+        # An .onnx file of ours computes in the types of its model.
+        return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32)
+    from tftoolkit.export import flatbuffer
+
     contents = flatbuffer.inspect(path)
     if contents.custom_ops:
         raise ExportError(
@@ -125,15 +199,36 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> tuple[Mapping[int, Ru
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:
         raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
-    return (
-        {threads: LiteRuntime(path, threads) for threads in (1, 2)},
-        f"TFLite {contents.format.name}",
-        contents.format,
-    )
+    runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
+    kind = f"TFLite {contents.format.name}"
+    if contents.format.calibrated and contents.float_ops:
+        kind += f", {contents.float_ops} op{'s' * (contents.float_ops > 1)} in float"
+    first = next(iter(runtimes[1].signatures.values()))
+    integers = sorted({tensor.stored.split()[0] for tensor in (*first.inputs, *first.outputs) if tensor.stored})
+    return _Opened(runtimes, kind + f", {integers[0]} I/O" if integers else kind, contents.format)
 
 
-def _coarsest(folder: Path) -> Format:
+def _open_saved_model(path: Path) -> _Opened:
+    import tensorflow as tf
+
+    from tftoolkit.export import decompose
+
+    types = decompose.op_types(path)
+    python = types & decompose.PYTHON_OPS
+    if python:
+        raise ExportError("structure", f"{', '.join(sorted(python))} calls Python and works in this process only")
+    native = any(">" in op_type for op_type in types)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    kind = "SavedModel, native" if native else "SavedModel"
+    return _Opened({threads: open_saved_model(path)}, kind, coarsest(path))
+
+
+def coarsest(folder: Path) -> Format:
     """The least exact floating type that a SavedModel computes in."""
+    import tensorflow as tf
+
+    from tftoolkit.export import decompose
+
     types = {
         value.type
         for meta in decompose.read(folder).meta_graphs
@@ -170,12 +265,10 @@ def check_metric(metric: Metric | None, max_drop: float | None) -> None:
         raise ValueError("max_drop needs a metric: give metric=function(predict) -> float")
 
 
-def _metric(
-    metric: Metric, file: Runtime, golden: SavedModelRuntime | None, max_drop: float | None
-) -> tuple[float, float | None]:
+def _metric(metric: Metric, file: Runtime, golden: SavedModelRuntime, max_drop: float | None) -> tuple[float, float]:
     value = _evaluated(metric, file)
-    golden_value = _evaluated(metric, golden) if golden is not None else None
-    if max_drop is not None and golden_value is not None and not golden_value - value <= max_drop:
+    golden_value = _evaluated(metric, golden)
+    if max_drop is not None and not golden_value - value <= max_drop:
         raise ExportError("metric", f"fell from {golden_value:.6g} to {value:.6g}; max_drop allows {max_drop:g}")
     return value, golden_value
 

@@ -9,7 +9,7 @@ class ExportError(RuntimeError):
     """A stage of the export failed, and nothing was written.
 
     Attributes:
-        stage: trace, decompose, convert, structure, parity, metric or latency.
+        stage: trace, decompose, convert, structure, golden, parity, metric, latency or write.
         signature, tensor: what it was about, or None where it concerns the whole file.
         reason: what went wrong, and what to do.
     """
@@ -46,7 +46,11 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is known about one file. ``size`` in bytes, ``latency`` by number of threads."""
+    """What is known about one file. ``size`` in bytes, ``latency`` by number of threads.
+
+    ``memory``: bytes that the file needs in its runtime beyond the runtime itself (None for a SavedModel).
+    ``signatures``: inputs and outputs of each in the file's order, as ``name: dtype[shape]``.
+    """
 
     file: str
     format: str
@@ -55,6 +59,12 @@ class Row:
     checks: tuple[Check, ...]
     metric: float | None
     golden_metric: float | None
+    memory: int | None = None
+    signatures: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        return dataclasses.asdict(self)
 
     @property
     def worst(self) -> Check | None:
@@ -80,7 +90,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         threads = sorted({count for row in self.rows for count in row.latency})
-        header = ["file", "format", "size", *(f"ms, {count} thread{'s' * (count > 1)}" for count in threads)]
+        header = ["file", "format", "size", "memory", *(f"ms, {count} thread{'s' * (count > 1)}" for count in threads)]
         table = [[*header, "max error", "bound", "metric", "golden"]]
         for row in self.rows:
             latencies = [row.latency.get(count) for count in threads]
@@ -89,6 +99,7 @@ class ExportReport:
                     row.file,
                     row.format,
                     _bytes(row.size),
+                    _bytes(row.memory) if row.memory is not None else "-",
                     *(f"{known.median:.3g} (p95 {known.p95:.3g})" if known else "-" for known in latencies),
                     f"{row.worst.error:.2g}" if row.worst else "-",
                     f"{row.worst.bound:.2g}" if row.worst else "-",
@@ -102,14 +113,15 @@ class ExportReport:
 
     def to_json(self) -> str:
         """The same as JSON, with every check; infinite and NaN numbers are written as strings."""
-        return json.dumps({"rows": _plain([dataclasses.asdict(row) for row in self.rows])}, indent=1, allow_nan=False)
+        return json.dumps({"rows": plain([row.to_dict() for row in self.rows])}, indent=1, allow_nan=False)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """For JSON: keys as text, tuples as lists, infinity and NaN as strings."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

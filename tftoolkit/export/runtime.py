@@ -1,14 +1,12 @@
-"""Runs a file in its own runtime: TensorFlow for a SavedModel, LiteRT for a .tflite."""
+"""Runs a .tflite file in LiteRT and an .onnx file in onnxruntime. Works where TensorFlow is not installed."""
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.staging import quiet
@@ -18,11 +16,16 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Name, shape (None where a dimension is free; None for an unknown rank) and dtype of an input or output."""
+    """Name, shape (None where a dimension is free; None for an unknown rank) and dtype of an input or output.
+
+    ``stored`` describes the integers of a quantised input or output; ``dtype`` is then what they stand for, and what
+    our runtimes take and return.
+    """
 
     name: str
     shape: tuple[int | None, ...] | None
     dtype: np.dtype
+    stored: str | None = None
 
     def accepts(self, shape: tuple[int | None, ...] | None) -> bool:
         """Whether nothing known about the two shapes contradicts."""
@@ -33,7 +36,7 @@ class Tensor:
 
     def __str__(self) -> str:
         dimensions = "?" if self.shape is None else ", ".join("None" if d is None else str(d) for d in self.shape)
-        return f"{self.name}: {self.dtype.name}[{dimensions}]"
+        return f"{self.name}: {self.dtype.name}[{dimensions}]{f' as {self.stored}' if self.stored else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,58 +88,6 @@ def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -
     return arrays
 
 
-class SavedModelRuntime:
-    """A SavedModel in this process's TensorFlow, on the CPU: GPUs multiply matrices in TF32, which hides errors."""
-
-    def __init__(self, path: str | os.PathLike[str]):
-        with tf.device("CPU:0"):
-            self._loaded = tf.saved_model.load(str(path))  # kept: its variables live as long as it does
-        if not self._loaded.signatures:
-            raise ExportError("structure", f"{path} has no signature; save it with signatures={{name: function}}")
-        self._functions = dict(self._loaded.signatures)
-        self.signatures = {
-            name: Signature(_tensors(function.structured_input_signature[1]), _tensors(function.structured_outputs))
-            for name, function in self._functions.items()
-        }
-
-    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        arrays = checked_inputs(signature, self.signatures[signature], inputs)
-        with tf.device("CPU:0"):
-            outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
-        return {name: np.asarray(value) for name, value in outputs.items()}
-
-    @property
-    def variables(self) -> list[tf.Variable]:
-        """Every variable that a signature reads."""
-        found = {id(v): v for function in self._functions.values() for v in function.variables}
-        return list(found.values())
-
-    @contextlib.contextmanager
-    def variables_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
-        """Floating variables start as ``change(array)``; afterwards all are what they were before.
-
-        The variables are this runtime's own copies.
-        """
-        before = [(variable, variable.numpy()) for variable in self.variables]
-        try:
-            for variable, value in before:
-                if variable.dtype.is_floating:
-                    variable.assign(change(value))
-            yield
-        finally:
-            for variable, value in before:
-                variable.assign(value)
-
-
-def _tensors(specs: Mapping[str, tf.TensorSpec]) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(
-            name, None if spec.shape.rank is None else tuple(spec.shape.as_list()), np.dtype(spec.dtype.as_numpy_dtype)
-        )
-        for name, spec in sorted(specs.items())
-    )
-
-
 class LiteRuntime:
     """A .tflite file in ai-edge-litert's interpreter; free dimensions are resized by every call."""
 
@@ -169,12 +120,93 @@ class LiteRuntime:
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
-        return dict(self._runners[signature](**arrays))
+        runner = self._runners[signature]
+        details = runner.get_input_details()
+        outputs = runner(**{name: _to_integers(array, details[name]) for name, array in arrays.items()})
+        details = runner.get_output_details()
+        return {name: _to_numbers(array, details[name]) for name, array in outputs.items()}
 
 
 def _details(names: list[str], details: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, ...]:
-    def shape(detail: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-        # shape_signature is empty for scalars and for tensors of unknown rank alike.
-        return tuple(None if size < 0 else int(size) for size in detail["shape_signature"]) or None
+    return tuple(_tensor(name, details[name]) for name in names)
 
-    return tuple(Tensor(name, shape(details[name]), np.dtype(details[name]["dtype"])) for name in names)
+
+def _tensor(name: str, detail: Mapping[str, Any]) -> Tensor:
+    # shape_signature is empty for scalars and for tensors of unknown rank alike.
+    shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"]) or None
+    if not _is_quantised(detail):
+        return Tensor(name, shape, np.dtype(detail["dtype"]))
+    scale, zero_point = detail["quantization"]
+    stored = f"{np.dtype(detail['dtype']).name} (scale {scale:.6g}, zero point {zero_point})"
+    return Tensor(name, shape, np.dtype(np.float32), stored)
+
+
+def _is_quantised(detail: Mapping[str, Any]) -> bool:
+    return np.dtype(detail["dtype"]).kind in "iu" and detail["quantization"][0] != 0.0
+
+
+def _to_integers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    if not _is_quantised(detail):
+        return array
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    array = np.nan_to_num(array, nan=0.0)  # integers have none
+    return np.clip(np.round(array / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _to_numbers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    if not _is_quantised(detail):
+        return array
+    scale, zero_point = detail["quantization"]
+    return ((array.astype(np.float64) - zero_point) * scale).astype(np.float32)
+
+
+_ONNX_TYPES: dict[str, Any] = {
+    "float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_, "string": np.object_,
+    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}").type for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+class OnnxRuntime:
+    """An .onnx file in onnxruntime on the CPU. ONNX has no signatures: the graph's name is taken for the one's."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "ONNX files are proven in onnxruntime, which is not installed: pip install 'tftoolkit[onnx]'"
+            ) from error
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; warnings concern its own optimiser
+        try:
+            self._session = onnxruntime.InferenceSession(
+                Path(path).read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's classes have no common base of their own
+            raise ExportError("structure", f"onnxruntime cannot open {path}: {_first_line(error)}") from error
+        signature = Signature(
+            tuple(map(_onnx_tensor, self._session.get_inputs())), tuple(map(_onnx_tensor, self._session.get_outputs()))
+        )
+        self.signatures = {self._session.get_modelmeta().graph_name: signature}
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        described = self.signatures[signature]
+        arrays = checked_inputs(signature, described, inputs)
+        outputs = self._session.run(None, arrays)
+        return {tensor.name: np.asarray(value) for tensor, value in zip(described.outputs, outputs, strict=True)}
+
+
+def _onnx_tensor(value: Any) -> Tensor:
+    element = value.type.removeprefix("tensor(").removesuffix(")")
+    if element not in _ONNX_TYPES:
+        raise ExportError("structure", f"is of type {value.type}, which cannot be proven", tensor=value.name)
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Tensor(value.name, shape, np.dtype(_ONNX_TYPES[element]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""The inputs a file is proven on: real ones from the caller, random ones, zeros and large numbers."""
+"""The inputs a file is proven on: real ones from the caller, random ones, zeros, large numbers and NaN."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ LARGE = 1e3  # times the random inputs
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of one signature; ``kind`` is real, random, zeros or large."""
+    """One call of one signature; ``kind`` is real, random, zeros, large or nan (one in each array)."""
 
     kind: str
     signature: str
@@ -87,7 +87,16 @@ def cases(signatures: Mapping[str, Signature], real: Mapping[str, list[Arrays]],
         large = {key: array if array.dtype.kind in "biuO" else array * LARGE for key, array in random.items()}
         found.append(Case("zeros", name, zeros))
         found.append(Case("large", name, {key: array.astype(random[key].dtype) for key, array in large.items()}))
+        found.append(Case("nan", name, {key: _with_nan(array) for key, array in random.items()}))
     return found
+
+
+def _with_nan(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fc" or array.size == 0:
+        return array
+    changed = array.copy()
+    changed.flat[0] = np.nan
+    return changed
 
 
 def latency_inputs(signature: Signature, real: list[Arrays]) -> Arrays:

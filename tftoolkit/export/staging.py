@@ -1,21 +1,27 @@
 """Where a file is made before it is proven: a private folder beside the destination, and the final rename."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from tftoolkit.export.report import ExportError
+
+# Disk, quota and the process's own limit on the size of files.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
 def workspace(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     """A temporary folder on the destination's file system, removed whatever happens.
 
-    Raises FileExistsError where the destination exists and ``overwrite`` is False.
+    Raises FileExistsError where the destination exists and ``overwrite`` is False, ExportError where the disk is full.
     """
     destination = Path(path)
     if not overwrite and (destination.exists() or destination.is_symlink()):
@@ -24,18 +30,28 @@ def workspace(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
         yield folder
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ExportError("write", f"no room for {destination}: {error.strerror}; free some space there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def commit(built: Path, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Moves what was built and proven to its destination; what stood there stays until the last moment."""
+def commit(built: Path, path: str | os.PathLike[str], overwrite: bool, beside: Mapping[Path, Path]) -> None:
+    """Moves what was built and proven to its destination; what stood there stays until the last moment.
+
+    ``beside``: from made file to its place, for the proof. It goes first: a proof without its file is noticed, a file
+    without its proof would not be.
+    """
     destination = Path(path)
+    if os.path.lexists(destination) and not overwrite:
+        raise FileExistsError(f"{destination} was made by somebody else during the export; pass overwrite=True")
+    for made, place in beside.items():
+        os.replace(made, place)
     if not os.path.lexists(destination):
         os.rename(built, destination)
         return
-    if not overwrite:
-        raise FileExistsError(f"{destination} was made by somebody else during the export; pass overwrite=True")
     if destination.is_dir() == built.is_dir() and not built.is_dir():
         os.replace(built, destination)
         return

@@ -1,0 +1,76 @@
+"""Runs a SavedModel in this process's TensorFlow."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.export.report import ExportError
+from tftoolkit.export.runtime import Arrays, Signature, Tensor, checked_inputs
+
+
+class SavedModelRuntime:
+    """A SavedModel in this process's TensorFlow, on the CPU: GPUs multiply matrices in TF32, which hides errors."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        with tf.device("CPU:0"):
+            self._loaded = tf.saved_model.load(str(path))  # kept: its variables live as long as it does
+        if not self._loaded.signatures:
+            raise ExportError("structure", f"{path} has no signature; save it with signatures={{name: function}}")
+        self._functions = dict(self._loaded.signatures)
+        self.signatures = {
+            name: Signature(_tensors(function.structured_input_signature[1]), _tensors(function.structured_outputs))
+            for name, function in self._functions.items()
+        }
+
+    def only(self, signature: str | None) -> "SavedModelRuntime":
+        """Itself, reduced to one signature. Raises ValueError where that is not there, or not one when None."""
+        if signature is None and len(self.signatures) > 1:
+            raise ValueError(f"the file holds one signature, the model has {sorted(self.signatures)}: give signature=")
+        chosen = next(iter(self.signatures)) if signature is None else signature
+        if chosen not in self.signatures:
+            raise ValueError(f"signature={chosen!r} is none of the model's, {sorted(self.signatures)}")
+        self.signatures = {chosen: self.signatures[chosen]}
+        self._functions = {chosen: self._functions[chosen]}
+        return self
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        arrays = checked_inputs(signature, self.signatures[signature], inputs)
+        with tf.device("CPU:0"):
+            outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """Every variable that a signature reads."""
+        found = {id(v): v for function in self._functions.values() for v in function.variables}
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def variables_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
+        """Floating variables start as ``change(array)``; afterwards all are what they were before.
+
+        The variables are this runtime's own copies.
+        """
+        before = [(variable, variable.numpy()) for variable in self.variables]
+        try:
+            for variable, value in before:
+                if variable.dtype.is_floating:
+                    variable.assign(change(value))
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+
+
+def _tensors(specs: Mapping[str, tf.TensorSpec]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            name, None if spec.shape.rank is None else tuple(spec.shape.as_list()), np.dtype(spec.dtype.as_numpy_dtype)
+        )
+        for name, spec in sorted(specs.items())
+    )
