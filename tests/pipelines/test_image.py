@@ -1,5 +1,6 @@
 """Image stages: the same result eagerly and in any batch of a pipeline; bad input."""
 
+import functools
 import inspect
 import io
 from typing import Any
@@ -67,18 +68,18 @@ def keyed(stage: Any) -> bool:
     return len(inspect.signature(function).parameters) == 2
 
 
-def keys_of(source: sources.Source, number: int) -> dict[int, tf.Tensor]:
-    """The key of each example at map stage ``number``, as a stage of the user's own gets it."""
-    recorder = Pipeline(source, seed=3)
+@functools.cache
+def keys_of(count: int, number: int) -> dict[int, tf.Tensor]:
+    """The key of each example at map stage ``number``, as a stage of the user's own gets it; data have no influence."""
+    recorder = Pipeline(sources.arrays({"index": np.arange(count)}), seed=3)
     for _ in range(number):
         recorder = recorder.map(lambda example: example)
-    recorder = recorder.map(lambda example, key: {"index": example["index"], "key": key})
-    rows = next(iter(recorder.batch(len(source))))
+    rows = next(iter(recorder.map(lambda example, key: {**example, "key": key}).batch(count)))
     return dict(zip(rows["index"].numpy().tolist(), rows["key"], strict=True))
 
 
 def assert_same_eagerly(source: sources.Source, examples: list[Any], stages: list[Any], sizes: list[int]) -> None:
-    keys = [keys_of(source, number) for number in range(len(stages))]
+    keys = [keys_of(len(source), number) for number in range(len(stages))]
     eager = []
     for index, image_in in enumerate(examples):
         example = {"image": tf.constant(image_in)}
@@ -131,7 +132,7 @@ def test_digits_come_out_the_same_eagerly_and_in_every_batch(stages: list[Any]) 
 @pytest.mark.parametrize("stages", PHOTO_STAGES.values(), ids=PHOTO_STAGES.keys())
 def test_photographs_come_out_the_same_eagerly_and_in_every_batch(stages: list[Any]) -> None:
     source = sources.arrays({"image": PHOTOS, "index": np.arange(len(PHOTOS))})
-    assert_same_eagerly(source, list(PHOTOS), stages, [4, 11])
+    assert_same_eagerly(source, list(PHOTOS), stages, [4])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_mixing_in_a_pipeline(stage: Any) -> None:
     labels = np.arange(len(PHOTOS)) % 10
     source = sources.arrays({"image": PHOTOS, "label": labels, "index": np.arange(len(PHOTOS))})
     p = Pipeline(source, seed=3).shuffle().batch(4).map(stage)
-    keys = keys_of(source, 0)
+    keys = keys_of(len(PHOTOS), 0)
     streams = [p.shard(worker, 2).dataset(epochs=1) for worker in (0, 1)]
     for batch, *shards in zip(p.dataset(epochs=1), *streams, strict=True):
         index = batch["index"].numpy()
