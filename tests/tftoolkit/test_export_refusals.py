@@ -4,11 +4,9 @@ import os
 import struct
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import export
 
@@ -39,17 +37,6 @@ def empty_folder(tmp_path):
 
 def batches(count=200, size=6, name="x", dtype=np.float32):
     return [{name: np.random.default_rng(0).standard_normal([count, size]).astype(dtype)}]
-
-
-def convert(function, *specs, weights=(), **settings) -> bytes:
-    """TensorFlow's own converter without our gate."""
-    holder = tf.Module()
-    holder.weights = list(weights)
-    concrete = tf.function(function).get_concrete_function(*specs)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], holder)
-    for name, value in settings.items():
-        setattr(converter, name, value)
-    return converter.convert()
 
 
 # --- Arguments
@@ -231,47 +218,6 @@ def test_other_signatures_inputs_and_types(tmp_path, good):
     refused(tmp_path, good, golden(serving_default=wider), r"tensor 'x': is x: float32\[None, 6\]; the model has")
     integer = (f, [tf.TensorSpec([None, 6], tf.int32, "x")])
     refused(tmp_path, good, golden(serving_default=integer), "the model has x: int32")
-
-
-def test_a_dropped_activation(tmp_path):
-    """The converter without unfold_batchmatmul loses this relu."""
-    specs = [tf.TensorSpec([3, 4], tf.float32, "x"), tf.TensorSpec([4, 5], tf.float32, "w")]
-
-    def function(x, w):
-        return {"y": tf.nn.relu(x @ w)}
-
-    signatures = {"serving_default": (function, specs)}
-    export.saved_model(tf.Module(), tmp_path / "golden", signatures=signatures)
-    wrong = convert(function, *specs)
-    interpreter = Interpreter(model_content=wrong)
-    inputs = {"x": np.ones([3, 4], np.float32), "w": -np.ones([4, 5], np.float32)}
-    assert interpreter.get_signature_runner()(**inputs)["y"].min() == -4  # silently wrong
-    refused(tmp_path, wrong, tmp_path / "golden", "parity failed")
-
-
-def test_lost_weights(tmp_path):
-    """from_concrete_functions with a Keras 3 model writes a file without weights."""
-    model = keras.Sequential([keras.Input([6], name="x"), keras.layers.Dense(40), keras.layers.Dense(2)])
-    concrete = tf.function(lambda x: model(x, training=False)).get_concrete_function(SPEC)
-    wrong = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()
-    refused(tmp_path, wrong, model, "structure failed: holds .* they were lost")
-
-
-def test_select_tf_and_custom_ops(tmp_path):
-    def poisson(x):
-        return {"y": tf.random.poisson([], x)}
-
-    def svd(x):
-        return {"y": tf.linalg.svd(x, compute_uv=False)}
-
-    flex = convert(poisson, SPEC, target_spec=_select_tf())
-    refused(tmp_path, flex, None, "structure failed: ops FlexRandomPoissonV2 are not builtin")
-    custom = convert(svd, tf.TensorSpec([6, 6], tf.float32, "x"), allow_custom_ops=True)
-    refused(tmp_path, custom, None, "structure failed: ops Svd are not builtin")
-
-
-def _select_tf() -> tf.lite.TargetSpec:
-    return tf.lite.TargetSpec(supported_ops=[tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS])
 
 
 def test_int8_files(tmp_path, model):
