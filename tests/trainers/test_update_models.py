@@ -198,7 +198,7 @@ def test_patterns_that_say_nothing_are_refused():
 
     with pytest.raises(ValueError, match=r"'encoder/\*' matches none of dense/kernel, dense/bias"):
         update(no_weight_decay=["encoder/*"])
-    with pytest.raises(ValueError, match="learning_rate_factors.*'logits'"):
+    with pytest.raises(ValueError, match=r"learning_rate_factors.*'logits'"):
         update(learning_rate_factors={"logits": 0.1})
     with pytest.raises(ValueError, match=r"'dense/kernel' matches both '\*kernel' and 'dense/\*'"):
         update(learning_rate_factors={"*kernel": 0.1, "dense/*": 0.2})

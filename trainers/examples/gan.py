@@ -4,6 +4,8 @@ The generator learns a known distribution in the plane. With the moving average 
 mean comes out within 0.1 and the covariance within 0.15 of the truth.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +26,7 @@ class Gan(trainers.Step):
         self.update_generator = trainers.Update(self.generator, _adam(), ema=0.995)
         self.update_critic = trainers.Update(self.critic, _adam())
 
-    def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         real = batch["point"]
         noise = tf.random.stateless_normal([real.shape[0], NOISE], key)
         # One pass through both networks serves both losses.

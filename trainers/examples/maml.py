@@ -4,6 +4,8 @@ The outer gradient goes through the inner step. After one step on the ten points
 be below 1.2, and less than half of what the same step leaves after training on all waves together.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -41,7 +43,7 @@ class Maml(trainers.Step):
         schedule = trainers.schedules.cosine(3e-3, STEPS)
         self.update = trainers.Update(self.model, trainers.optimizers.AdamW(schedule, weight_decay=0.0), clip_norm=10.0)
 
-    def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         x, y = batch["x"], batch["y"]
         with tf.GradientTape() as tape:
             if self.through:

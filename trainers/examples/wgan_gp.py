@@ -4,6 +4,8 @@ The data lie in eight clumps on a circle, where plain GANs tend to lose some. Th
 holds at least 4 % of its points, and at least 80 % of all points are near one.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +26,7 @@ class WganGp(trainers.Step):
         self.update_generator = trainers.Update(self.generator, _adam(STEPS), ema=0.99)
         self.update_critic = trainers.Update(self.critic, _adam(STEPS * CRITIC_STEPS))
 
-    def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         keys = tf.random.split(key, CRITIC_STEPS + 1)
         reals = tf.reshape(batch["point"], [CRITIC_STEPS, -1, 2])
         distance = tf.zeros([])
