@@ -3,7 +3,16 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tftoolkit.trainers.trainer import Trainer
+
+EVENTS = ("start", "log", "evaluate", "checkpoint", "end")
+
+Hook = Callable[["Trainer"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,3 +86,38 @@ class Alarm:
 
     def due(self, step: int) -> bool:
         return step >= self.next_step or (self._next_time < math.inf and time.monotonic() >= self._next_time)
+
+
+def period_of(name: str, value: Every | int | None, *, repeatable: bool = False) -> Every | None:
+    """The trainer's argument ``name``: a period, or a number of steps; ``repeatable``: not in seconds."""
+    if value is None or isinstance(value, Every):
+        period = value
+    else:
+        try:
+            period = every(steps=value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    if repeatable and period is not None and not period.repeatable:
+        raise ValueError(
+            f"{name}={period}: what goes into metrics.jsonl must not depend on the clock; use steps or epochs"
+        )
+    return period
+
+
+def sorted_hooks(
+    hooks: Iterable[tuple[Every | str, Hook]], batches_per_epoch: int
+) -> tuple[dict[str, list[Hook]], list[tuple[Alarm, Hook]]]:
+    """The trainer's ``hooks``, by event, and those on a schedule with their alarms."""
+    events: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+    alarms = []
+    for pair in hooks:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
+            raise TypeError(f"hooks: expected pairs of when and a function of the trainer, but got {pair!r}")
+        when, hook = pair
+        if isinstance(when, Every):
+            alarms.append((Alarm(when, batches_per_epoch), hook))
+        elif when in events:
+            events[when].append(hook)
+        else:
+            raise ValueError(f"hooks: when must be every(…) or one of {', '.join(EVENTS)}, but is {when!r}")
+    return events, alarms

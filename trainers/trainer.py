@@ -15,7 +15,7 @@ from tftoolkit.trainers import faults
 from tftoolkit.trainers.best import Best
 from tftoolkit.trainers.checkpointer import Checkpointer
 from tftoolkit.trainers.divergence import DivergenceWatch, TrainingDivergedError
-from tftoolkit.trainers.events import Alarm, Every, every
+from tftoolkit.trainers.events import Alarm, Every, Hook, period_of, sorted_hooks
 from tftoolkit.trainers.feed import Feed
 from tftoolkit.trainers.interrupts import StopRequest, TrainingTerminated, stop_requests
 from tftoolkit.trainers.metrics_log import MetricsLog
@@ -23,10 +23,6 @@ from tftoolkit.trainers.progress import Progress
 from tftoolkit.trainers.runner import Call, Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
-
-EVENTS = ("start", "log", "evaluate", "checkpoint", "end")
-
-Hook = Callable[["Trainer"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +150,12 @@ class Trainer:
         self._seed = seed
         self._sinks = tuple(sinks)
         batches = pipeline.batches_per_epoch
-        self._log_alarm = Alarm(_period("log_every", log_every, repeatable=True), batches)
-        self._evaluate_alarm = Alarm(_period("evaluate_every", evaluate_every, repeatable=True), batches)
-        checkpoints = _period("checkpoint_every", checkpoint_every)
+        self._log_alarm = Alarm(period_of("log_every", log_every, repeatable=True), batches)
+        self._evaluate_alarm = Alarm(period_of("evaluate_every", evaluate_every, repeatable=True), batches)
+        checkpoints = period_of("checkpoint_every", checkpoint_every)
         self._saves_on_schedule = checkpoints is not None and checkpoints.repeatable
         self._checkpoint_alarm = Alarm(checkpoints, batches)
-        self._event_hooks, self._hook_alarms = _sorted_hooks(hooks, batches)
+        self._event_hooks, self._hook_alarms = sorted_hooks(hooks, batches)
         self._alarms = [self._evaluate_alarm, self._checkpoint_alarm, *(alarm for alarm, _ in self._hook_alarms)]
         self._updates = [module for module in step.submodules if isinstance(module, Update)]
         self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
@@ -443,39 +439,6 @@ class Trainer:
             best=dict(best or {}),
             already_finished=already_finished,
         )
-
-
-def _period(name: str, value: Every | int | None, *, repeatable: bool = False) -> Every | None:
-    if value is None or isinstance(value, Every):
-        period = value
-    else:
-        try:
-            period = every(steps=value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
-    if repeatable and period is not None and not period.repeatable:
-        raise ValueError(
-            f"{name}={period}: what goes into metrics.jsonl must not depend on the clock; use steps or epochs"
-        )
-    return period
-
-
-def _sorted_hooks(
-    hooks: Iterable[tuple[Every | str, Hook]], batches_per_epoch: int
-) -> tuple[dict[str, list[Hook]], list[tuple[Alarm, Hook]]]:
-    events: dict[str, list[Hook]] = {event: [] for event in EVENTS}
-    alarms = []
-    for pair in hooks:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
-            raise TypeError(f"hooks: expected pairs of when and a function of the trainer, but got {pair!r}")
-        when, hook = pair
-        if isinstance(when, Every):
-            alarms.append((Alarm(when, batches_per_epoch), hook))
-        elif when in events:
-            events[when].append(hook)
-        else:
-            raise ValueError(f"hooks: when must be every(…) or one of {', '.join(EVENTS)}, but is {when!r}")
-    return events, alarms
 
 
 def _batch_size(pipeline: Pipeline) -> int | None:

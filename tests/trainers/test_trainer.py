@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit import pipelines, trainers
+from tftoolkit.trainers.events import EVENTS
 from tftoolkit.trainers.metrics_log import MetricsLog
-from tftoolkit.trainers.trainer import EVENTS
 
 
 class Line(trainers.Step):
