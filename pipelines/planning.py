@@ -58,7 +58,7 @@ def filtered(
 def readable(plan: Plan, stage: str, skipping: Skipping) -> tuple[Stage, ...]:
     """The stages of ``plan``, and behind them one that leaves out what cannot be read, if there is any."""
     need_fixed(plan, stage)
-    parts = list(scan(plan, f"reading for {stage}", lambda rows, _: tf.size(_), skipping))
+    parts = list(scan(plan, f"reading for {stage}", lambda _, numbers: numbers, skipping))
     elements = np.concatenate([numbers for numbers, _ in parts])
     if not len(elements):
         raise ValueError(f"{stage}: none of the {plan.length} examples can be read")

@@ -32,7 +32,10 @@ def scan(
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def load(elements: tf.Tensor) -> Any:
         rows, identity = plan.load_elements(Where(zero, elements))
-        return reduce(rows, identity.index)
+        # Where bad elements are to be found, all of them are read whole, also what is not needed for the result.
+        needed = tf.nest.flatten(rows, expand_composites=True) if skipping else []
+        with tf.control_dependencies(needed):
+            return tf.nest.map_structure(tf.identity, reduce(rows, identity.index), expand_composites=True)
 
     with progress(purpose, plan.length, " examples") as bar:
         for first in range(0, plan.length, ROWS_AT_ONCE):
