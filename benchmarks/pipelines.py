@@ -4,8 +4,8 @@
 
 records  TFRecords of 784 bytes, 1,000,000 of them, shuffled, in batches of 256 strings. Ours is a permutation of all
          records, checks both checksums of each and can be resumed anywhere; tf.data reads in order (and checks, too)
-         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format, and DataLoader reads the
-         TFRecord file with os.pread at known offsets, without checksums.
+         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format (which has checksums), and
+         DataLoader reads the TFRecord file with os.pread at known offsets, with its checksums and without.
 images   JPEG files of 320 x 320 pixels -> decode, RandAugment(2, 9), float32, batches of 32. tf.data runs the same
          functions of TensorFlow in a parallel map, Grain and DataLoader do the same with Pillow.
 tokens   windows of 1024 tokens out of a file of 20 million 16-bit tokens, at random, in batches of 32. tf.data reads
@@ -153,9 +153,10 @@ def tfdata_tokens(folder: Path, workers: int) -> Batches:
 
 
 class TFRecordFile:
-    """Records by number, as bytes."""
+    """Records by number, as bytes; ``check`` compares both checksums of each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, check: bool = False) -> None:
+        self._check = check
         self._file = os.open(folder / "records.tfrecord", os.O_RDONLY)
         self._count = os.fstat(self._file).st_size // (RECORD_BYTES + 16)
 
@@ -163,7 +164,18 @@ class TFRecordFile:
         return self._count
 
     def __getitem__(self, i: int) -> bytes:
-        return os.pread(self._file, RECORD_BYTES, i * (RECORD_BYTES + 16) + 12)
+        frame = os.pread(self._file, RECORD_BYTES + 16, i * (RECORD_BYTES + 16))
+        record = frame[12:-4]
+        if self._check and (_masked_crc(frame[:8]) != frame[8:12] or _masked_crc(record) != frame[-4:]):
+            raise OSError(f"record {i} is damaged")
+        return record
+
+
+def _masked_crc(data: bytes) -> bytes:
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 class Pictures:
@@ -230,8 +242,13 @@ class TokenWindows:
         return self._tokens[i * WINDOW : (i + 1) * WINDOW].astype(np.int32)
 
 
+def checked_records(folder: Path) -> TFRecordFile:
+    return TFRecordFile(folder, check=True)
+
+
 SOURCES: dict[str, tuple[Callable[[Path], Any], int, int]] = {
-    "records": (TFRecordFile, BATCH, 1),
+    "records": (checked_records, BATCH, 1),
+    "records, unchecked": (TFRecordFile, BATCH, 1),
     "images": (Pictures, PICTURE_BATCH, 1),
     "tokens": (TokenWindows, WINDOW_BATCH, WINDOW),
 }
@@ -280,16 +297,22 @@ LOADERS: dict[str, tuple[Callable[[str], Callable[[Path, int], Batches]], tuple[
     "tf.data": (lambda work: globals()[f"tfdata_{work}"], (0,)),
     "Grain": (lambda work: lambda folder, workers: grain(work, folder, workers), (0, 2)),
     "DataLoader": (lambda work: lambda folder, workers: dataloader(work, folder, workers), (0, 2)),
+    "DataLoader, no checksums": (
+        lambda work: lambda folder, workers: dataloader(f"{work}, unchecked", folder, workers),
+        (0, 2),
+    ),
 }
-FRAMEWORK = {"tftoolkit": "tensorflow", "tf.data": "tensorflow", "Grain": "grain", "DataLoader": "torch"}
+FRAMEWORK = {"tftoolkit": "tensorflow", "tf.data": "tensorflow", "Grain": "grain"}  # else: torch
+WORK = ("records", "images", "tokens")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def child(loader: str, work: str, folder: Path, workers: int, seconds: float) -> dict[str, float]:
-    __import__(FRAMEWORK[loader])
-    if FRAMEWORK[loader] == "tensorflow":
+    framework = FRAMEWORK.get(loader, "torch")
+    __import__(framework)
+    if framework == "tensorflow":
         import tensorflow as tf
 
         list(tf.data.Dataset.range(2).map(lambda x: x + 1))  # so that its own memory is there
@@ -327,7 +350,7 @@ def _private_memory() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="*", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--work", nargs="*", default=list(WORK), choices=WORK)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--records", type=int, default=1_000_000)
@@ -349,7 +372,7 @@ def main() -> None:
              "tokens": lambda: make_tokens(folder)}[work]()  # fmt: skip
             figures |= measure(work, folder, options)
     versions = {module: __import__("importlib.metadata").metadata.version(module) for module in ("grain", "torch")}
-    units = {f"{work} {metric}": unit for work in SOURCES for metric, unit in UNITS[work].items()}
+    units = {f"{work} {metric}": unit for work in WORK for metric, unit in UNITS[work].items()}
     results.save("pipelines", figures, units, where, **versions)
 
 
@@ -361,7 +384,8 @@ UNITS = {
 
 
 def measure(work: str, folder: Path, options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
-    candidates = [(loader, workers) for loader, (_, counts) in LOADERS.items() for workers in counts]
+    loaders = {name: counts for name, (_, counts) in LOADERS.items() if work == "records" or "checksums" not in name}
+    candidates = [(loader, workers) for loader, counts in loaders.items() for workers in counts]
     measured: dict[tuple[str, int], list[dict[str, float]]] = {candidate: [] for candidate in candidates}
     for turn in range(options.turns):
         for loader, workers in candidates:
@@ -376,7 +400,7 @@ def measure(work: str, folder: Path, options: argparse.Namespace) -> dict[tuple[
                   f"{figures['memory']:8.0f} MB", flush=True)  # fmt: skip
     figures_of: dict[tuple[str, str], list[float]] = {}
     reference = [one["speed"] for one in measured["tf.data", 0]]
-    for loader, (_, counts) in LOADERS.items():
+    for loader, counts in loaders.items():
         best = max(counts, key=lambda workers: statistics.median(one["speed"] for one in measured[loader, workers]))
         runs = measured[loader, best]
         ratios = [one["speed"] / other for one, other in zip(runs, reference, strict=True)]
