@@ -4,15 +4,15 @@
 
 records  TFRecords of 784 bytes, 1,000,000 of them, shuffled, in batches of 256 strings. Ours is a permutation of all
          records, checks both checksums of each and can be resumed anywhere; tf.data reads in order (and checks, too)
-         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format (which has checksums), and
+         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format, which has checksums, too;
          DataLoader reads the TFRecord file with os.pread at known offsets, with its checksums and without.
 images   JPEG files of 320 x 320 pixels -> decode, RandAugment(2, 9), float32, batches of 32. tf.data runs the same
          functions of TensorFlow in a parallel map, Grain and DataLoader do the same with Pillow.
 tokens   windows of 1024 tokens out of a file of 20 million 16-bit tokens, at random, in batches of 32. tf.data reads
          records of that length in order and shuffles within a buffer of 1,000; the others take them from a memory map.
 
-Each loader runs in a process of its own, in turns, so that a busy machine slows all alike, from files in the page cache;
-the ratio to ours is taken within each turn. DataLoader and Grain run without workers and with two, and the faster one
+Each loader runs in a process of its own, in turns, so that a busy machine slows all alike, from files in the page
+cache; ratios are taken within each turn. DataLoader and Grain run without workers and with two, and the faster one
 stands in the table. *memory* is the peak of the process with its workers, above what it needed after importing its
 framework and before making the loader; pages of mapped files are not counted.
 """

@@ -78,7 +78,8 @@ class DocumentSource:
     def _read_slices(self, indices: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         starts = self._file.offsets[indices] + offsets
         self._file.check(starts, starts + lengths)
-        slices = (self._file.tokens[start : start + n] for start, n in zip(starts.tolist(), lengths.tolist(), strict=True))
+        bounds = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        slices = (self._file.tokens[start:stop] for start, stop in bounds)
         return np.concatenate([np.empty(0, np.int32), *slices], dtype=np.int32)
 
     def fingerprint(self) -> dict[str, Any]:
