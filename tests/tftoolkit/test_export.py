@@ -197,6 +197,9 @@ def test_sequential_and_subclassed_keras_models(tmp_path):
     with pytest.raises(ValueError, match=r"signatures is None and Subclassed .*tf\.TensorSpec"):
         export.tflite(model, tmp_path / "m.tflite")
     specs = [tf.TensorSpec([None, 4], tf.float32, "features")]
+    with pytest.raises(export.ExportError, match="2 trainable variables are made only now, with random values"):
+        export.tflite(model, tmp_path / "m.tflite", signatures={"serving_default": (model, specs)})
+    model(np.zeros([1, 4], np.float32))
     export.tflite(model, tmp_path / "m.tflite", signatures={"serving_default": (model, specs)})
     x = np.random.default_rng(0).standard_normal([5, 4], np.float32)
     np.testing.assert_allclose(run(tmp_path / "m.tflite", {"features": x})["output_0"], model(x), atol=1e-5)

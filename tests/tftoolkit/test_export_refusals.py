@@ -1,6 +1,7 @@
 """What must not be written, and wrong files that ``verify`` must recognise. Every test leaves the folder empty."""
 
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_models_that_are_none(empty_folder, tmp_path):
         export.saved_model(tf.Module(), empty_folder / "out")
     with pytest.raises(FileNotFoundError, match=r"no saved_model\.pb"):
         export.tflite(tmp_path / "nothing", empty_folder / "out")
+    with pytest.raises(ValueError, match="model is the class Dense; give an object"):
+        export.tflite(Dense, empty_folder / "out")
+    with pytest.raises(ValueError, match=r"model is None; expected a tf\.Module, a Keras model or"):
+        export.tflite(None, empty_folder / "out")
+    (tmp_path / "m.keras").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"is a Keras file: give the model, keras\.models\.load_model"):
+        export.tflite(tmp_path / "m.keras", empty_folder / "out")
+    (tmp_path / "m.tflite").write_bytes(b"1234TFL3")
+    with pytest.raises(ValueError, match="is a file: give a model, or the folder"):
+        export.onnx(tmp_path / "m.tflite", empty_folder / "out.onnx")
     with pytest.raises(ValueError, match="has its own"):
         export.tflite(tmp_path / "nothing", empty_folder / "out", signatures={"f": (abs, [SPEC])})
     tf.saved_model.save(tf.Module(), str(tmp_path / "bare"))
@@ -96,6 +107,59 @@ def test_a_function_that_fails_while_traced(empty_folder):
     ) as error:
         export.tflite(tf.Module(), empty_folder / "out", signatures={"f": (lambda x: x @ tf.ones([5, 5]), [SPEC])})
     assert (error.value.stage, error.value.signature) == ("trace", "f")
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ((Dense, [SPEC]), ValueError, "is the class Dense"),
+        ((abs, [[None, 6]]), ValueError, r"spec 0 is \[None, 6\]; expected tf\.TensorSpec"),
+        ((abs, 3), ValueError, "the specs are int"),
+        ((abs, [tf.RaggedTensorSpec([None, None])]), ValueError, "spec 0 is RaggedTensorSpec"),
+        ((tf.add, [SPEC, SPEC]), ValueError, "more than one input is named x"),
+        ((lambda x: None, [SPEC]), export.ExportError, "returns NoneType as output 0"),
+        ((lambda x: {"a": {"b": x}}, [SPEC]), export.ExportError, "returns dict as output 'a'"),
+        ((lambda x: x * 2.0, [tf.TensorSpec(None, name="x")]), ValueError, "rank of input 'x' is unknown; give repres"),
+        ((lambda x: tf.Variable(1.0) * x, [SPEC]), export.ExportError, "trace failed at signature 'f': .*Variable"),
+    ],
+)
+def test_unusable_signatures(empty_folder, entry, error, message):
+    with pytest.raises(error, match=message):
+        export.tflite(tf.Module(), empty_folder / "out", signatures={"f": entry})
+
+
+def test_an_optimizer_that_makes_its_slots_while_traced(tmp_path):
+    """No mistake: slots start at zero wherever they are made."""
+    import tf_keras
+
+    model, optimizer = Dense(), tf_keras.optimizers.SGD(0.1, momentum=0.9)
+    model.optimizer = optimizer
+
+    def train(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(x @ model.weight))
+        optimizer.apply_gradients(zip(tape.gradient(loss, [model.weight]), [model.weight], strict=True))
+        return {"loss": loss}
+
+    export.saved_model(model, tmp_path / "m", signatures={"train": (train, [SPEC])})
+
+
+@pytest.mark.parametrize("exporter", [export.saved_model, export.tflite, export.onnx])
+def test_a_full_disk(empty_folder, exporter):
+    """The process's own limit on file sizes stands for it: a write fails in the middle, with a number of its own."""
+    model = tf.Module()
+    model.weight = tf.Variable(tf.random.Generator.from_seed(0).normal([512, 64]))
+    signatures = {"f": (lambda x: x @ model.weight, [tf.TensorSpec([None, 512], tf.float32, "x")])}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (1_000, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(export.ExportError, match=r"File too large") as error:
+                exporter(model, empty_folder / "m.onnx", signatures=signatures)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert error.value.stage in ("trace", "decompose", "convert", "write")
+        assert os.listdir(empty_folder) == []
 
 
 def test_ops_that_tflite_lacks_are_named(empty_folder):

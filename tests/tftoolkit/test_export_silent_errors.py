@@ -1,4 +1,4 @@
-"""Seven ways in which TensorFlow's tools write a wrong file without a word, each with and without our gate.
+"""Eight ways in which TensorFlow's tools write a wrong file without a word, each with and without our gate.
 
 "Without" runs the usual tool and shows that its result is wrong: where a later version mends it, that assertion fails
 and the guard can be looked at again. "With" shows that ours refuses such a file, or writes a right one.
@@ -14,6 +14,7 @@ import onnx
 import pytest
 import tensorflow as tf
 import tf2onnx.convert
+import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import custom_ops, export
@@ -179,3 +180,23 @@ def test_7_a_stale_trace(tmp_path):
     for source, signatures in ((tmp_path / "wrong", None), (tf.Module(), {"serving_default": (function, [spec])})):
         export.saved_model(source, tmp_path / "right", signatures=signatures, overwrite=True)
         assert not any(">" in op_type for op_type in decompose.op_types(tmp_path / "right"))
+
+
+def test_8_state_that_outlives_a_call(tmp_path):
+    """The fused LSTM keeps its state: the first call is right, the next ones are not."""
+    model = tf_keras.Sequential([tf_keras.Input([5, 6], name="x"), tf_keras.layers.LSTM(7)])
+    spec = tf.TensorSpec([1, 5, 6], tf.float32, "x")
+    x = np.random.default_rng(0).standard_normal([1, 5, 6]).astype(np.float32)
+    content = converter(lambda x: {"y": model(x)}, spec, weights=model.variables).convert()
+    runner = Interpreter(model_content=content).get_signature_runner()
+    first, second = runner(x=x)["y"], runner(x=x)["y"]
+    np.testing.assert_allclose(first, model(x), atol=1e-6)
+    assert np.abs(first - second).max() > 1e-3
+
+    refused(tmp_path, content, None, "structure failed: .*keeps its state from call to call")
+    unrolled = tf_keras.Sequential([tf_keras.Input([5, 6], name="x"), tf_keras.layers.LSTM(7, unroll=True)])
+    unrolled.set_weights(model.get_weights())
+    export.tflite(unrolled, tmp_path / "right", signatures={"f": (lambda x: {"y": unrolled(x)}, [spec])})
+    runner = Interpreter(str(tmp_path / "right")).get_signature_runner()
+    for _ in range(2):
+        np.testing.assert_allclose(runner(x=x)["y"], model(x), atol=1e-6)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train RECIPE [--directory=DIR] [--config.OPTION=VALUE ...]: train, export, report; resumes",
+    "export": "export RUN|SAVED_MODEL [--output=FILE.tflite|FILE.onnx] [--quantize=float16|dynamic|int8|int16x8] "
+    "[--keep_float=PATTERN ...] [--integer_io] [--overwrite]: write another format, proven",
     "verify": "verify FILE [--golden=SAVED_MODEL]: run an exported file in its own runtime and compare it",
     "data": "data inspect SOURCE | index FILE ... | write SOURCE ... DESTINATION [--format=tfrecord|array_record] "
     "[--shards=N]: look into data, index TFRecord files, write sharded ones; SOURCE: files, a folder, tfds:NAME/SPLIT",

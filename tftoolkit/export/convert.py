@@ -15,6 +15,7 @@ MODES = ("float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
 # TensorFlow's guide on post-training integer quantisation asks for "around 100-500 samples".
 MIN_CALIBRATION_EXAMPLES = 100
+FIXED = "a recurrent layer or a loop: give fixed shapes, tf.TensorSpec([1, ...]), or unroll it"
 Calibration = Mapping[str, list[Arrays]]
 
 
@@ -79,12 +80,14 @@ def _yielded(calibration: Calibration) -> Iterator[tuple[str, Arrays]]:
 
 def _reason(message: str) -> str:
     """The few lines that matter of the converter's many, and the likely cause."""
+    if "element_shape to be static" in message:
+        return f"TFLite has no builtin op for a list of tensors of unknown shape; {FIXED}"
     missing = re.findall(r"^(?:TF Select|Custom|Flex) ops: (.*)$", message, re.MULTILINE)
     if missing:
         names = sorted({name.strip() for names in missing for name in names.split(",")})
         advice = "rewrite that part of the model with other ops"
         if any(name.startswith("TensorList") for name in names):
-            advice = "a recurrent layer or a loop: give fixed shapes, tf.TensorSpec([1, ...]), or unroll it"
+            advice = FIXED
         return f"TFLite has no builtin op for {', '.join(names)}; {advice}"
     errors = re.findall(r"error: (.*)$", message, re.MULTILINE)
     lines = errors or [line for line in message.splitlines() if line.strip()]

@@ -12,7 +12,7 @@ from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
-from tftoolkit.export.trace import Signatures, is_saved_model_path, saved_model_path, trace
+from tftoolkit.export.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 
 
 def saved_model(
@@ -102,6 +102,8 @@ def tflite(
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
         decomposed = _decomposed(native, folder / "decomposed", name)
+        if is_saved_model_path(model) and len(original.signatures) > 1:
+            decomposed = separate(decomposed, folder / "separate")
         built = folder / "result.tflite"
         with stage("convert", name):
             if quantize is not None and (keep_float or not isinstance(quantize, str)):

@@ -15,13 +15,15 @@ from tftoolkit.export.report import ExportError
 class Contents:
     """``custom_ops``: names of ops that are not builtin. ``stored``: number of constants with two or more axes.
 
-    ``float_ops``: number of ops that compute in floating point.
+    ``float_ops``: number of ops that compute in floating point. ``keeps_state``: whether a fused recurrent op carries
+    its state from call to call.
     """
 
     custom_ops: tuple[str, ...]
     stored: int
     format: Format
     float_ops: int
+    keeps_state: bool
 
 
 def inspect(path: str | os.PathLike[str]) -> Contents:
@@ -44,7 +46,10 @@ def inspect(path: str | os.PathLike[str]) -> Contents:
         for tensor in tensors
         if tensor.shape is not None and len(tensor.shape) >= 2 and _is_constant(model, tensor)
     }
-    return Contents(tuple(sorted(custom)), sum(sizes.values()), _format(path, model, tensors), _float_ops(model))
+    keeps_state = any(tensor.isVariable for tensor in tensors)
+    return Contents(
+        tuple(sorted(custom)), sum(sizes.values()), _format(path, model, tensors), _float_ops(model), keeps_state
+    )
 
 
 def _is_constant(model: schema.ModelT, tensor: schema.TensorT) -> bool:

@@ -195,6 +195,12 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
             f"ops {', '.join(contents.custom_ops)} are not builtin in TFLite (Select-TF or custom); no Python runtime "
             f"runs them. Rewrite that part of the model with builtin ops",
         )
+    if contents.keeps_state:
+        raise ExportError(
+            "structure",
+            "a fused recurrent op keeps its state from call to call, so the second call is wrong; make the layer with "
+            "unroll=True, or as a loop (a Keras 3 layer with fixed shapes)",
+        )
     # A converter that loses the weights loses all of them; folding and deduplication only ever shrink them somewhat.
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:

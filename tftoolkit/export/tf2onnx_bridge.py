@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tftoolkit.export.report import ExportError
@@ -31,7 +32,9 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     errors = _Errors()
     with quiet(), _logged(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            model, _ = tf2onnx.convert.from_function(wrapped, specs, opset=OPSET)
+            model, _ = tf2onnx.convert.from_function(
+                wrapped, specs, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
+            )
         except Exception as error:  # it raises many kinds
             reason = f"tf2onnx: {type(error).__name__}: {str(error).strip()[:500]}"
             raise ExportError("convert", reason, signature=name) from error
@@ -54,6 +57,18 @@ def _positional(function: Any, signature: Signature) -> tuple[Any, list[tf.Tenso
         return function(**dict(zip(names, values, strict=True)))
 
     return tf.function(call, autograph=False), ordered
+
+
+def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
+    """1 - erf(x): tf2onnx 1.17 lacks it, and every exact gelu has one."""
+    from tf2onnx import utils
+
+    output = node.output[0]
+    node.type = "Erf"
+    one = graph.make_const(
+        utils.make_name(f"{name}_one"), np.ones([], utils.map_onnx_to_numpy_type(graph.get_dtype(output)))
+    )
+    graph.insert_new_node_on_output("Sub", output, name=utils.make_name(name), inputs=[one.output[0], output])
 
 
 class _Errors(logging.Handler):

@@ -25,6 +25,10 @@ def saved_model_path(path: str | os.PathLike[str], signatures: Signatures | None
     folder = Path(path)
     if signatures is not None:
         raise ValueError("signatures must be None for a SavedModel on disk: it has its own, and all are exported")
+    if folder.suffix in (".keras", ".h5", ".hdf5") and folder.is_file():
+        raise ValueError(f"{folder} is a Keras file: give the model, keras.models.load_model({str(folder)!r})")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give a model, or the folder of a SavedModel")
     if not (folder / "saved_model.pb").is_file():
         raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
     return folder
@@ -35,6 +39,8 @@ def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
 
     Raises ValueError where the signatures are missing or unusable, ExportError where TensorFlow cannot save them.
     """
+    if isinstance(model, type):
+        raise ValueError(f"model is the class {model.__name__}; give an object of it, with its trained weights")
     if signatures is None:
         signatures = _own_signatures(model)
     if not isinstance(signatures, Mapping) or not signatures:
@@ -53,14 +59,36 @@ def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
     return folder
 
 
+def separate(saved_model: Path, folder: Path) -> Path:
+    """The SavedModel with a function of its own for each signature, without custom ops.
+
+    Keras 3 gives one function two signatures ("serve" and "serving_default"), of which the TFLite converter loses one.
+    """
+    loaded = tf.saved_model.load(str(saved_model))
+    holder = tf.Module()
+    holder.loaded = loaded
+
+    def alone(function: Any) -> Any:
+        specs = function.structured_input_signature[1]
+        return tf.function(lambda **inputs: function(**inputs), autograph=False).get_concrete_function(**specs)
+
+    functions = {name: alone(function) for name, function in loaded.signatures.items()}
+    with quiet():
+        tf.saved_model.save(holder, str(folder), signatures=functions)
+    return folder
+
+
 def _concrete(name: str, entry: Any) -> tf.types.experimental.ConcreteFunction:
     if not isinstance(name, str) or not name:
         raise ValueError(f"signatures: a name must be a non-empty string, got {name!r}")
     if isinstance(entry, tf.types.experimental.ConcreteFunction):
-        return entry
+        return _flat(name, entry)
     if isinstance(entry, tuple) and len(entry) == 2 and callable(entry[0]):
         function, specs = entry
+        if isinstance(function, type):
+            raise ValueError(f"signatures[{name!r}] is the class {function.__name__}; give an object of it")
         specs = [specs] if isinstance(specs, tf.TensorSpec) else specs
+        _check_specs(name, specs)
         return _traced(name, tf.function(_undecorated(function), input_signature=None), list(specs))
     if isinstance(entry, tf.types.experimental.GenericFunction):
         if entry.input_signature is None:
@@ -75,19 +103,67 @@ def _concrete(name: str, entry: Any) -> tf.types.experimental.ConcreteFunction:
     )
 
 
+def _check_specs(name: str, specs: Any) -> None:
+    if not isinstance(specs, list | tuple):
+        raise ValueError(
+            f"signatures[{name!r}]: the specs are {type(specs).__name__}; expected a list of tf.TensorSpec"
+        )
+    for position, spec in enumerate(specs):
+        if not isinstance(spec, tf.TensorSpec):
+            raise ValueError(
+                f"signatures[{name!r}]: spec {position} is {spec!r}; expected tf.TensorSpec(shape, dtype, name)"
+            )
+    names = [spec.name for spec in specs if spec.name is not None]
+    twice = sorted({given for given in names if names.count(given) > 1})
+    if twice:
+        raise ValueError(f"signatures[{name!r}]: more than one input is named {', '.join(twice)}")
+
+
 def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
     # A tf.function keeps its traces: one made earlier under another flag or in training mode would be served again.
     return function.python_function if isinstance(function, tf.types.experimental.GenericFunction) else function
 
 
 def _traced(name: str, function: Any, specs: list[Any]) -> tf.types.experimental.ConcreteFunction:
+    made = []
+
+    def remember(creator: Callable[..., tf.Variable], **arguments: Any) -> tf.Variable:
+        made.append(creator(**arguments))
+        return made[-1]
+
     try:
-        return function.get_concrete_function(*specs)
+        with tf.variable_creator_scope(remember):
+            concrete = function.get_concrete_function(*specs)
     except Exception as error:  # the model's own code runs here: anything can come
         raise ExportError("trace", f"{type(error).__name__}: {error}", signature=name) from error
+    # Those of optimizers are not trainable, and start at zero wherever they are made.
+    fresh = [variable for variable in made if variable.trainable]
+    if fresh:
+        reason = (
+            f"{len(fresh)} trainable variables are made only now, with random values: the model was never called (or "
+            f"its weights never loaded)"
+        )
+        raise ExportError("trace", reason, signature=name)
+    return _flat(name, concrete)
+
+
+def _flat(name: str, concrete: Any) -> tf.types.experimental.ConcreteFunction:
+    """Raises ExportError where what it returns is not a tensor, or a list or dict of them."""
+    outputs = concrete.structured_outputs
+    if isinstance(outputs, Mapping):
+        values = dict(outputs)
+    else:
+        values = dict(enumerate(outputs if isinstance(outputs, list | tuple) else [outputs]))
+    for key, value in values.items():
+        if not isinstance(value, tf.TensorSpec | tf.Tensor):
+            reason = f"returns {type(value).__name__} as output {key!r}; expected one tensor, or a flat dict of tensors"
+            raise ExportError("trace", reason, signature=name)
+    return concrete
 
 
 def _own_signatures(model: Any) -> Signatures:
+    if not callable(model) and not isinstance(model, tf.__internal__.tracking.Trackable):
+        raise ValueError(f"model is {model!r}; expected a tf.Module, a Keras model or the folder of a SavedModel")
     inputs = getattr(model, "inputs", None)
     if callable(model) and isinstance(inputs, list) and inputs:
         return {"serving_default": _keras_function(model, inputs)}

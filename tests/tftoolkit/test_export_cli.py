@@ -1,0 +1,51 @@
+"""``tftoolkit export`` and ``tftoolkit verify``, as a person runs them."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit import export
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    weight = tf.Variable(tf.random.Generator.from_seed(0).normal([6, 4]))
+    real = [{"x": np.random.default_rng(0).standard_normal([200, 6]).astype(np.float32)}]
+    signatures = {"f": (lambda x: {"y": tf.nn.relu(x @ weight)}, [tf.TensorSpec([None, 6], tf.float32, "x")])}
+    export.saved_model(tf.Module(), folder / "export" / "saved_model", signatures=signatures, representative=real)
+    return folder
+
+
+def tftoolkit(*arguments):
+    command = [sys.executable, "-m", "tftoolkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+
+def test_another_format_of_a_run(finished_run):
+    done = tftoolkit("export", finished_run, "--quantize=int8", "--integer_io")
+    assert done.returncode == 0, done.stderr
+    assert "TFLite int8, int8 I/O" in done.stdout
+    again = tftoolkit("verify", finished_run / "export" / "model_int8.tflite")
+    assert again.returncode == 0, again.stderr
+    assert "each within its bound" in again.stdout
+    refused = tftoolkit("export", finished_run, "--quantize=int8")
+    assert refused.returncode == 1
+    assert "exists; pass overwrite=True" in refused.stderr
+
+
+def test_mistakes(finished_run, tmp_path):
+    for arguments, code, message in (
+        (["export"], 2, "export needs one run folder or SavedModel, got none"),
+        (["export", tmp_path], 1, "is neither a SavedModel nor a run"),
+        (["export", finished_run, "--quantise=int8"], 2, "The options are --output, --quantize"),
+        (["export", finished_run, f"--output={tmp_path}/m.onnx", "--quantize=int8"], 2, "are for .tflite files"),
+        (["verify", finished_run, "--gold=x"], 2, "unknown option --gold=x"),
+    ):
+        done = tftoolkit(*arguments)
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+    assert os.listdir(tmp_path) == []
