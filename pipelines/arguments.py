@@ -57,7 +57,7 @@ def _scalar(name: str, value: Any, dtype: tf.DType) -> Any:
         allowed = [int, *([float] if not dtype.is_integer else []), *([complex] if dtype.is_complex else [])]
         fits = isinstance(item, tuple(allowed)) and not isinstance(item, bool)
     if not fits:
-        raise TypeError(f"{name}={value!r}: expected a {dtype.name} scalar")
+        raise TypeError(f"{name}={value!r}: expected a scalar of {dtype.name}")
     if dtype.is_integer and not dtype.min <= item <= dtype.max:
         raise ValueError(f"{name}={value!r}: {dtype.name} holds only {dtype.min} … {dtype.max}")
     return item

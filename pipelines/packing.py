@@ -184,16 +184,15 @@ def _strategies(counts: np.ndarray, size: int) -> list[tuple[tuple[int, ...], in
         left = int(counts[length])
         while left:
             at = bisect.bisect_left(spaces, length)
-            if at == len(spaces):
-                add(size - length, (length,), left)
-                break
-            free = spaces[at]
-            places, repeats = groups[free].pop()
-            used = min(left, repeats)
-            if repeats > used:
-                groups[free].append((places, repeats - used))
-            if not groups[free]:
-                del groups[free], spaces[at]
-            add(free - length, (*places, length), used)
-            left -= used
+            free: int = spaces[at] if at < len(spaces) else size
+            places, repeats = groups[free].pop() if at < len(spaces) else ((), left)
+            copies = min(free // length, left)
+            used = min(left // copies, repeats)
+            if at < len(spaces):
+                if repeats > used:
+                    groups[free].append((places, repeats - used))
+                if not groups[free]:
+                    del groups[free], spaces[at]
+            add(free - copies * length, (*places, *[length] * copies), used)
+            left -= used * copies
     return [strategy for free in sorted(groups) for strategy in groups[free]]
