@@ -4,7 +4,7 @@
 
 records  TFRecords of 784 bytes, 1,000,000 of them, shuffled, in batches of 256 strings. Ours is a permutation of all
          records, checks both checksums of each and can be resumed anywhere; tf.data reads in order (and checks, too)
-         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format, which has checksums, too;
+         and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format, with checksums as well;
          DataLoader reads the TFRecord file with os.pread at known offsets, with its checksums and without.
 images   JPEG files of 320 x 320 pixels -> decode, RandAugment(2, 9), float32, batches of 32. tf.data runs the same
          functions of TensorFlow in a parallel map, Grain and DataLoader do the same with Pillow.

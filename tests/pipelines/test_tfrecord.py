@@ -125,7 +125,10 @@ def test_a_list_that_does_not_fill_its_rows_is_named(tmp_path: Path) -> None:
         next(iter(Pipeline(source).batch(2)))
 
 
-@pytest.mark.parametrize("record", [b"no example", b"\x99", b"\n\xff\xff", os.urandom(100)])
+NO_EXAMPLES = [b"no example", b"\x99", b"\n\xff\xff", np.random.default_rng(0).bytes(100)]
+
+
+@pytest.mark.parametrize("record", NO_EXAMPLES, ids=["text", "a byte", "a broken field", "random"])
 def test_a_record_in_mid_file_that_is_no_example_is_named_and_costs_itself(tmp_path: Path, record: bytes) -> None:
     path = write(tmp_path / "a", [example(0, [1, 2]), record, example(2, [5, 6])])
     offset = len(example(0, [1, 2])) + FRAME
