@@ -250,3 +250,31 @@ TK_KERNEL(Copy, CPU, Cpu);
     export.saved_model(tf.Module(), tmp_path / "model", signatures=signatures)
     infer = tf.saved_model.load(tmp_path / "model").signatures["infer"]
     assert infer(x=tf.constant([1.0, 2.0]))["y"].numpy().tolist() == [1, 2]
+
+
+def test_an_op_whose_source_changed_in_this_process(tmp_path):
+    """It bears a number that no other process knows: natively it cannot travel, decomposed it can."""
+    source = """static ffi::Error Scale(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
+      for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] * FACTOR;
+      return ffi::Error::Success();
+    }
+    XLA_FFI_DEFINE_HANDLER(Cpu, Scale, ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+    TK_OP(Scale, "(x: f32[...]) -> (y: f32[...])");
+    TK_KERNEL(Scale, CPU, Cpu);
+    """
+    spec = tf.TensorSpec([3], tf.float32, "x")
+    for factor in ("2", "3"):
+        scale = custom_ops.load_inline(
+            "ExportChanged", source.replace("FACTOR", factor), cache_dir=tmp_path / "cache"
+        ).scale
+        scale.reference(lambda x, factor=factor: x * float(factor))
+        signatures = {"f": (lambda x, scale=scale: {"y": scale(x)}, [spec])}
+        if factor == "2":
+            export.saved_model(tf.Module(), tmp_path / "native", signatures=signatures, ops="native")
+    with pytest.raises(export.ExportError, match=r"ExportChanged>Scale_2: .*restart Python"):
+        export.saved_model(tf.Module(), tmp_path / "changed", signatures=signatures, ops="native")
+    export.tflite(tf.Module(), tmp_path / "m.tflite", signatures=signatures)
+    assert (
+        Interpreter(str(tmp_path / "m.tflite")).get_signature_runner()(x=np.ones(3, np.float32))["y"].tolist()
+        == [3] * 3
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tftoolkit.custom_ops import ops
 from tftoolkit.custom_ops.library import builtin_folders, load_builtin
+from tftoolkit.export.report import ExportError
 
 _LOADER = '''\
 """Registers the custom ops of this SavedModel and loads it. Needs tensorflow and tftoolkit, not the model's code.
@@ -51,7 +52,18 @@ def find(op_type: str) -> ops.Op | None:
 
 
 def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
-    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none)."""
+    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none).
+
+    Raises ExportError for an op that bears a number, since its source was changed in this process: in any other one
+    its library registers it without.
+    """
+    numbered = sorted(op_type for op_type, op in custom.items() if op_type != f"{op.library.name}>{op.name}")
+    if numbered:
+        raise ExportError(
+            "structure",
+            f"{', '.join(numbered)}: the source of this op was changed after it had been loaded, and only this process "
+            f"knows it under that name; restart Python and export again",
+        )
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
     files: dict[str, list[str]] = {}
