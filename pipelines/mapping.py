@@ -80,9 +80,7 @@ class Map(Stage):
         first = self.functions[0]
         if first.over_rows:
             result = first.function.over_rows(rows, *keys)  # type: ignore[attr-defined]
-            return {
-                name: _as_traced(result[name], spec, identity) for name, spec in self.element_spec.items()
-            }, identity
+            return _as_many(name_of(first.function), result, tf.size(identity.index, tf.int64)), identity
         return map_rows(self._one_row, rows, keys, first.before, self.element_spec), identity
 
     def _one_row(self, example: Example, keys: list[tf.Tensor]) -> Example:
@@ -104,8 +102,14 @@ class Map(Stage):
         return any(function.stream is not None for function in self.functions)
 
 
-def _as_traced(rows: Any, spec: tf.TensorSpec, identity: Where) -> Any:
-    return tf.ensure_shape(rows, identity.index.shape[:1] + spec.shape) if isinstance(rows, tf.Tensor) else rows
+def _as_many(name: str, rows: Rows, count: tf.Tensor) -> Rows:
+    """``rows``, if there are ``count`` of them: a function over all rows must not lose one."""
+    numbers = tf.stack(
+        [f.nrows() if isinstance(f, tf.RaggedTensor) else tf.shape(f, tf.int64)[0] for f in rows.values()]
+    )
+    message = [f"map: {name} must return as many rows as it gets; got:", count, "returned:", numbers]
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(tf.equal(numbers, count)), message)]):
+        return {feature: tf.identity(value) for feature, value in rows.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -45,7 +45,15 @@ def map_rows(function: Callable[..., Example], rows: Rows, keys: Any, before: Sp
     signature = {name: _signature(spec) for name, spec in after.items()}
     # map_fn and not vectorized_map: that one rewrites the function, may round differently from a single call, and
     # runs stateless random ops through a slower loop of its own.
-    return tf.map_fn(one_row, (rows, keys), fn_output_signature=signature)
+    mapped = tf.map_fn(one_row, (rows, keys), fn_output_signature=signature)
+    return {name: _with_inner_shape(mapped[name], spec) for name, spec in after.items()}
+
+
+def _with_inner_shape(feature: Any, spec: tf.TensorSpec) -> Any:
+    """Ragged features come out of map_fn without their inner dimensions where there is no row."""
+    if not isinstance(feature, tf.RaggedTensor) or spec.shape.rank == 1:
+        return feature
+    return feature.with_values(tf.reshape(feature.values, [feature.row_splits[-1], *spec.shape[1:]]))
 
 
 def _unpacked(row: Any, spec: tf.TensorSpec) -> tf.Tensor:

@@ -1,0 +1,132 @@
+"""profile: a slow part, planted in each position, is the one it names."""
+
+import re
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit.pipelines import Pipeline
+from tftoolkit.pipelines.sources.source import fetch_in_python
+from tftoolkit.pipelines.stages import Paired, Vectorized
+
+SECONDS = 0.03  # per batch, where "slow" is planted; everything else takes a millisecond or so
+
+
+def _sleep(value: np.ndarray) -> np.ndarray:
+    time.sleep(SECONDS)
+    return value
+
+
+def slow(value: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.numpy_function(_sleep, [value], value.dtype), value.shape)
+
+
+class Source:
+    element_spec: ClassVar[dict[str, tf.TensorSpec]] = {
+        "x": tf.TensorSpec([None], tf.float32),
+        "i": tf.TensorSpec([], tf.int64),
+    }
+
+    def __init__(self, is_slow: bool) -> None:
+        self._is_slow = is_slow
+
+    def __len__(self) -> int:
+        return 24
+
+    def fetch(self, indices: tf.Tensor) -> dict[str, Any]:
+        return fetch_in_python(self._read, indices, self.element_spec)
+
+    def _read(self, rows: np.ndarray) -> list[Any]:
+        if self._is_slow:
+            time.sleep(SECONDS)
+        return [[np.ones(i % 4 + 1) for i in rows], rows]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "planted"}
+
+
+def _batchwise(rows: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return {**rows, "i": slow(rows["i"])}
+
+
+def _quick(rows: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return rows
+
+
+def first(example: dict[str, Any]) -> dict[str, Any]:
+    return {**example, "i": example["i"] + 1}
+
+
+def second(example: dict[str, Any]) -> dict[str, Any]:
+    return {**example, "i": example["i"] - 1}
+
+
+def sleepy(example: dict[str, Any]) -> dict[str, Any]:
+    return {**example, "i": slow(example["i"])}
+
+
+def make(planted: str) -> Pipeline:
+    p = Pipeline(Source(planted == "read"), seed=1).shuffle()
+    p = p.map(first).map(sleepy if planted == "row" else second)
+    p = p.map(Vectorized("whole batches", _batchwise if planted == "rows" else _quick))
+    p = p.batch(4, padded=True, pad_to={"x": 4}, drop_remainder=True)
+    return p.map(Paired("pairs", _batchwise if planted == "pair" else _quick))
+
+
+PLANTED = {"read": "read planted", "row": "map sleepy", "rows": "map whole batches", "pair": "map pairs"}
+
+
+@pytest.mark.parametrize(("planted", "name"), PLANTED.items(), ids=list(PLANTED))
+def test_the_slow_stage_is_named(planted: str, name: str) -> None:
+    profile = make(planted).profile(batches=3)
+    assert profile.slowest == name
+    slowest = next(stage for stage in profile.stages if stage.name == name)
+    assert slowest.seconds >= SECONDS
+    marked = [line for line in str(profile).splitlines() if line.endswith("<- slowest")]
+    assert len(marked) == 1
+    assert marked[0].startswith(name)
+
+
+def test_every_stage_has_its_line() -> None:
+    profile = make("none").profile(batches=2)
+    names = ["order", "read planted", "map first", "map second", "map whole batches"]
+    assert [stage.name for stage in profile.stages][:5] == names
+    assert profile.stages[5].name.startswith("batch(4, drop_remainder=True, padded to")
+    assert profile.stages[6].name == "map pairs"
+    assert profile.rows == 4
+    assert profile.delivered > 0
+    assert profile.stages[-1].bytes == 4 * (4 * 4 + 8)
+    table = str(profile).splitlines()
+    assert table[0].split() == ["stage", "ms/batch", "share", "records/s", "MB/batch"]
+    assert len(table) == 1 + 7 + 2
+    shares = [float(found[1]) for line in table[1:8] if (found := re.search(r"([\d.]+)%", line))]
+    assert len(shares) == 7
+    assert 99 < sum(shares) < 101
+
+
+@pytest.mark.parametrize(
+    ("make_one", "name"),
+    [
+        (lambda p: p.pack(6, "x").batch(2), "pack(6, x"),
+        (lambda p: p.bucket(2, [2, 9], "x"), "bucket('x'"),
+        (lambda p: p.map(lambda e: {"i": e["i"]}).window(3).batch(2), "window(size=3, shift=3)"),
+        (lambda p: p.filter(lambda e: e["i"] > 3).cache().batch(2), "batch(2)"),
+        (lambda p: p.map(lambda e: {"i": e["i"]}).batch(4).stack(2), "batch(4)"),
+        (lambda p: p.batch(4).shard(1, 2), "batch(4)"),
+        (lambda p: p.repeat(2).shuffle().take(30).batch(4), "batch(4)"),
+    ],
+    ids=["pack", "bucket", "window", "cache", "stack", "shard", "order"],
+)
+def test_every_kind_of_stage_can_be_profiled(make_one: Any, name: str) -> None:
+    profile = make_one(Pipeline(Source(False))).profile(batches=2)
+    assert any(stage.name.startswith(name) for stage in profile.stages)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"call .batch\(batch_size\)"):
+        Pipeline(Source(False)).profile()
+    with pytest.raises(ValueError, match="batches=0"):
+        Pipeline(Source(False)).batch(2).profile(batches=0)
