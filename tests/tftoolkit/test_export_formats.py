@@ -92,13 +92,13 @@ def test_a_format(tmp_path, model, saved, images, representative, expected):
     assert relative == pytest.approx(row.worst.error / np.abs(reference).max(), rel=0.05, abs=2e-7)
 
 
-def test_a_free_batch_stays_free_and_a_fixed_one_fixed(tmp_path, model, representative):
+def test_a_free_batch_stays_free_and_a_fixed_one_fixed(tmp_path, model, images):
     fixed = {"serving_default": (lambda image: model(image), [tf.TensorSpec([1, 12, 12, 3], tf.float32, "image")])}
-    for name, signatures in (("free", None), ("fixed", fixed)):
-        row = export.tflite(
-            model, tmp_path / name, signatures=signatures, quantize="int8", representative=representative
-        ).rows[0]
-        batch = {"free": "None", "fixed": "1"}[name]
+    singly = [{"image": image[None]} for image in images]
+    for name, batch, signatures in (("free", "None", None), ("fixed", "1", fixed)):
+        row = export.tflite(model, tmp_path / name, signatures=signatures, quantize="int8", representative=singly).rows[
+            0
+        ]
         assert row.signatures["serving_default"]["inputs"] == [f"image: float32[{batch}, 12, 12, 3]"]
 
 
