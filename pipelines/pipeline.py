@@ -168,7 +168,7 @@ class Pipeline:
         shift = size if shift is None else integer("shift", shift, 1)
         new = self._with()
         if new._skipping:
-            new = new._with(stages=planning.readable(new._plan, "window", new._skipping))
+            new = new._with(stages=planning.readable(new._plan, "window", new._skipping).stages)
         plan = new._plan
         if size > plan.length:
             raise ValueError(f"size={size}: larger than an epoch, which has {plan.length} elements")
@@ -299,7 +299,8 @@ class Pipeline:
         ``batch`` gives the global batch size. All workers have the same number of batches, and batch p of all workers
         together is batch p of the unsharded pipeline, for every count; so one state serves all workers, and the number
         of workers may change at any batch. The last batch of an epoch can have fewer rows than there are workers: the
-        rest of them get an empty batch, unless ``drop_remainder``.
+        rest of them get an empty batch, unless ``drop_remainder``. Batches padded to the longest row are padded to the
+        longest of the worker's own rows; ``pad_to`` makes them the same for all workers.
         """
         count = integer("count", count, 1)
         index = integer("index", index, 0)
@@ -416,7 +417,10 @@ class Pipeline:
 
     @property
     def skipped(self) -> list[bad_examples.SkippedExample]:
-        """With ``on_error="skip"``: the examples left out so far by data sets of this pipeline, each once."""
+        """With ``on_error="skip"``: what was left out so far by plans and data sets of this pipeline, each once.
+
+        Batches prepared in advance count too. Each worker lists what its own rows have lost.
+        """
         return self._skipping.skipped if self._skipping else []
 
     @property
@@ -473,7 +477,7 @@ class Pipeline:
 
     def _new_order(self) -> int:
         """Number of a random stream for a stage that changes the order; map stages have 1, 2, …"""
-        return sum(not isinstance(stage, Map) for stage in self._plan.stages) << 32
+        return caching.orders_in(self._plan.stages) << 32
 
     def _absorb_shuffle(self, stage: str) -> tuple[Plan, tuple[int, int] | None]:
         """The plan without its shuffle, and the random stream of the stage that shuffles in its place."""

@@ -21,7 +21,7 @@ from tftoolkit.pipelines.mapping import name_of, refuse_stateful_random
 from tftoolkit.pipelines.ordering import Select
 from tftoolkit.pipelines.plan import Plan
 from tftoolkit.pipelines.rows import Rows, is_ragged, map_rows
-from tftoolkit.pipelines.scan import lengths_of, scan
+from tftoolkit.pipelines.scan import lengths_of, scan, with_only
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Stage, Where
 
@@ -55,16 +55,11 @@ def filtered(
     return Select(plan.element_spec, len(kept), f"filter {name}", kept)
 
 
-def readable(plan: Plan, stage: str, skipping: Skipping) -> tuple[Stage, ...]:
-    """The stages of ``plan``, and behind them one that leaves out what cannot be read, if there is any."""
+def readable(plan: Plan, stage: str, skipping: Skipping) -> Plan:
+    """``plan`` without the elements that cannot be read."""
     need_fixed(plan, stage)
-    parts = list(scan(plan, f"reading for {stage}", lambda _, numbers: numbers, skipping))
-    elements = np.concatenate([numbers for numbers, _ in parts])
-    if not len(elements):
-        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
-    if len(elements) == plan.length:
-        return plan.stages
-    return (*plan.stages, Select(plan.element_spec, len(elements), "readable", elements))
+    parts = scan(plan, f"reading for {stage}", lambda _, identity: identity, skipping)
+    return with_only(plan, stage, np.concatenate([elements for elements, _ in parts]))
 
 
 def packed(

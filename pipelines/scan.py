@@ -1,5 +1,6 @@
 """One pass over all elements of a plan, for what has to be known of each before any can be dealt out."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.bad_examples import Skipping, failed_elements
 from tftoolkit.pipelines.errors import SourceError
+from tftoolkit.pipelines.ordering import Select
 from tftoolkit.pipelines.plan import Plan
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.rows import Rows, Varied
@@ -23,7 +25,7 @@ def scan(
 
     Args:
       purpose: what the bar says.
-      reduce: rows, their int64[n] numbers in the source (or wherever their random keys come from) -> anything that
+      reduce: rows, and int64[n, 2] the epochs and numbers that their random keys are made of -> anything that
         TensorFlow can return; runs as graph.
       skipping: leaves out elements that cannot be read; without it they raise SourceError.
     """
@@ -35,7 +37,7 @@ def scan(
         # Where bad elements are to be found, all of them are read whole, also what is not needed for the result.
         needed = tf.nest.flatten(rows, expand_composites=True) if skipping else []
         with tf.control_dependencies(needed):
-            return tf.nest.map_structure(tf.identity, reduce(rows, identity.index), expand_composites=True)
+            return tf.nest.map_structure(tf.identity, reduce(rows, as_pairs(identity)), expand_composites=True)
 
     with progress(purpose, plan.length, " examples") as bar:
         for first in range(0, plan.length, ROWS_AT_ONCE):
@@ -52,6 +54,21 @@ def scan(
                 result = load(tf.constant(elements))
             yield elements, result
             bar.update(min(ROWS_AT_ONCE, plan.length - first))
+
+
+def as_pairs(where: Where) -> tf.Tensor:
+    """int64[n, 2]: epochs and numbers."""
+    return tf.stack([where.epoch + tf.zeros_like(where.index), where.index], axis=1)
+
+
+def with_only(plan: Plan, stage: str, elements: np.ndarray) -> Plan:
+    """``plan`` with nothing but these of its elements, the readable ones."""
+    if not len(elements):
+        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
+    if len(elements) == plan.length:
+        return plan
+    select = Select(plan.element_spec, len(elements), "readable", elements)
+    return dataclasses.replace(plan, stages=(*plan.stages, select))
 
 
 def lengths_of(plan: Plan, feature: str, skipping: Skipping | None) -> tuple[np.ndarray, np.ndarray]:

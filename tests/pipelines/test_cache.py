@@ -47,10 +47,27 @@ def directory(request: Any, tmp_path: Path) -> Where:
     return tmp_path / "cache" if request.param == "disk" else None
 
 
-def test_the_stream_is_the_same(directory: Where) -> None:
-    base = Pipeline(source(), seed=3).filter(odd).map(doubled)
-    assert_same(stream(base), stream(base.cache(directory)))
-    assert_same(stream(base), stream(base.cache(directory)))
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda p: p.filter(odd).map(doubled),
+        lambda p: p.map(doubled),
+        lambda p: p,
+        lambda p: p.take(20).repeat(2),
+        lambda p: p.map(lambda example: {"index": example["index"]}).window(3),
+    ],
+    ids=["filter", "map", "nothing", "repeat", "window"],
+)
+def test_the_stream_is_the_same(directory: Where, before: Any) -> None:
+    base = before(Pipeline(source(), seed=3))
+    whole = stream(base)
+    assert_same(whole, stream(base.cache(directory)))
+    assert_same(whole, stream(base.cache(directory)))
+
+
+def test_the_stream_is_the_same_behind_two_caches() -> None:
+    base = Pipeline(source(12), seed=3)
+    assert_same(stream(base.repeat(2).take(20).repeat(2)), stream(base.repeat(2).cache().take(20).repeat(2).cache()))
 
 
 def test_elements_are_computed_once(directory: Where) -> None:
@@ -91,6 +108,29 @@ def test_bad_examples_are_left_out_once(directory: Where) -> None:
     assert seen == [i for i in range(30) if i % 10 != 3]
     with pytest.raises(SourceError, match="row 3: assertion failed"):
         Pipeline(source()).map(checked).cache(directory / "other" if directory else None)
+
+
+def test_what_is_left_out_of_files_is_known_when_they_are_used_again(tmp_path: Path) -> None:
+    def checked(example: dict[str, Any]) -> dict[str, Any]:
+        with tf.control_dependencies([tf.debugging.assert_none_equal(example["index"] % 10, np.int64(3))]):
+            return {"index": tf.identity(example["index"])}
+
+    def later(example: dict[str, Any]) -> dict[str, Any]:
+        with tf.control_dependencies([tf.debugging.assert_none_equal(example["index"], np.int64(17), message="17")]):
+            return {"index": tf.identity(example["index"])}
+
+    def make(on_error: str = "skip") -> Pipeline:
+        p = Pipeline(source(), on_error=on_error, max_skipped=0.2).map(checked).cache(tmp_path / "cache")
+        return p.map(later).batch(5)
+
+    made, again = make(), make()
+    for p in (made, again):
+        seen = [i for batch in p.dataset(epochs=1) for i in batch["index"].numpy()]
+        assert seen == [i for i in range(30) if i % 10 != 3 and i != 17]
+        assert [one.examples for one in p.skipped] == [(3,), (13,), (17,), (23,)]
+    again.restore(made.state(2))
+    with pytest.raises(SourceError, match=r"'on_error': 'skip'.*delete it"):
+        make("raise")
 
 
 def test_a_directory_of_other_elements_is_refused(tmp_path: Path) -> None:
