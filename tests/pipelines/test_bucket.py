@@ -146,16 +146,17 @@ def test_assignments_against_brute_force(lengths: list[int], sizes: tuple[int, .
     assert batches == sorted(kept, key=lambda batch: batch[-1])
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(1, 4), st.integers(0, 2**63 - 1), st.data())
+@settings(max_examples=3, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(3, 5), st.integers(0, 2**63 - 1), st.data())
 def test_resumed_and_sharded(lengths: list[int], size: int, seed: int, data: st.DataObject) -> None:
     p = Pipeline(Sequences(lengths), seed=seed).shuffle().bucket(size, BOUNDARIES)
-    count, start = data.draw(st.integers(1, size)), data.draw(st.integers(0, 2 * p.batches_per_epoch))
+    start = data.draw(st.integers(0, 2 * p.batches_per_epoch))
     whole = list(p.dataset().take(start + 3).as_numpy_iterator())
-    for index in range(count):
-        share = list(p.shard(index, count).dataset(start).take(3).as_numpy_iterator())
-        for one, other in zip(whole[start:], share, strict=True):
-            assert one["number"][index::count].tolist() == other["number"].tolist()
+    for count in (1, 3):
+        for index in range(count):
+            share = list(p.shard(index, count).dataset(start).take(3).as_numpy_iterator())
+            for one, other in zip(whole[start:], share, strict=True):
+                assert one["number"][index::count].tolist() == other["number"].tolist()
 
 
 MIXTURE = {"a": (Sequences([3, 4]), 1), "b": (Sequences([5]), 1)}
