@@ -123,7 +123,15 @@ class Batch:
         first = number[..., tf.newaxis] * self.size
         if self.uniform:
             return first + tf.range(self.size, dtype=tf.int64)
-        return first + tf.range(tf.minimum(self.length - number * self.size, self.size))
+        return first + tf.range(self.count_of(number))
+
+    def count_of(self, number: tf.Tensor) -> tf.Tensor:
+        """How many rows each of these batches of an epoch has."""
+        return tf.minimum(self.length - number * self.size, self.size)
+
+    def full_rows_of(self, number: tf.Tensor) -> tf.Tensor:
+        """Element numbers int64[k, size] of k batches of an epoch; what is missing in the last one repeats its end."""
+        return tf.minimum(number[:, tf.newaxis] * self.size + tf.range(self.size, dtype=tf.int64), self.length - 1)
 
     def padding_of(self, epoch: tf.Tensor, number: tf.Tensor) -> Padding | None:
         return self.padding

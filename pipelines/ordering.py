@@ -96,5 +96,9 @@ class Window(Stage):
         return windows, context
 
     @property
+    def one_to_one(self) -> bool:
+        return False
+
+    @property
     def label(self) -> str:
         return f"window(size={self.size}, shift={self.shift})"

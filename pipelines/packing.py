@@ -121,6 +121,10 @@ class Pack(Stage):
         return f"{'shuffled ' if self.order else ''}pack({settings}), plan {digest}"
 
     @property
+    def one_to_one(self) -> bool:
+        return False
+
+    @property
     def varies(self) -> bool:
         return self.order is not None
 

@@ -369,8 +369,11 @@ class Pipeline:
         else:
             end = integer("epochs", epochs, 0) * self.batches_per_epoch // max(self._plan.stacked, 1)
             numbers = tf.data.Dataset.range(start, max(start, min(end, (1 << 63) - 1)))
-        load = self._skipping.loader(self._plan) if self._skipping else self._plan.load
-        batches = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        if self._skipping:
+            load = self._skipping.loader(self._plan)
+            batches = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        else:
+            batches = self._plan.batches(numbers)
         if self._device:
             batches = batches.apply(tf.data.experimental.copy_to_device(self._device))
             with tf.device(self._device):

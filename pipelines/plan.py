@@ -8,13 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines.batching import Batching, Padding
+from tftoolkit.pipelines.batching import Batch, Batching, Padding
 from tftoolkit.pipelines.mapping import PairedMap
 from tftoolkit.pipelines.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 from tftoolkit.pipelines.stages import Stage, Where
 
 _NUMBER = tf.TensorSpec([], tf.int64)
+_ADDRESSES_AT_ONCE = 1 << 14
 _OFFSETS = tf.TensorSpec([None], tf.int64)
 
 
@@ -91,6 +92,48 @@ class Plan:
         """tf.function: number of a batch (or stack), int64 scalar, counted over all epochs -> the batch."""
         load = self._load_stack if self.stacked else self._load
         return tf.function(load, input_signature=[_NUMBER], autograph=False)
+
+    def batches(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """The batches (or stacks) with these numbers, in order.
+
+        Where that is possible the addresses of many batches are computed at once: an operation on a few hundred numbers
+        costs little more than one on none, and a permutation is a hundred operations.
+        """
+        block = self.block_size
+        if not block:
+            return numbers.map(self.load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        located = numbers.batch(block).map(self.locate_block).prefetch(1).unbatch()
+        located = located.apply(tf.data.experimental.assert_cardinality(numbers.cardinality()))
+        return located.map(self._load_located, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    @property
+    def block_size(self) -> int:
+        """How many batches are located at once; 0 if each must be located on its own."""
+        plain = isinstance(self.batching, Batch) and not self.paired and not self.stacked
+        if not plain or not all(stage.one_to_one for stage in self.stages):
+            return 0
+        assert self.batching is not None
+        return _ADDRESSES_AT_ONCE // self.batching.largest
+
+    def locate_block(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Batch numbers int64[k] -> these, rows that each batch has (int64[k]), epochs and indices (int64[k, rows])."""
+        assert isinstance(self.batching, Batch)
+        epochs, within = self._divided(numbers)
+        elements = self.batching.full_rows_of(within)[:, self.shard_index :: self.shard_count]
+        rows = elements.shape[1]
+        count = -(-(self.batching.count_of(within) - self.shard_index) // self.shard_count)
+        where, _ = self.locate(Where(tf.repeat(epochs, rows), tf.reshape(elements, [-1])))
+        epoch, index = (tf.reshape(part, [-1, rows]) for part in where)
+        return numbers, tf.maximum(count, 0), epoch, index
+
+    def _load_located(self, number: tf.Tensor, count: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> Rows:
+        assert self.batching is not None
+        if not self.batching.uniform:
+            epoch, index = epoch[:count], index[:count]
+        rows, where = self.source.fetch(index), Where(epoch, index)
+        for stage in self.stages:
+            rows, where = stage.build(rows, where, None)
+        return self.padded(number, rows, index)
 
     @functools.cached_property
     def load_some(self) -> Any:

@@ -94,7 +94,7 @@ class _Parts:
         plan, self._durations = self._plan, []
         assert plan.batching is not None
         kind = plan.source.fingerprint().get("kind", "source")
-        self.elements, where, contexts = self._time("order", self._order, number)
+        self.elements, where, contexts = self._order(number)
         if plan.stages:
             first = plan.stages[0]
             rows = self._time(f"read {kind}", lambda i, c: first.fetch(plan.source, i, c), where.index, contexts[0])
@@ -112,6 +112,14 @@ class _Parts:
         return self._durations
 
     def _order(self, number: tf.Tensor) -> Any:
+        located = self._time("order", self._locate, number)
+        if block := self._plan.block_size:  # then a batch has its share in the time of a block
+            self._time("order", self._plan.locate_block, number + tf.range(block, dtype=tf.int64))
+            name, seconds, result = self._durations.pop()
+            self._durations[0] = (name, seconds / block, [part[0] for part in result])
+        return located
+
+    def _locate(self, number: tf.Tensor) -> Any:
         epoch, elements = self._plan.elements_of(number)
         mine = elements[self._plan.shard_index :: self._plan.shard_count]
         return mine, *self._plan.locate(Where(epoch, mine))

@@ -48,6 +48,11 @@ class Stage:
         raise NotImplementedError
 
     @property
+    def one_to_one(self) -> bool:
+        """Whether each element is made of one element of the stage before, and ``locate`` has nothing to tell."""
+        return True
+
+    @property
     def map_functions(self) -> int:
         """How many functions of ``map`` it holds: the next one's number follows from it."""
         return 0
