@@ -107,7 +107,7 @@ def test_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: 
 
 @pytest.mark.slow
 def test_many_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: Path) -> None:
-    random_pipelines_are_exact(random_pipelines, source_files, 200, derandomize=False)
+    random_pipelines_are_exact(random_pipelines, source_files, 40, derandomize=False)
 
 
 # One pipeline per source, with every stage in at least one of them.
