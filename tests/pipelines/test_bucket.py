@@ -147,7 +147,7 @@ def test_assignments_against_brute_force(lengths: list[int], sizes: tuple[int, .
 
 
 @settings(max_examples=3, deadline=None)
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(3, 5), st.integers(0, 2**63 - 1), st.data())
+@given(st.lists(st.integers(0, 12), min_size=20, max_size=30), st.integers(4, 5), st.integers(0, 2**63 - 1), st.data())
 def test_resumed_and_sharded(lengths: list[int], size: int, seed: int, data: st.DataObject) -> None:
     p = Pipeline(Sequences(lengths), seed=seed).shuffle().bucket(size, BOUNDARIES)
     start = data.draw(st.integers(0, 2 * p.batches_per_epoch))
