@@ -43,7 +43,7 @@ def test_flipped_bytes_cost_one_record_and_never_change_another(tmp_path: Path) 
     content = path.read_bytes()
     at = np.flatnonzero(np.frombuffer(content, np.uint8))  # the rest is padding
     named = refused = 0
-    for position in [*at[::7], *at[-100::3]]:
+    for position in [*at[::7], *at[-40:]]:  # at the end lies its own index
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
