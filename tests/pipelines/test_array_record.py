@@ -43,10 +43,11 @@ def test_flipped_bytes_cost_one_record_and_never_change_another(tmp_path: Path) 
     content = path.read_bytes()
     at = np.flatnonzero(np.frombuffer(content, np.uint8))  # the rest is padding
     named = refused = 0
-    for position in [*at[::7], *at[-40:]]:  # at the end lies its own index
+    for position in [*at[::7], *at[-100::3]]:
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
+        os.utime(path, ns=(position, position))  # writes within one tick of the clock would look the same
         try:
             source = sources.array_record(path)
         except SourceError:
