@@ -42,7 +42,7 @@ def test_flipped_bytes_cost_one_record_and_never_change_another(tmp_path: Path) 
     path = write(tmp_path / "a", RECORDS)
     content = path.read_bytes()
     at = np.flatnonzero(np.frombuffer(content, np.uint8))  # the rest is padding
-    named = refused = 0
+    named = 0
     for position in [*at[::7], *at[-100::3]]:
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
@@ -51,8 +51,7 @@ def test_flipped_bytes_cost_one_record_and_never_change_another(tmp_path: Path) 
         try:
             source = sources.array_record(path)
         except SourceError:
-            refused += 1  # its own index
-            continue
+            continue  # what the file says of itself as a whole
         lost = []
         for i, record in enumerate(RECORDS):
             try:
@@ -63,7 +62,6 @@ def test_flipped_bytes_cost_one_record_and_never_change_another(tmp_path: Path) 
         assert all(reason.startswith(f"{path}, record {i}: ") for i, reason in lost)
         named += len(lost)
     assert named > 10
-    assert refused > 0
 
 
 def test_the_bad_record_of_a_batch_is_named_and_can_be_skipped(tmp_path: Path) -> None:
