@@ -1,6 +1,7 @@
 """Two optimizers, and a gradient inside a gradient, reach what the examples promise."""
 
 import numpy as np
+import pytest
 
 from tftoolkit.trainers.examples import gan, wgan_gp
 
@@ -11,6 +12,7 @@ def test_gan():
     np.testing.assert_allclose(covariance, gan.COVARIANCE, rtol=0, atol=0.15)
 
 
+@pytest.mark.slow
 def test_wgan_gp():
     shares, near = wgan_gp.main()
     assert shares.min() > 0.04

@@ -56,6 +56,7 @@ def _kill_repeatedly(directory, runner, kills, steps, longest):
         assert process.returncode == -signal.SIGKILL, f"it finished too early to be killed: {err}"
 
 
+@pytest.mark.slow
 def test_killed_and_terminated_runs_end_the_same(tmp_path, example):
     expected = tmp_path / "undisturbed"
     example.main(str(expected), "xla_chunk", str(STEPS))
