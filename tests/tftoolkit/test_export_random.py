@@ -9,7 +9,6 @@ import re
 import keras
 import numpy as np
 import onnxruntime
-import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import export
@@ -127,12 +126,3 @@ def tabulate(results: list[dict[str, str]]) -> str:
 def test_a_few(tmp_path):
     results = [through_every_target(seed, tmp_path) for seed in range(2)]
     assert all(result["float32"] == "accepted" for result in results), tabulate(results)
-
-
-@pytest.mark.slow
-def test_many(tmp_path):
-    """50 models and 6 targets: 300 files."""
-    results = [through_every_target(seed, tmp_path) for seed in range(100, 150)]
-    print(f"\n{tabulate(results)}")
-    accepted = sum(what == "accepted" for result in results for what in result.values())
-    assert accepted > 0.6 * len(TARGETS) * len(results), tabulate(results)
