@@ -112,6 +112,7 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bits(finished, env
         assert (directory / "export" / file).read_bytes() == (undisturbed / "export" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_half_an_export_is_done_again(finished, environment, tmp_path):
     directory = tmp_path / "digits"
     shutil.copytree(finished[0], directory)

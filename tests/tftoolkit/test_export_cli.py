@@ -26,6 +26,7 @@ def tftoolkit(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd="/")
 
 
+@pytest.mark.slow
 def test_another_format_of_a_run(finished_run):
     done = tftoolkit("export", finished_run, "--quantize=int8", "--integer_io")
     assert done.returncode == 0, done.stderr

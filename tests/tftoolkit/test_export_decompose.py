@@ -108,6 +108,7 @@ np.savez(out, **outputs)
                 np.testing.assert_allclose(outputs[f"{name} {key}"], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_tflite_of_a_native_saved_model(tmp_path, model):
     signatures = {"gradients": model.signatures()["gradients"]}
     export.saved_model(model, tmp_path / "native", signatures=signatures, ops="native")

@@ -1,24 +1,28 @@
 """Distillation, adversarial training and MAML reach what the examples promise."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tftoolkit.trainers.examples import adversarial, distillation, maml
 from tftoolkit.trainers.examples.parts import Mlp
 
 
+@pytest.mark.slow
 def test_distillation():
     accuracy = distillation.main()
     assert accuracy["student"] >= 0.94
     assert accuracy["student"] >= accuracy["student alone"] + 0.05
 
 
+@pytest.mark.slow
 def test_adversarial_training():
     found = adversarial.main()
     assert found["adversarial"][0] >= 0.95
     assert found["adversarial"][1] >= max(0.75, found["usual"][1] + 0.3)
 
 
+@pytest.mark.slow
 def test_an_attack_stays_within_its_radius():
     images = tf.random.stateless_uniform([5, 64], [1, 2])
     moved = adversarial.attack(Mlp(64, 8, 10), images, tf.range(5), tf.zeros([5, 64]), 7)
@@ -29,11 +33,13 @@ def test_an_attack_stays_within_its_radius():
     assert moved.numpy().max() <= 1
 
 
+@pytest.mark.slow
 def test_maml():
     error = maml.main()
     assert error["MAML"] < min(1.2, error["all waves together"] / 2)
 
 
+@pytest.mark.slow
 def test_the_outer_gradient_of_maml_goes_through_the_inner_step():
     """Against central differences in the direction of each weight's gradient."""
     data = {name: tf.constant(value) for name, value in maml.waves(4, 2 * maml.POINTS, seed=2).items()}
