@@ -164,6 +164,7 @@ def test_not_a_number_stays_in_its_row():
     assert np.isnan(y).all(axis=1).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_same_result_for_any_number_of_threads(tmp_path):
     script = """
 import sys, numpy as np, tensorflow as tf

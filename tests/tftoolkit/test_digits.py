@@ -83,6 +83,7 @@ def test_other_settings_are_refused(finished, environment):
     assert "begun with other settings (seed: 0 there, 1 now)" in done.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_run_again_it_ends_with_the_same_bits(finished, environment, tmp_path):
     undisturbed, _ = finished
     directory = tmp_path / "digits"
