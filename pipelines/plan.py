@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.batching import Batch, Batching, Padding
 from tftoolkit.pipelines.mapping import PairedMap
+from tftoolkit.pipelines.ordering import Shuffle
 from tftoolkit.pipelines.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 from tftoolkit.pipelines.stages import Stage, Where
@@ -45,7 +46,7 @@ class Plan:
 
     @property
     def shuffled(self) -> bool:
-        return self.source_shuffled or any(stage.label == "shuffle" for stage in self.stages)
+        return self.source_shuffled or any(isinstance(stage, Shuffle) for stage in self.stages)
 
     @property
     def row_spec(self) -> Spec:

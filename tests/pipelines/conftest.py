@@ -1,28 +1,16 @@
 """What the pipelines' tests share."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"pipelines_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def random_pipelines() -> ModuleType:
+def random_pipelines(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module ``random_pipelines.py`` beside this file."""
-    return _load("random_pipelines")
+    return load_module(Path(__file__).with_name("random_pipelines.py"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Real signals to real processes: the result is always that of an undisturbed run."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -44,18 +43,6 @@ def _assert_equal_runs(found, expected):
     assert not list((found / "checkpoints").glob(".tmp*"))
 
 
-def _kill_repeatedly(directory, runner, kills, steps, longest):
-    """Kill at random moments, whose sum is at most the time of an undisturbed run."""
-    moments = random.Random(f"{runner} {kills}")
-    for _ in range(kills):
-        process = _start(directory, runner, steps)
-        _wait_for(process, "start")
-        time.sleep(moments.uniform(0, longest / kills))
-        process.kill()
-        _, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"it finished too early to be killed: {err}"
-
-
 @pytest.mark.slow
 def test_killed_and_terminated_runs_end_the_same(tmp_path, example):
     expected = tmp_path / "undisturbed"
@@ -86,20 +73,6 @@ def test_killed_and_terminated_runs_end_the_same(tmp_path, example):
     assert trainers.Checkpointer(directory / "checkpoints").steps()[-1] > saved
 
     _finish(_start(directory, "xla_chunk"))
-    _assert_equal_runs(directory, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("runner", "kills", "steps"), [("graph", 8, 1500), ("xla_chunk", 8, 3000), ("xla", 4, 1500)])
-def test_many_kills_at_random_moments(tmp_path, runner, kills, steps):
-    expected, directory = tmp_path / "undisturbed", tmp_path / "disturbed"
-    process = _start(expected, runner, steps)
-    _wait_for(process, "start")
-    begin = time.monotonic()
-    _finish(process)
-    _kill_repeatedly(directory, runner, kills, steps, longest=time.monotonic() - begin)
-    assert not (directory / "final.npz").exists()
-    _finish(_start(directory, runner, steps))
     _assert_equal_runs(directory, expected)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tftoolkit.export import decompose, flatbuffer, golden, library, selective, tf2onnx_bridge
+from tftoolkit.export import decompose, golden, library, selective, tf2onnx_bridge
 from tftoolkit.export.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
@@ -180,6 +180,8 @@ def _check_mode(
 
 def _check_quantised(built: Path, quantize: Any) -> None:
     """Raises ExportError where the converter wrote another format than was asked for."""
+    from tftoolkit.export import flatbuffer  # needs ai-edge-litert, which a SavedModel does not
+
     found = flatbuffer.inspect(built).format
     if isinstance(quantize, str) and found.name != quantize:
         raise ExportError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tftoolkit.export import flatbuffer
 from tftoolkit.export.convert import Calibration
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.staging import quiet
@@ -72,6 +71,8 @@ def _widened(known: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any
 
 
 def _kept(model: bytes, patterns: Sequence[str]) -> list[str]:
+    from tftoolkit.export import flatbuffer  # needs ai-edge-litert
+
     layers = flatbuffer.layers(model)
     kept = []
     for pattern in patterns:
