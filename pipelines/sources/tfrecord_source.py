@@ -84,9 +84,10 @@ def tfrecord(
 ) -> TFRecordSource:
     """A source over the records of TFRecord files; example i is the i-th record, counted through all files.
 
-    Every record is read with one system call when it is fetched, and both its checksums are checked. Where the records
-    lie stands in ``<file>.index.npz`` beside each file (where that folder cannot be written, in tftoolkit's cache). It
-    is made once, from the record's length fields, and anew when the file's size or time of change is another.
+    Both checksums of every record are checked when it is read. Where the records lie stands in ``<file>.index.npz``
+    beside each file (where that folder cannot be written, in tftoolkit's cache). It is made once, from the record's
+    length fields, and anew when the file's size or time of change is another. Local files are mapped: their pages in
+    the page cache count as shared memory of the process.
 
     Args:
       files: one or more uncompressed files, or patterns with ``*``, in order.

@@ -3,6 +3,8 @@
 import concurrent.futures
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,56 @@ def test_a_long_length_in_a_damaged_file_takes_no_memory(tmp_path: Path) -> None
         stream.truncate(2**43)
     with pytest.raises(tf.errors.DataLossError):
         custom_ops.read_records(str(file), [0], [2**42])
+
+
+def test_small_and_large_records_in_one_call(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).choice([0, 5, 900, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 100_000], 1000)
+    records = [bytes([i % 251]) * length for i, length in enumerate(lengths)]
+    with tf.io.TFRecordWriter(str(tmp_path / "a")) as writer:
+        for record in records:
+            writer.write(record)
+    offsets = np.cumsum(lengths + 16) - lengths - 16
+    order = np.random.default_rng(1).permutation(len(records))
+    read = custom_ops.read_records(str(tmp_path / "a"), offsets[order], lengths[order]).numpy()
+    assert all(read[i] == records[k] for i, k in enumerate(order))
+
+
+SHRINKING = """
+import os, sys, threading, time
+import numpy as np, tensorflow as tf
+from tftoolkit import custom_ops
+
+path, record, count = sys.argv[1], b"x" * 500, 2000
+with tf.io.TFRecordWriter(path) as writer:
+    for _ in range(count):
+        writer.write(record)
+content = open(path, "rb").read()
+file, stopped = os.open(path, os.O_RDWR), threading.Event()
+
+def shrink():
+    while not stopped.is_set():
+        os.ftruncate(file, 4096)
+        os.pwrite(file, content, 0)
+
+thread = threading.Thread(target=shrink)
+thread.start()
+offsets, outcomes, end = np.arange(count) * 516, {True: 0, False: 0}, time.monotonic() + 4
+while time.monotonic() < end:
+    try:
+        records = custom_ops.read_records(path, offsets, np.full(count, 500))
+        assert set(records.numpy()) == {record}
+        outcomes[True] += 1
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
+        outcomes[False] += 1
+stopped.set()
+thread.join()
+assert min(outcomes.values()), outcomes
+"""
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    """Its pages are mapped, and touching those behind its end would end the process."""
+    subprocess.run([sys.executable, "-c", SHRINKING, str(tmp_path / "a")], check=True, timeout=120)
 
 
 def test_every_flipped_bit_of_a_large_record_is_found(tmp_path: Path) -> None:
