@@ -15,7 +15,7 @@ from tftoolkit.pipelines.batching import Batch, checked_padding
 from tftoolkit.pipelines.mapping import Function, Map, PairedMap
 from tftoolkit.pipelines.ordering import Repeat, Shuffle, Take, Window
 from tftoolkit.pipelines.permutation import MAX_SIZE
-from tftoolkit.pipelines.plan import Plan
+from tftoolkit.pipelines.plan import Plan, in_parallel
 from tftoolkit.pipelines.profiling import Profile
 from tftoolkit.pipelines.rows import is_dense
 from tftoolkit.pipelines.sources.source import Example, Source, Spec
@@ -371,7 +371,7 @@ class Pipeline:
             numbers = tf.data.Dataset.range(start, max(start, min(end, (1 << 63) - 1)))
         if self._skipping:
             load = self._skipping.loader(self._plan)
-            batches = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            batches = in_parallel(numbers, load)
         else:
             batches = self._plan.batches(numbers)
         if self._device:
