@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tftoolkit.export import worker
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtime import Arrays, Signature
 from tftoolkit.export.samples import examples_in
-from tftoolkit.export.staging import quiet
 
 MODES = ("float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
@@ -37,17 +37,23 @@ def convert(
     calibration: Calibration | None = None,
     integer_io: bool = False,
 ) -> bytes:
-    """All signatures of the SavedModel as TFLite, quantised as ``mode`` says.
+    """All signatures of the SavedModel as TFLite, quantised as ``mode`` says; made in a child process.
 
-    Raises ExportError naming the ops that TFLite does not have.
+    Raises ExportError naming the ops that TFLite does not have, or the signal that ended the child.
     """
+    # The child may live in another folder than this process does by now.
+    return worker.call(_convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io)
+
+
+def _convert(
+    saved_model: Path, signatures: Mapping[str, Signature], mode: str | None, calibration: Calibration, integer_io: bool
+) -> bytes:
     try:
-        with quiet():
-            converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=sorted(signatures))
-            # Without it the converter loses the activation after a product with a non-constant matrix (TF 2.21).
-            converter.unfold_batchmatmul = True
-            _set_mode(converter, mode, calibration or {}, integer_io)
-            return converter.convert()
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=sorted(signatures))
+        # Without it the converter loses the activation after a product with a non-constant matrix (TF 2.21).
+        converter.unfold_batchmatmul = True
+        _set_mode(converter, mode, calibration, integer_io)
+        return converter.convert()
     except Exception as error:  # the converter raises many kinds, bare Exception among them
         # Its text is a dump of the whole program, hundreds of lines long: only what matters goes on.
         raise ExportError("convert", _reason(str(error))) from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tftoolkit.export import decompose, golden, library, selective, tf2onnx_bridge
+from tftoolkit.export import decompose, golden, library, selective, tf2onnx_bridge, worker
 from tftoolkit.export.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
@@ -55,9 +55,9 @@ def saved_model(
             if custom:
                 library.pack(built, custom)
         else:
-            _decomposed(native, built, name)
+            decomposed_copy(native, built, name)
         proof = prove(built, open_saved_model(native), representative, metric, max_drop, name)
-        _write(built, folder, path, proof, overwrite)
+        write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
 
@@ -101,20 +101,20 @@ def tflite(
         real = real_inputs(representative, original.signatures)
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
-        decomposed = _decomposed(native, folder / "decomposed", name)
+        decomposed = decomposed_copy(native, folder / "decomposed", name)
         if is_saved_model_path(model) and len(original.signatures) > 1:
             decomposed = separate(decomposed, folder / "separate")
         built = folder / "result.tflite"
         with stage("convert", name):
             if quantize is not None and (keep_float or not isinstance(quantize, str)):
                 content = convert(decomposed, original.signatures)
-                content = selective.quantize(content, quantize, keep_float, real, integer_io)
+                content = worker.call(selective.quantize, content, quantize, keep_float, real, integer_io)
             else:
                 content = convert(decomposed, original.signatures, quantize, real, integer_io)
             built.write_bytes(content)
             _check_quantised(built, quantize)
         proof = prove(built, original, real or None, metric, max_drop, name)
-        _write(built, folder, path, proof, overwrite)
+        write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
 
@@ -147,12 +147,12 @@ def onnx(
         native = _native(model, signatures, folder, name)
         original = open_saved_model(native).only(signature)
         chosen, described = next(iter(original.signatures.items()))
-        decomposed = _decomposed(native, folder / "decomposed", name)
+        decomposed = decomposed_copy(native, folder / "decomposed", name)
         built = folder / "result.onnx"
         with stage("convert", name):
-            built.write_bytes(tf2onnx_bridge.convert(decomposed, chosen, described))
+            built.write_bytes(worker.call(tf2onnx_bridge.convert, decomposed.absolute(), chosen, described))
         proof = prove(built, original, representative, metric, max_drop, name)
-        _write(built, folder, path, proof, overwrite)
+        write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
 
@@ -191,7 +191,7 @@ def _check_quantised(built: Path, quantize: Any) -> None:
         )
 
 
-def _write(built: Path, folder: Path, path: str | os.PathLike[str], proof: Proof, overwrite: bool) -> None:
+def write_proven(built: Path, folder: Path, path: str | os.PathLike[str], proof: Proof, overwrite: bool) -> None:
     with stage("golden", Path(path).name):
         made = golden.save(built, folder, proof.cases, proof.signatures, proof.row)
         commit(built, path, overwrite, dict(zip(made, golden.beside(Path(path)), strict=True)))
@@ -205,7 +205,7 @@ def _native(model: Any, signatures: Signatures | None, folder: Path, name: str) 
         return trace(model, signatures, folder / "native")
 
 
-def _decomposed(native: Path, folder: Path, name: str) -> Path:
+def decomposed_copy(native: Path, folder: Path, name: str) -> Path:
     """A copy without custom ops."""
     with stage("decompose", name):
         shutil.copytree(native, folder)

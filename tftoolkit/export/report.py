@@ -1,8 +1,10 @@
 """What an export found out: ``ExportReport`` on success, ``ExportError`` on refusal."""
 
 import dataclasses
+import functools
 import json
 import math
+from typing import Any
 
 
 class ExportError(RuntimeError):
@@ -19,6 +21,11 @@ class ExportError(RuntimeError):
         where = [f"signature {signature!r}"] if signature is not None else []
         where += [f"tensor {tensor!r}"] if tensor is not None else []
         super().__init__(f"{stage} failed{' at ' if where else ''}{', '.join(where)}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled with the arguments of BaseException.__init__, which are not those of this class.
+        rebuilt = functools.partial(ExportError, signature=self.signature, tensor=self.tensor)
+        return rebuilt, (self.stage, self.reason)
 
 
 @dataclasses.dataclass(frozen=True)
