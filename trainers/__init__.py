@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.events import Every, every
     from tftoolkit.trainers.gradients import Gradients, Losses
     from tftoolkit.trainers.interrupts import TrainingTerminated
+    from tftoolkit.trainers.quantization import FakeQuantization
     from tftoolkit.trainers.recompute import rematerialize
     from tftoolkit.trainers.retracing import RetracingWarning, explain_retracing
     from tftoolkit.trainers.run_lock import RunLockedError
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointMismatchError",
     "Checkpointer",
     "Every",
+    "FakeQuantization",
     "Gradients",
     "LoadReport",
     "Losses",
@@ -59,6 +61,7 @@ _HOME = {
     "CheckpointMismatchError": "checkpointer",
     "Checkpointer": "checkpointer",
     "Every": "events",
+    "FakeQuantization": "quantization",
     "Gradients": "gradients",
     "LoadReport": "weights_io",
     "Losses": "gradients",
