@@ -14,10 +14,12 @@ from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, R
 if TYPE_CHECKING:
     from tftoolkit.export.chart import bar_chart
     from tftoolkit.export.exporters import onnx, saved_model, tflite
+    from tftoolkit.export.on_device import trainable_tflite
     from tftoolkit.export.proof import verify
 
 __all__ = [
-    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "onnx", "saved_model", "tflite", "verify",
+    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "onnx", "saved_model", "tflite",
+    "trainable_tflite", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -25,6 +27,7 @@ _WHERE = {
     "onnx": "exporters",
     "saved_model": "exporters",
     "tflite": "exporters",
+    "trainable_tflite": "on_device",
     "verify": "proof",
 }
 

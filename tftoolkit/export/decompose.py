@@ -4,7 +4,8 @@ Every node of a custom op becomes a call of a function traced from the op's refe
 function of the library: forward, gradient and loop bodies alike. The names of functions, nodes and signatures stay.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import function_def_to_graph, meta_graph
 from tensorflow.python.saved_model import fingerprinting_utils
 
-from tftoolkit.custom_ops import ops, tf_host
+from tftoolkit.custom_ops import tf_host
 from tftoolkit.export.report import ExportError
 
 # From the type of an op to its declaration (custom_ops.ops.Op), or None for TensorFlow's own ops.
 Find = Callable[[str], Any]
+# What computes the outputs of an operation from its inputs, in other ops.
+Expand = Callable[[tf.Operation, Sequence[tf.Tensor]], Sequence[tf.Tensor]]
 MAX_NESTING = 16
 PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
@@ -62,17 +65,31 @@ def decompose(folder: Path, find: Find) -> list[str]:
 
     A reference that itself contains custom ops is decomposed in turn.
     """
+    custom_ops(op_types(folder), find)  # names all that are unknown at once
+
+    def reference(node: node_def_pb2.NodeDef) -> Expand | None:
+        op = custom_ops([node.op], find).get(node.op)
+        return functools.partial(tf_host.expand, op) if op is not None else None
+
+    return substitute(folder, reference)
+
+
+def substitute(folder: Path, choose: Callable[[node_def_pb2.NodeDef], Expand | None]) -> list[str]:
+    """Puts into the place of each node of the SavedModel what ``choose`` gives for it; None leaves the node.
+
+    Returns the op types that were replaced. What comes in may be replaced in turn.
+    """
     proto = read(folder)
     replaced: set[str] = set()
     for meta in proto.meta_graphs:
         for _ in range(MAX_NESTING):
-            ops = custom_ops({node.op for node in nodes(meta.graph_def)}, find)
-            if not ops:
+            types = {node.op for node in nodes(meta.graph_def) if choose(node) is not None}
+            if not types:
                 break
-            _rewrite(meta.graph_def, ops)
-            replaced |= set(ops)
+            _rewrite(meta.graph_def, choose)
+            replaced |= types
         else:
-            raise ExportError("decompose", f"the references of {', '.join(ops)} contain each other without end")
+            raise ExportError("decompose", f"the references of {', '.join(types)} contain each other without end")
         meta.meta_info_def.stripped_op_list.CopyFrom(meta_graph.stripped_op_list_for_graph(meta.graph_def))
     if replaced:
         (folder / "saved_model.pb").write_bytes(proto.SerializeToString(deterministic=True))
@@ -81,35 +98,42 @@ def decompose(folder: Path, find: Find) -> list[str]:
     return sorted(replaced)
 
 
-def _rewrite(graph_def: graph_pb2.GraphDef, ops: dict[str, Any]) -> None:
+def _rewrite(graph_def: graph_pb2.GraphDef, choose: Callable[[node_def_pb2.NodeDef], Expand | None]) -> None:
     """One pass over the graph and its functions."""
     references = _References({function.signature.name for function in graph_def.library.function})
     with tf.Graph().as_default() as graph:
         tf.graph_util.import_graph_def(graph_def, name="")  # runs shape inference; also brings the functions in
         for node in graph_def.node:
-            if node.op in ops:
-                _replace(node, graph.get_operation_by_name(node.name), ops[node.op], references)
+            expand = choose(node)
+            if expand is not None:
+                _replace(node, graph.get_operation_by_name(node.name), expand, references)
         for function in graph_def.library.function:
-            if not any(node.op in ops for node in function.node_def):
+            chosen = [(node, expand) for node in function.node_def if (expand := choose(node)) is not None]
+            if not chosen:
                 continue
             inner = function_def_to_graph.function_def_to_graph(function)
             renamed = {}
-            for node in function.node_def:
-                if node.op in ops:
-                    op = ops[node.op]
-                    operation = inner.get_operation_by_name(node.name)
-                    length = operation.get_attr("N") if op.schema.has_lists else 0
-                    _replace(node, operation, op, references)
-                    places = [(o.name, i) for o in op.schema.outputs for i in range(length if o.variadic else 1)]
-                    for position, (output, place) in enumerate(places):
-                        renamed[f"{node.name}:{output}:{place}"] = f"{node.name}:output:{position}"
+            for node, expand in chosen:
+                operation = inner.get_operation_by_name(node.name)
+                _replace(node, operation, expand, references)
+                for position, place in enumerate(_output_places(operation)):
+                    renamed[f"{operation.name}:{place}"] = f"{operation.name}:output:{position}"
             _rename(function, renamed)
     graph_def.library.function.extend(references.functions)
 
 
-def _replace(node: node_def_pb2.NodeDef, operation: tf.Operation, op: Any, references: "_References") -> None:
+def _output_places(operation: tf.Operation) -> list[str]:
+    """How other nodes of a function refer to the operation's outputs, in order: ``name:index``."""
+    found = []
+    for output in operation.op_def.output_arg:
+        length = operation.get_attr(output.number_attr) if output.number_attr else 1
+        found += [f"{output.name}:{index}" for index in range(length)]
+    return found
+
+
+def _replace(node: node_def_pb2.NodeDef, operation: tf.Operation, expand: Expand, references: "_References") -> None:
     """Turns the node into a call; inputs, control inputs, device and annotations stay."""
-    function, stateful = references.function(op, operation)
+    function, stateful = references.function(expand, operation)
     annotations = {name: value for name, value in node.attr.items() if name.startswith("_")}
     node.op = "StatefulPartitionedCall" if stateful else "PartitionedCall"
     node.ClearField("attr")
@@ -137,32 +161,37 @@ class _References:
         self._taken = set(taken)
         self._known: dict[tuple[Any, ...], tuple[str, bool]] = {}
 
-    def function(self, op: Any, operation: tf.Operation) -> tuple[str, bool]:
+    def function(self, expand: Expand, operation: tf.Operation) -> tuple[str, bool]:
         """The function's name in the library and whether it has state."""
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in operation.inputs]
         attributes = [(attr.name, repr(operation.get_attr(attr.name))) for attr in operation.op_def.attr]
-        key = (op.tf_name, *map(str, specs), *attributes)
+        # The size of a kernel, say, is known from a constant input: the expansion of a builtin op may depend on it.
+        constants = [repr(tf.get_static_value(tensor)) for tensor in operation.inputs if tensor.dtype == tf.int32]
+        shapes = [str(tensor.shape) for tensor in operation.outputs]
+        key = (operation.type, *map(str, specs), *attributes, *constants, *shapes)
         if key not in self._known:
-            self._known[key] = self._add(op, operation, specs)
+            self._known[key] = self._add(expand, operation, specs)
         return self._known[key]
 
-    def _add(self, op: ops.Op, operation: tf.Operation, specs: list[tf.TensorSpec]) -> tuple[str, bool]:
+    def _add(self, expand: Expand, operation: tf.Operation, specs: list[tf.TensorSpec]) -> tuple[str, bool]:
         expected = [tensor.dtype for tensor in operation.outputs]
 
         def reference(*inputs: tf.Tensor) -> list[tf.Tensor]:
-            return tf_host.expand(op, operation, inputs)
+            return list(expand(operation, inputs))
 
         try:
             # Not in the TensorFlow 1 graph that is default here: in one, `a == b` asks whether a is b.
             with context.eager_mode():
                 traced = tf.function(reference, autograph=False).get_concrete_function(*specs)
         except Exception as error:  # the reference's own code runs here: anything can come
-            raise ExportError("decompose", f"tracing the reference of {op.tf_name}: {error}") from error
+            raise ExportError("decompose", f"tracing the reference of {operation.type}: {error}") from error
         returned = [tensor.dtype for tensor in traced.outputs]
         if returned != expected:
-            raise ExportError("decompose", f"the reference of {op.tf_name} returns {returned}, the op {expected}")
+            raise ExportError("decompose", f"the reference of {operation.type} returns {returned}, the op {expected}")
         if traced.captured_inputs:
-            raise ExportError("decompose", f"the reference of {op.tf_name} uses tensors from outside; make them inside")
+            raise ExportError(
+                "decompose", f"the reference of {operation.type} uses tensors from outside; make them inside"
+            )
         definitions = [traced.function_def, *traced.graph.as_graph_def().library.function]
         renamed = {definition.signature.name: self._free(definition.signature.name) for definition in definitions}
         for definition in definitions:

@@ -62,8 +62,8 @@ class Runtime(Protocol):
 
 
 def default_signature(signatures: Mapping[str, Signature]) -> str:
-    """TensorFlow's ``serving_default`` where there is one, else the first."""
-    return "serving_default" if "serving_default" in signatures else next(iter(signatures))
+    """TensorFlow's ``serving_default`` where there is one, ``infer`` of a file that trains, else the first."""
+    return next((name for name in ("serving_default", "infer") if name in signatures), next(iter(signatures)))
 
 
 def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -> Arrays:
