@@ -1,9 +1,9 @@
 """Microseconds per training step: the runners and the whole Trainer beside plain loops, Keras fit and PyTorch.
 
-    python benchmarks/runners.py [--models mlp,cnn,transformer] [--rounds 7] [--torch /path/to/python]
+    python benchmarks/runners.py [--models mlp,mlp-sgd,cnn,transformer] [--rounds 7] [--torch /path/to/python]
 
-Each model is one Keras 3 model for all TensorFlow candidates (PyTorch: the same layers), with cross-entropy and AdamW;
-the data repeat one batch, so that the loop is measured and not the input. The candidates run in turns, so that a busy
+Each model is one Keras 3 model for all TensorFlow candidates (PyTorch: the same layers), with cross-entropy and AdamW
+(mlp-sgd: plain gradient descent); the data repeat one batch, so that the loop is measured and not the input. The candidates run in turns, so that a busy
 machine slows all of them alike; median and range over the rounds are printed and written to benchmarks/results.csv, and
 ratios are taken within each round.
 
@@ -33,7 +33,7 @@ import tensorflow as tf
 from tftoolkit import pipelines, trainers
 
 STEPS_PER_CALL = 100
-STEPS = {"mlp": 2000, "cnn": 100, "transformer": 100}  # per round
+STEPS = {"mlp": 2000, "mlp-sgd": 2000, "cnn": 100, "transformer": 100}  # per round
 FEW = ("eager", "PyTorch eager", "PyTorch compile")  # a fifth of the steps suffices
 Run = Callable[[int], float | None]
 
@@ -48,7 +48,7 @@ def transformer_block(x: keras.KerasTensor) -> keras.KerasTensor:
 
 def build(name: str) -> keras.Model:
     layers = keras.layers
-    if name == "mlp":
+    if name.startswith("mlp"):
         return keras.Sequential(
             [keras.Input([784]), layers.Dense(64, "relu"), layers.Dense(64, "relu"), layers.Dense(10)]
         )
@@ -67,7 +67,7 @@ def one_batch(name: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     if name == "transformer":
         return {key: rng.integers(0, 256, [8, 64]).astype(np.int32) for key in ("x", "y")}
-    size, shape = (32, [784]) if name == "mlp" else (64, [28, 28, 1])
+    size, shape = (32, [784]) if name.startswith("mlp") else (64, [28, 28, 1])
     return {"x": rng.normal(size=[size, *shape]).astype(np.float32), "y": rng.integers(0, 10, size).astype(np.int32)}
 
 
@@ -76,11 +76,16 @@ def cross_entropy(model: keras.Model, batch: dict[str, tf.Tensor]) -> tf.Tensor:
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["y"], logits))
 
 
+def keras_optimizer(name: str) -> keras.Optimizer:
+    return keras.optimizers.SGD(1e-3) if name.endswith("sgd") else keras.optimizers.AdamW(1e-3)
+
+
 class Training(trainers.Step):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.model = build(name)
-        self.update = trainers.Update(self.model, trainers.optimizers.AdamW(1e-3))
+        own = trainers.optimizers
+        self.update = trainers.Update(self.model, own.Sgd(1e-3) if name.endswith("sgd") else own.AdamW(1e-3))
 
     def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -148,7 +153,7 @@ def with_trainer(name: str) -> Run:
 
 def with_plain_loop(name: str, *, jit: bool) -> Run:
     data = tf.data.Dataset.from_tensors(one_batch(name)).repeat().prefetch(2)
-    model, optimizer = build(name), keras.optimizers.AdamW(1e-3)
+    model, optimizer = build(name), keras_optimizer(name)
     optimizer.build(model.trainable_variables)
 
     @tf.function(jit_compile=jit)
@@ -170,7 +175,7 @@ def with_plain_loop(name: str, *, jit: bool) -> Run:
 def with_keras(name: str) -> Run:
     model = build(name)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.AdamW(1e-3), loss, steps_per_execution=STEPS_PER_CALL, jit_compile=True)
+    model.compile(keras_optimizer(name), loss, steps_per_execution=STEPS_PER_CALL, jit_compile=True)
     batch = one_batch(name)
     data = tf.data.Dataset.from_tensors((batch["x"], batch["y"])).repeat()
 

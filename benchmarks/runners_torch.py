@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 def model_and_batch(name):
     torch.manual_seed(0)
-    if name == "mlp":
+    if name.startswith("mlp"):
         layers = [nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)]
         return nn.Sequential(*layers), torch.randn(32, 784), torch.randint(10, [32])
     if name == "cnn":
@@ -47,7 +47,8 @@ def model_and_batch(name):
 
 def candidate(name, mode):
     model, x, y = model_and_batch(name)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    kind = torch.optim.SGD if name.endswith("sgd") else torch.optim.AdamW
+    optimizer = kind(model.parameters(), 1e-3)
 
     def loss_of(x, y):
         logits = model(x)

@@ -1,13 +1,15 @@
 """Optimizers of Keras, either generation, in the place of ours."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import KERAS_3, TF_KERAS, keras_generation, tf_variable
 from tftoolkit.trainers.optimizers import Optimizer
+from tftoolkit.trainers.schedules import Schedule
 
 
 def as_optimizer(optimizer: Any) -> Optimizer:
@@ -64,6 +66,7 @@ class KerasOptimizer(Optimizer):
         self._keras_weights: tuple[Any, ...] = ()
         self.weight_decay = getattr(optimizer, "weight_decay", None)
         self.state: dict[str, tf.Variable] = {}
+        self._followed: Schedule | None = None
 
     def build(self, weights: Sequence[Any], rate_factors: Sequence[float] = (), decays: Sequence[bool] = ()) -> None:
         self._adopt(weights, rate_factors, decays)
@@ -114,18 +117,42 @@ class KerasOptimizer(Optimizer):
     def slot_names(self) -> tuple[str, ...]:
         return tuple(self.slots)
 
-    def step(self, gradients: Sequence[tf.Tensor]) -> None:
-        apart = [i for i, factor in enumerate(self.rate_factors) if factor != 1]
-        before = {i: self.weights[i].read_value() for i in apart}
+    def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
+        if self._followed is not None:
+            rate = tf_variable(self._keras._learning_rate)
+            rate.assign(tf.cast(self._followed(self.iterations), rate.dtype))
+        guarded = [*self.weights, *self.variables]
+        before = [variable.read_value() for variable in guarded]
         # Whoever calls this has already added up the gradients of all workers.
         options = {"skip_gradients_aggregation": True} if self._generation == TF_KERAS else {}
         self._keras.apply_gradients(list(zip(gradients, self._keras_weights, strict=True)), **options)
-        for i in apart:
-            weight, factor = self.weights[i], tf.cast(self.rate_factors[i], self.weights[i].dtype)
-            weight.assign(before[i] + factor * (weight.read_value() - before[i]))
+        for weight, old, rate_factor in zip(self.weights, before, self.rate_factors, strict=False):
+            if rate_factor != 1:
+                weight.assign(old + tf.cast(rate_factor, weight.dtype) * (weight.read_value() - old))
+        for variable, old in zip(guarded, before, strict=True):
+            variable.assign(tf.where(ok, variable.read_value(), old))
+
+    @contextlib.contextmanager
+    def following(self, schedule: Schedule) -> Iterator[None]:
+        before = self._keras._learning_rate
+        if isinstance(
+            tf_variable(before), tf.Variable
+        ):  # of which Keras keeps track: it stays, and is set at each step
+            self._followed = schedule
+        else:
+            base = next(kind for kind in type(before).__mro__ if kind.__name__ == "LearningRateSchedule")
+            methods = {"__init__": lambda self: None, "__call__": lambda self, step: schedule(step)}
+            object.__setattr__(self._keras, "_learning_rate", type("Followed", (base,), methods)())
+        try:
+            yield
+        finally:
+            self._followed = None
+            object.__setattr__(self._keras, "_learning_rate", before)
 
     @property
     def learning_rate(self) -> tf.Tensor:
+        if self._followed is not None:
+            return self._followed(self.iterations)
         # tf_keras' own property tells the rate of the last update, not of the next.
         schedule = getattr(self._keras, "_learning_rate", None)
         if self._generation == TF_KERAS and callable(schedule) and not isinstance(schedule, tf.Variable):

@@ -1,12 +1,13 @@
 """Optimizers written in TensorFlow operations, for lists of ``tf.Variable``.
 
 ``Optimizer`` is the seam between :class:`tftoolkit.trainers.Update` and an update rule: a rule has ``slot_names`` and
-``step``. It need not care for non-finite gradients, nor for clipping; the ``Update`` does. The optimizers of Keras take
-the same place through :mod:`tftoolkit.trainers.keras_adapter`.
+``step``. It need not look for non-finite gradients, nor clip; the ``Update`` does. Optimizers of Keras take the same
+place through :mod:`tftoolkit.trainers.keras_adapter`.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -77,14 +78,26 @@ class Optimizer(PerWeight):
         """The names of the variables that this rule keeps for each weight."""
         raise NotImplementedError
 
-    def step(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Apply one update; ``gradients`` are dense tensors in the order of the ``weights`` given to ``build``."""
+    def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
+        """Apply one update if ``ok`` (bool scalar); otherwise every variable keeps its value bit for bit.
+
+        ``gradients`` are dense tensors in the order of the ``weights`` given to ``build``; anything if not ``ok``.
+        """
         raise NotImplementedError
 
     @property
     def learning_rate(self) -> tf.Tensor:
         """The learning rate of the next update (float32 scalar tensor)."""
         return self.schedule(self.iterations.read_value())
+
+    @contextlib.contextmanager
+    def following(self, schedule: Schedule) -> Iterator[None]:
+        """Another schedule for a while, for what is traced meanwhile."""
+        before, self.schedule = self.schedule, schedule
+        try:
+            yield
+        finally:
+            self.schedule = before
 
 
 class Sgd(Optimizer):
@@ -105,7 +118,7 @@ class Sgd(Optimizer):
     def slot_names(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
 
-    def step(self, gradients: Sequence[tf.Tensor]) -> None:
+    def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         learning_rate = self.learning_rate
         velocities = self.slots.get("momentum", [None] * len(self.weights))
         for weight, velocity, gradient, factor in zip(
@@ -113,11 +126,10 @@ class Sgd(Optimizer):
         ):
             move = -tf.cast(_scaled(learning_rate, factor), weight.dtype) * gradient
             if velocity is not None:
-                new_velocity = self.momentum * velocity + move
-                velocity.assign(new_velocity)
+                new_velocity = assign_if(ok, velocity, self.momentum * velocity + move)
                 move = self.momentum * new_velocity + move if self.nesterov else new_velocity
-            weight.assign(weight + move)
-        self.iterations.assign_add(1)
+            assign_if(ok, weight, weight + move)
+        self.iterations.assign_add(tf.cast(ok, tf.int64))
 
 
 class AdamW(Optimizer):
@@ -155,7 +167,7 @@ class AdamW(Optimizer):
     def slot_names(self) -> tuple[str, ...]:
         return ("m", "v")
 
-    def step(self, gradients: Sequence[tf.Tensor]) -> None:
+    def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         learning_rate = self.learning_rate
         t = tf.cast(self.iterations + 1, tf.float32)
         # Reciprocals: one division of scalars instead of one per weight.
@@ -166,14 +178,23 @@ class AdamW(Optimizer):
         ):
             rate = tf.cast(_scaled(learning_rate, factor), weight.dtype)
             m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (m_correction, v_correction))
-            new_m = self.beta_1 * m + (1.0 - self.beta_1) * gradient
-            new_v = self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient)
+            new_m = assign_if(ok, m, self.beta_1 * m + (1.0 - self.beta_1) * gradient)
+            new_v = assign_if(ok, v, self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient))
             direction = new_m * m_scale / (tf.sqrt(new_v * v_scale) + self.epsilon)
             decay = self.weight_decay if decays else 0.0
-            weight.assign(weight - rate * (direction + decay * weight))
-            m.assign(new_m)
-            v.assign(new_v)
-        self.iterations.assign_add(1)
+            assign_if(ok, weight, weight - rate * (direction + decay * weight))
+        self.iterations.assign_add(tf.cast(ok, tf.int64))
+
+
+def assign_if(ok: tf.Tensor, variable: tf.Variable, value: tf.Tensor) -> tf.Tensor:
+    """Assign ``value`` if ``ok`` (bool scalar). Returns what the variable holds then.
+
+    What depends on the new value should be computed from what this returns: XLA then updates the variable in place,
+    where it would otherwise copy it first to compute the value a second time.
+    """
+    kept = tf.where(ok, value, variable.read_value())
+    variable.assign(kept)
+    return kept
 
 
 def _scaled(learning_rate: tf.Tensor, factor: float) -> tf.Tensor:

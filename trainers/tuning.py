@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
-from tftoolkit.trainers.keras_adapter import KerasOptimizer
 from tftoolkit.trainers.progress import peak_memory
 from tftoolkit.trainers.runner import Runner
 from tftoolkit.trainers.step import Step
@@ -53,7 +52,7 @@ def find_lr(
     minimum. The step's variables and the pipeline's position are as before afterwards, also after an error.
 
     Args:
-        step: its only ``Update`` must have one of :mod:`tftoolkit.trainers.optimizers`.
+        step: with one ``Update``.
         pipeline: yields the batches.
         low, high: the ends of the sweep.
         steps: how many learning rates to try.
@@ -63,7 +62,6 @@ def find_lr(
 
     Raises:
         ValueError: a number out of range, no such metric, no loss was finite, or not exactly one ``Update``.
-        TypeError: an optimizer whose learning rate can't be replaced.
     """
     if not 0 < low < high < math.inf:
         raise ValueError(f"find_lr needs 0 < low < high, but got low={low}, high={high}")
@@ -145,15 +143,10 @@ def _learning_rate(step: Step, rates: np.ndarray) -> Iterator[None]:
     if len(updates) != 1:
         raise ValueError(f"find_lr needs a step with one Update, but this has {len(updates)}")
     optimizer = updates[0].optimizer
-    if isinstance(optimizer, KerasOptimizer):
-        raise TypeError("find_lr needs an optimizer of trainers.optimizers, but the step has one of Keras")
-    before, begin = optimizer.schedule, int(optimizer.iterations)
+    begin = int(optimizer.iterations)
     first, ratio = float(rates[0]), float(math.log(rates[-1] / rates[0]) / (len(rates) - 1))
-    optimizer.schedule = lambda iterations: first * tf.exp(ratio * tf.cast(iterations - begin, tf.float32))
-    try:
+    with optimizer.following(lambda done: first * tf.exp(ratio * tf.cast(done - begin, tf.float32))):
         yield
-    finally:
-        optimizer.schedule = before
 
 
 def _measure(step: Step, pipeline: Pipeline, size: int, kind: str, seconds: float) -> BatchSize:

@@ -189,11 +189,7 @@ class Update(tf.Module):
             metrics["loss_scale"] = self.loss_scale.scale.read_value()
             retried = self.loss_scale.update(finite)
 
-        guarded = [*self.weights, *self.optimizer.variables]
-        before = [variable.read_value() for variable in guarded]
-        self.optimizer.step(self._clipped(dense, norm))
-        for variable, old in zip(guarded, before, strict=True):
-            variable.assign(tf.where(ok, variable.read_value(), old))
+        self.optimizer.step(self._clipped(dense, norm), ok)
         if self.ema is not None:
             self.ema.update(ok)
 

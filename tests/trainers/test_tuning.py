@@ -4,9 +4,11 @@ import contextlib
 import re
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from tftoolkit import pipelines, trainers
 from tftoolkit.trainers import flops
@@ -48,6 +50,27 @@ def test_find_lr_on_a_quadratic_stops_where_it_must_diverge(example):
     found = trainers.find_lr(Quadratic(), pipeline, low=1e-3, high=100.0, steps=60, runner="graph")
     assert 1 < found.learning_rates[-1] < 100
     assert 1e-3 < found.suggestion < 1
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "schedule"])
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_find_lr_sweeps_an_optimizer_of_keras(package, scheduled, example):
+    """Gradient descent: the same rates as ours, so the same losses, whatever rate it was made with."""
+
+    def steps():
+        rate = package.optimizers.schedules.ExponentialDecay(1e-3, 10, 0.5) if scheduled else 1e-3
+        for optimizer in (package.optimizers.SGD(rate), trainers.optimizers.Sgd(1e-3)):
+            yield example.Classifier(example.Mlp(0.0), optimizer)
+
+    found = []
+    for step in steps():
+        before = example.values(step)
+        learning_rate = step.update.optimizer.learning_rate.numpy()
+        found.append(trainers.find_lr(step, example.pipeline(), low=1e-4, high=1.0, steps=20, runner="graph"))
+        _assert_unchanged(step, before, example)
+        assert step.update.optimizer.learning_rate.numpy() == learning_rate
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-5)
+    assert found[0].losses[-1] < found[0].losses[0]
 
 
 def test_find_lr_restores_after_an_error_and_names_what_is_wrong(example):
