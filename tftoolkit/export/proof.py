@@ -21,7 +21,7 @@ from tftoolkit.export.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
 from tftoolkit.export.parity import GoldenCase, compare, golden_cases
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtime import Arrays, LiteRuntime, OnnxRuntime, Runtime, Signature, default_signature
-from tftoolkit.export.samples import Case, Representative, cases, latency_inputs, real_inputs
+from tftoolkit.export.samples import Representative, cases, latency_inputs, real_inputs
 from tftoolkit.export.staging import stage
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ def prove(
     metric: Metric | None,
     max_drop: float | None,
     label: str | None = None,
-    sequence: Sequence[Case] | None = None,
+    known: Sequence[GoldenCase] | None = None,
 ) -> Proof:
     """Structure, parity, metric, latency and memory of one file; ``label`` is its name in the report.
 
-    ``sequence``: the calls to prove it on, in this order, for a file whose calls depend on each other.
+    ``known``: the calls to prove it on, in this order, for a file whose calls depend on each other.
     """
     name = label or path.name
     with stage("structure", name):
@@ -122,7 +122,7 @@ def prove(
             f"an {opened.format.name} file is proven on real inputs: give representative for signatures {lacking}"
         )
     with stage("parity", name):
-        found = golden_cases(golden, sequence or cases(opened.file.signatures, real), opened.format)
+        found = known or golden_cases(golden, cases(opened.file.signatures, real), opened.format)
         checks = compare(opened.file, found, opened.format.name)
     value, golden_value = None, None
     if metric is not None:
