@@ -22,12 +22,11 @@ def real(count, shape):
     return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
 
 
-@pytest.mark.parametrize("mode", ["int8", "int16x8"])
-def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path, mode):
+def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     layers = [keras.Input([6, 8], batch_size=2, name="x"), keras.layers.LSTM(4)]
     with pytest.raises(export.ExportError, match=r"convert failed: .* SIGSEGV in _feed_tensors \(calibrator.py\)"):
         export.tflite(
-            keras.Sequential(layers), tmp_path / "m.tflite", quantize=mode, representative=real(50, [2, 6, 8])
+            keras.Sequential(layers), tmp_path / "m.tflite", quantize="int8", representative=real(50, [2, 6, 8])
         )
     assert os.listdir(tmp_path) == []
     # The process lives, and converts other models.

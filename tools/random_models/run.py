@@ -1,0 +1,224 @@
+"""Random small models through every target of ``tftoolkit.export``: is each accepted file right, what is refused?
+
+    python tools/random_models/run.py 0 300 --results /tmp/random_models.jsonl
+
+A line per model is appended to --results, so that an interrupted run goes on where it stopped (a model that ended the
+process counts as a crash). Prints the table at the end.
+"""
+
+import argparse
+import collections
+import contextlib
+import faulthandler
+import functools
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import recipe
+from models import FREE, VOCABULARY, RandomModel, random_model
+
+from tftoolkit import export
+
+QUANTIZE: dict[str, Any] = {
+    "float32": None, "float16": "float16", "dynamic": "dynamic", "int8": "int8", "int16x8": "int16x8",
+    "recipe": recipe.static_wi8_ai8(),
+}  # fmt: skip
+TARGETS = ["saved_model", *QUANTIZE, "onnx"]
+# What rounds a number, relative to the largest of its tensor; and what a file may be off, relative to the largest
+# output, beside what such a rounding of the inputs does to the model. Generous, since the gate's own bound is derived
+# and much tighter: this looks for gross errors that the gate lets through.
+ROUNDING = {"float16": 2.0**-11, "dynamic": 1 / 127, "int8": 1 / 127, "int16x8": 1 / 127, "recipe": 1 / 127}
+SINGLE = 2.0**-22
+TOLERANCE = {"float16": 0.02, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5, "recipe": 0.5}
+EXAMPLES = 104  # calibration wants 100
+
+
+def inputs(specs: Iterable[tf.TensorSpec], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = {spec: [FREE if size is None else size for size in spec.shape] for spec in specs}
+    return {
+        spec.name: rng.integers(0, VOCABULARY, shape, np.int32)
+        if spec.dtype.is_integer
+        else rng.standard_normal(shape).astype(np.float32)
+        for spec, shape in shapes.items()
+    }
+
+
+def examples(made: RandomModel, seed: int) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Real inputs for each signature."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, (_, specs) in made.signatures.items():
+        found[name] = [inputs(specs, rng) for _ in range(EXAMPLES // (specs[0].shape[0] or FREE))]
+    return found
+
+
+class Oracle:
+    """The model in TensorFlow on fresh inputs, and how far its outputs move when the inputs are rounded."""
+
+    def __init__(self, made: RandomModel, seed: int):
+        self._rng = np.random.default_rng([seed, 1])
+        self._functions = {
+            name: (tf.function(function, autograph=False), specs) for name, (function, specs) in made.signatures.items()
+        }
+        self.inputs = {name: inputs(specs, self._rng) for name, (_, specs) in made.signatures.items()}
+        self.outputs = {name: self._run(name, values) for name, values in self.inputs.items()}
+
+    @functools.cache  # noqa: B019 - lives as long as its model
+    def moved(self, signature: str, rounding: float) -> dict[str, float]:
+        right = self.outputs[signature]
+        found = dict.fromkeys(right, 0.0)
+        for _ in range(4):
+            nearby = {name: _rounded(value, rounding, self._rng) for name, value in self.inputs[signature].items()}
+            for name, value in self._run(signature, nearby).items():
+                found[name] = max(found[name], _distance(value, right[name]))
+        return found
+
+    def _run(self, signature: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        function, specs = self._functions[signature]
+        outputs = function(*(tf.constant(values[spec.name]) for spec in specs))
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def actual(path: Path, target: str, signature: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In a runtime of its own."""
+    if target == "saved_model":
+        outputs = tf.saved_model.load(str(path)).signatures[signature](**{k: tf.constant(v) for k, v in values.items()})
+        return {name: np.asarray(value) for name, value in outputs.items()}
+    if target == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, values), strict=True))
+    runtime = Interpreter(str(path)).get_signature_runner(signature)
+    runtime(**values)
+    return dict(runtime(**values))  # the second call: state must not outlive one
+
+
+def wrong(oracle: Oracle, path: Path, target: str) -> str | None:
+    """The first output on fresh inputs that is off by more than the format explains."""
+    for signature in ["serving_default"] if target == "onnx" else oracle.outputs:
+        found = actual(path, target, signature, oracle.inputs[signature])
+        moved = oracle.moved(signature, ROUNDING.get(target, SINGLE))
+        for name, value in oracle.outputs[signature].items():
+            if value.dtype.kind in "iu" and target in ROUNDING:
+                continue  # the index of the largest of nearly equal numbers
+            error = _distance(found[name], value)
+            allowed = TOLERANCE.get(target, 1e-3) * max(np.abs(value).max(), 1e-3) + 4 * moved[name]
+            if not error <= allowed:
+                return f"{signature}/{name} is off by {error:.3g}, allowed {allowed:.3g}"
+    return None
+
+
+def _rounded(value: np.ndarray, rounding: float, rng: np.random.Generator) -> np.ndarray:
+    if value.dtype.kind != "f":
+        return value
+    return (value + rounding * np.abs(value).max() * rng.uniform(-1, 1, value.shape)).astype(np.float32)
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    gap = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return float(np.where(np.isnan(one) & np.isnan(other), 0.0, gap).max(initial=0.0)) if one.size else 0.0
+
+
+def through_every_target(made: RandomModel, seed: int, folder: Path) -> dict[str, str]:
+    """What became of the model in each target: "accepted", "refused: reason", "WRONG: ..." or "ERROR: ..."."""
+    real, oracle = examples(made, seed), Oracle(made, seed)
+    found = {}
+    for target in TARGETS:
+        path = folder / f"{seed}.{target}"
+        try:
+            _export(made, target, path, real)
+        except export.ExportError as error:
+            found[target] = f"refused: {error.stage}: {error.reason}"
+        except Exception as error:  # a refusal without a reason is what this looks for, too
+            found[target] = f"ERROR: {type(error).__name__}: {str(error)[:500]}"
+        else:
+            problem = wrong(oracle, path, target)
+            found[target] = f"WRONG: {problem}" if problem else "accepted"
+            continue
+        if path.exists():
+            found[target] = f"ERROR: left a file behind; {found[target]}"
+        if target == "saved_model":  # of which the others are made
+            break
+    return found
+
+
+def _export(made: RandomModel, target: str, path: Path, real: Any) -> None:
+    saved = path.with_suffix(".saved_model")
+    if target == "saved_model":
+        export.saved_model(made.model, path, signatures=made.signatures)
+    elif target == "onnx":
+        export.onnx(saved, path, signature="serving_default", representative=real["serving_default"])
+    else:
+        export.tflite(saved, path, quantize=QUANTIZE[target], representative=real)
+
+
+def kind_of(result: str) -> str:
+    """Without what differs from model to model: numbers and names."""
+    return re.sub(r"(…[, ]*)+", "… ", re.sub(r"[\d.e+-]*\d|'[^']*'", "…", result))[:160].strip()
+
+
+def tabulate(results: Iterable[Mapping[str, str]]) -> str:
+    """Counts by target, then every kind of refusal with the targets it concerns."""
+    results = list(results)
+    lines = ["| target | accepted | refused | wrong | error |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        found = [result[target].split(":")[0] for result in results if target in result]
+        counts = [found.count(what) for what in ("accepted", "refused", "WRONG", "ERROR")]
+        lines.append(f"| {target} | {' | '.join(map(str, counts))} |")
+    reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for result in results:
+        for target, what in result.items():
+            if what != "accepted":
+                reasons[kind_of(what)][target] += 1
+    lines += ["", "| not accepted, and why | files | targets |", "|---|---|---|"]
+    for reason, targets in sorted(reasons.items(), key=lambda item: -item[1].total()):
+        text = reason.removeprefix("refused: ").replace("|", "\\|")
+        lines.append(f"| {text} | {targets.total()} | {', '.join(f'{t} {n}' for t, n in sorted(targets.items()))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=int, help="the first seed")
+    parser.add_argument("end", type=int, help="the seed after the last")
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
+    arguments = parser.parse_args()
+    faulthandler.enable(os.dup(2))  # a copy: the export redirects standard error at times
+    done: dict[int, dict[str, str]] = {}
+    if arguments.results.exists():
+        for line in arguments.results.read_text().splitlines():
+            entry = json.loads(line)
+            done[entry["seed"]] = entry["results"]
+    with arguments.results.open("a") as file:
+        for seed in range(arguments.first, arguments.end):
+            if seed in done:
+                continue
+            # Written before: a model that ends the process is not tried again.
+            print(
+                json.dumps({"seed": seed, "results": {"saved_model": "ERROR: ended the process"}}),
+                file=file,
+                flush=True,
+            )
+            made = random_model(seed)
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+                done[seed] = through_every_target(made, seed, Path(folder))
+            print(json.dumps({"seed": seed, "parts": made.parts, "results": done[seed]}), file=file, flush=True)
+            print(
+                f"{seed}: {', '.join(what.split(':')[0] for what in done[seed].values())}", file=sys.stderr, flush=True
+            )
+    print(tabulate(done[seed] for seed in sorted(done) if arguments.first <= seed < arguments.end))
+
+
+if __name__ == "__main__":
+    main()
