@@ -3,9 +3,9 @@
     python benchmarks/runners.py [--models mlp,mlp-sgd,cnn,transformer] [--rounds 7] [--torch /path/to/python]
 
 Each model is one Keras 3 model for all TensorFlow candidates (PyTorch: the same layers), with cross-entropy and AdamW
-(mlp-sgd: plain gradient descent); the data repeat one batch, so that the loop is measured and not the input. The candidates run in turns, so that a busy
-machine slows all of them alike; median and range over the rounds are printed and written to benchmarks/results.csv, and
-ratios are taken within each round.
+(mlp-sgd: plain gradient descent); the data repeat one batch, so that the loop is measured and not the input. The
+candidates run in turns, so that a busy machine slows all of them alike; median and range over the rounds are printed
+and written to benchmarks/results.csv, and ratios are taken within each round.
 
 *plain graph* and *plain xla* call a ``tf.function`` of model, tape and the optimizer of Keras once per batch. *Keras
 fit* is ``steps_per_execution=100, jit_compile=True``. *Trainer* is the whole loop with a real pipeline, a line of
