@@ -7,9 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from tftoolkit import export
 
 TOOL = Path(__file__).parents[2] / "tools/random_models"
 
@@ -77,3 +80,41 @@ def test_an_interrupted_run_goes_on_and_a_crash_is_counted(tool, tmp_path, monke
     assert "| saved_model | 2 | 0 | 0 | 1 |" in table
     assert "| convert: no op … in … models | 2 | onnx 2 |" in table
     assert "| ERROR: ended the process | 1 | saved_model 1 |" in table
+
+
+# What random models have found.
+
+
+def exported(exporter, folder, function, *specs, **settings):
+    return exporter(tf.Module(), folder, signatures={"f": (function, specs)}, **settings)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "int8"])
+def test_integers_saturate_where_tensorflow_overflows(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    first, second = (tf.Variable(rng.standard_normal(s, np.float32) / 8) for s in ([40, 30], [30, 40]))
+    spec = tf.TensorSpec([4, 40], tf.float32, "x")
+    real = [{"x": rng.standard_normal([4, 40], np.float32)} for _ in range(25)]
+    assert np.isnan(tf.exp(1000 * real[0]["x"] @ first) @ second).any()  # infinity minus infinity
+    exported(
+        export.tflite, tmp_path / mode, lambda x: tf.exp(x @ first) @ second, spec, quantize=mode, representative=real
+    )
+
+
+def test_compiled_functions_in_onnx(tmp_path):
+    """Keras 3 compiles grouped convolutions; tf2onnx takes a compiled function for an unknown op."""
+    layer = keras.layers.Conv2D(6, 3, groups=2, activation="relu")
+    layer.build([1, 8, 8, 4])
+    exported(export.onnx, tmp_path / "m.onnx", layer, tf.TensorSpec([1, 8, 8, 4], tf.float32, "x"))
+
+
+def test_a_loop_over_a_constant_in_onnx(tmp_path):
+    constant = tf.constant([1.0, 2.0, 3.0])
+
+    def function(x):
+        return tf.while_loop(lambda i, _: i < 2, lambda i, v: (i + 1, v * constant), [0, x])[1]
+
+    with pytest.raises(
+        export.ExportError, match=r"structure failed .* a constant that a loop uses: make it a tf.Variable"
+    ):
+        exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))

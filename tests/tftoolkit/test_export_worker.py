@@ -33,6 +33,15 @@ def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     export.tflite(tf.Module(), tmp_path / "m.tflite", signatures={"f": (tf.nn.relu, [SPEC])})
 
 
+def test_a_file_that_ends_the_process_that_opens_it(tmp_path):
+    """int8 of a ReLU that is zero for all inputs: the calibrated range is empty, and LiteRT aborts."""
+    real = [{"x": -np.full([2, 4], 10, np.float32), "y": -np.ones([2, 4], np.float32)}] * 50
+    signatures = {"f": (lambda x, y: tf.nn.relu(x + y), [SPEC, tf.TensorSpec([2, 4], tf.float32, "y")])}
+    with pytest.raises(export.ExportError, match=r"structure failed: .*SIGABRT in allocate_tensors \(interpreter.py\)"):
+        export.tflite(tf.Module(), tmp_path / "m", signatures=signatures, quantize="int8", representative=real)
+    assert os.listdir(tmp_path) == []
+
+
 def test_values_and_errors_come_back():
     assert worker.call(operator.mul, 2, 3) == 6
     with pytest.raises(ZeroDivisionError):
@@ -44,11 +53,11 @@ def test_values_and_errors_come_back():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("SIGKILL", "memory ran out"), ("SIGABRT", "internal check"), ("SIGTERM", "it said nothing")],
+    [("SIGKILL", "memory ran out"), ("SIGABRT", "a bug in the converter"), ("SIGTERM", "it said nothing")],
 )
 def test_every_death_is_explained(name, message):
     pid = worker.call(os.getpid)
-    with pytest.raises(export.ExportError, match=f"ended with {name}.*{message}"):
+    with pytest.raises(export.ExportError, match=f"ended its process with {name}.*{message}"):
         worker.call(signal.raise_signal, getattr(signal, name))
     assert worker.call(os.getpid) != pid
 
@@ -84,7 +93,7 @@ def test_a_child_without_work_ends_and_another_takes_its_place(monkeypatch):
 
 
 def test_an_exit_is_told():
-    with pytest.raises(export.ExportError, match="exit status 7: it said nothing"):
+    with pytest.raises(export.ExportError, match="ended its process with exit status 7: it said nothing"):
         worker.call(os._exit, 7)
 
 

@@ -19,6 +19,7 @@ from tftoolkit.export import golden as stored
 from tftoolkit.export import memory
 from tftoolkit.export.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
 from tftoolkit.export.parity import GoldenCase, compare, golden_cases
+from tftoolkit.export.rehearsal import rehearse
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtime import Arrays, LiteRuntime, OnnxRuntime, Runtime, Signature, default_signature
 from tftoolkit.export.samples import Representative, cases, latency_inputs, real_inputs
@@ -150,7 +151,7 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
             if item.case.kind == "real":
                 real.setdefault(item.case.signature, []).append(item.case.inputs)
     row = _measured(path, path.name, opened, real, checks)
-    return ExportReport((dataclasses.replace(row, metric=_evaluated(metric, opened.file) if metric else None),))
+    return ExportReport((dataclasses.replace(row, metric=evaluated(metric, opened.file) if metric else None),))
 
 
 def _measured(
@@ -185,8 +186,8 @@ class _Opened:
 def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     if path.is_dir():
         return _open_saved_model(path)
-    runtimes = {}
     if path.suffix == ".onnx":
+        rehearse(path)
         runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
         # An .onnx file of ours computes in the types of its model.
         return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32)
@@ -209,6 +210,7 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:
         raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
+    rehearse(path)
     runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
     kind = f"TFLite {contents.format.name}"
     if contents.format.calibrated and contents.float_ops:
@@ -276,14 +278,15 @@ def check_metric(metric: Metric | None, max_drop: float | None) -> None:
 
 
 def _metric(metric: Metric, file: Runtime, golden: SavedModelRuntime, max_drop: float | None) -> tuple[float, float]:
-    value = _evaluated(metric, file)
-    golden_value = _evaluated(metric, golden)
+    value = evaluated(metric, file)
+    golden_value = evaluated(metric, golden)
     if max_drop is not None and not golden_value - value <= max_drop:
         raise ExportError("metric", f"fell from {golden_value:.6g} to {value:.6g}; max_drop allows {max_drop:g}")
     return value, golden_value
 
 
-def _evaluated(metric: Metric, runtime: Runtime) -> float:
+def evaluated(metric: Metric, runtime: Runtime) -> float:
+    """The metric of a file or model; without a signature, ``predict`` runs its default one."""
     default = default_signature(runtime.signatures)
 
     def predict(inputs: Mapping[str, Any], signature: str = default) -> Arrays:

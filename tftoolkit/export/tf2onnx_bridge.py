@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.export import decompose
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtime import Signature
 from tftoolkit.export.staging import quiet
@@ -21,11 +22,12 @@ DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
-    """One signature as an ONNX model whose graph bears the signature's name.
+    """One signature as an ONNX model whose graph bears the signature's name. ``saved_model`` is changed.
 
     Raises ExportError where the converter fails or writes ops that ONNX does not have (it logs them and goes on).
     """
     tf2onnx, onnx = _libraries()
+    _without_jit(saved_model)
     loaded = tf.saved_model.load(str(saved_model))
     function = loaded.signatures[name]
     wrapped, specs = _positional(function, signature)
@@ -46,6 +48,15 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     except Exception as error:  # ValidationError and InferenceError have no common base
         raise ExportError("structure", f"ONNX's checker: {str(error).strip()[:500]}", signature=name) from error
     return model.SerializeToString(deterministic=True)
+
+
+def _without_jit(saved_model: Path) -> None:
+    """Functions with jit_compile=True become ordinary ones: tf2onnx takes the others for unknown ops."""
+    proto = decompose.read(saved_model)
+    for meta in proto.meta_graphs:
+        for marked in (*decompose.nodes(meta.graph_def), *meta.graph_def.library.function):
+            marked.attr.pop("_XlaMustCompile", None)
+    (saved_model / "saved_model.pb").write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _positional(function: Any, signature: Signature) -> tuple[Any, list[tf.TensorSpec]]:
@@ -123,12 +134,12 @@ def _in_order(graph: Any, signature: Signature, name: str) -> None:
     for side, wanted in (("input", signature.inputs), ("output", signature.outputs)):
         values = getattr(graph, side)
         found = {re.sub(r":0$", "", value.name): value for value in values}
-        if set(found) != {tensor.name for tensor in wanted}:
-            raise ExportError(
-                "structure",
-                f"ONNX {side}s are {sorted(found)}; the model has {[t.name for t in wanted]}",
-                signature=name,
-            )
+        names = [tensor.name for tensor in wanted]
+        if set(found) != set(names):
+            reason = f"ONNX {side}s are {sorted(found)}; the model has {names}"
+            if set(found) > set(names):
+                reason += ". tf2onnx makes an input of a constant that a loop uses: make it a tf.Variable"
+            raise ExportError("structure", reason, signature=name)
         ordered = [type(found[tensor.name])() for tensor in wanted]
         for copy, tensor in zip(ordered, wanted, strict=True):
             copy.CopyFrom(found[tensor.name])

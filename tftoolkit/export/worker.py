@@ -1,4 +1,4 @@
-"""Runs a function in a child process: TensorFlow's converter crashes on some models, which must not end the caller.
+"""Runs a function in a child process: converters and runtimes crash on some models, which must not end the caller.
 
 One child serves all conversions of a process, so that TensorFlow's start (about 3 s) is paid once. It is a fresh
 interpreter (TensorFlow does not survive a fork) that imports what the caller imports but not the caller's main script,
@@ -26,10 +26,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 IDLE = 60.0  # seconds after which the child ends and gives its memory back
 GONE = 3  # its exit status then
+BUG = "a bug in the converter or the runtime that this model meets"
 CAUSES = {
-    "SIGSEGV": "a bug in the converter that this model meets. Known to do it: int8 and int16x8 of a loop (a recurrent "
-    "layer without unroll=True); see docs/known_converter_bugs.md",
-    "SIGABRT": "an internal check of the converter failed, which is a bug in it that this model meets",
+    "SIGSEGV": f"{BUG}. Known: int8 or int16x8 of a loop (a recurrent layer without unroll=True)",
+    "SIGABRT": f"{BUG}. Known: int8 of a ReLU that is zero for all representative inputs",
     "SIGKILL": "the system killed it, most likely because memory ran out",
 }
 
@@ -93,7 +93,7 @@ class _Child:
 
 
 def _death(status: int, log: str) -> str:
-    """How the child ended, in which function, and why."""
+    """How the child ended, in which function, and why; more is in docs/known_converter_bugs.md."""
     how = f"exit status {status}"
     why = log.strip()[-500:] or "it said nothing"
     if status < 0:
@@ -102,9 +102,9 @@ def _death(status: int, log: str) -> str:
     failed = re.search(r"Check failed: .*", log)
     if failed:
         why += f" ({failed[0][:300]})"
-    frame = re.search(r'most recent call first\):\s+File ".*?([^/]+)", line \d+ in (\w+)', log)
+    frame = re.search(r'^Current thread .*\n +File ".*?([^/"]+)", line \d+ in (\w+)', log, re.MULTILINE)
     where = f" in {frame[2]} ({frame[1]})" if frame else ""
-    return f"the converter's process ended with {how}{where}: {why}"
+    return f"it ended its process with {how}{where}: {why}"
 
 
 def serve(idle: float) -> None:

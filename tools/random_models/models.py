@@ -101,11 +101,11 @@ IMAGE_LAYERS: Layers = {
     "Cropping2D": lambda d: d.layers.Cropping2D(((1, 0), (0, 1))),
 }
 SEQUENCE_LAYERS: Layers = {
-    "LSTM": lambda d: d.layers.LSTM(d.width, return_sequences=True),
-    "LSTM, unrolled": lambda d: d.layers.LSTM(d.width, return_sequences=True, unroll=True),
-    "GRU": lambda d: d.layers.GRU(d.width, return_sequences=True, go_backwards=d.chance(0.3)),
-    "GRU, unrolled": lambda d: d.layers.GRU(d.width, return_sequences=True, unroll=True),
-    "SimpleRNN": lambda d: d.layers.SimpleRNN(d.width, return_sequences=True),
+    "LSTM": lambda d: d.layers.LSTM(d.width, return_sequences=True, unroll=d.chance(0.7)),
+    "GRU": lambda d: d.layers.GRU(
+        d.width, return_sequences=True, unroll=d.chance(0.7), go_backwards=d.chance(0.3)
+    ),
+    "SimpleRNN": lambda d: d.layers.SimpleRNN(d.width, return_sequences=True, unroll=d.chance(0.7)),
     "Bidirectional": lambda d: d.layers.Bidirectional(
         d.one(d.layers.LSTM, d.layers.GRU)(d.width, return_sequences=True, unroll=d.chance(0.7))
     ),
@@ -203,8 +203,8 @@ def reduced(d: Draw, shape: Sequence[int]) -> Step:
 
 def elementwise(d: Draw, shape: Sequence[int]) -> Step:
     return d.one(
-        tf.nn.relu6, tf.nn.elu, tf.nn.leaky_relu, tf.nn.crelu, tf.math.softplus, tf.abs, tf.square, tf.sin, tf.math.erf,
-        tf.nn.log_softmax, tf.math.sign, tf.floor, tf.math.atan, tf.nn.gelu, tf.math.expm1, tf.math.cos, tf.nn.softmax,
+        tf.nn.relu6, tf.nn.elu, tf.nn.leaky_relu, tf.nn.crelu, tf.math.softplus, tf.abs, tf.square, tf.sin,
+        tf.nn.log_softmax, tf.math.sign, tf.floor, tf.nn.gelu, tf.math.expm1, tf.math.cos, tf.nn.softmax,
         lambda h: tf.math.log(tf.abs(h) + 0.1), lambda h: tf.math.rsqrt(tf.square(h) + 0.1), lambda h: h / (1 + h * h),
         lambda h: tf.clip_by_value(h, -0.7, 0.4), lambda h: tf.maximum(h, 0.2 * h), lambda h: tf.pow(tf.abs(h), 1.5),
         lambda h: tf.math.squared_difference(h, 0.3), lambda h: tf.where(h > 0.2, h, -h), lambda h: tf.round(4 * h) / 4,
