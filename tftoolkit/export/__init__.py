@@ -12,23 +12,28 @@ from typing import TYPE_CHECKING, Any
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 
 if TYPE_CHECKING:
+    from tftoolkit.export.browser_page import web
     from tftoolkit.export.chart import bar_chart
     from tftoolkit.export.exporters import onnx, saved_model, tflite
     from tftoolkit.export.on_device import trainable_tflite
     from tftoolkit.export.proof import verify
+    from tftoolkit.export.quantization_error import propose_keep_float, quantization_errors
 
 __all__ = [
-    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "onnx", "saved_model", "tflite",
-    "trainable_tflite", "verify",
+    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "onnx", "propose_keep_float",
+    "quantization_errors", "saved_model", "tflite", "trainable_tflite", "verify", "web",
 ]  # fmt: skip
 
 _WHERE = {
     "bar_chart": "chart",
     "onnx": "exporters",
+    "propose_keep_float": "quantization_error",
+    "quantization_errors": "quantization_error",
     "saved_model": "exporters",
     "tflite": "exporters",
     "trainable_tflite": "on_device",
     "verify": "proof",
+    "web": "browser_page",
 }
 
 

@@ -1,0 +1,54 @@
+"""Serves an exported web page on this machine alone."""
+
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+HOST = "127.0.0.1"  # never another: this is a development server
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map: ClassVar[dict[str, str]] = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        # WebAssembly is compiled while it loads, and modules load at all, only under these types; the system's table
+        # of types may lack them.
+        ".wasm": "application/wasm",
+        ".js": "text/javascript",
+        ".tflite": "application/octet-stream",
+    }
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")  # a newly exported model is seen at once
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Silent: the browser says what it misses."""
+
+
+def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """A server of the folder's files, not yet running; port 0 takes a free one.
+
+    Raises FileNotFoundError where the folder is not an exported page, OSError where the port is taken.
+    """
+    if not (folder / "index.html").is_file():
+        raise FileNotFoundError(f"{folder} is not an exported web page: it has no index.html")
+    handler = functools.partial(_Handler, directory=str(folder))
+    return http.server.ThreadingHTTPServer((HOST, port), handler)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address under which the folder is served meanwhile."""
+    running = server(folder, 0)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{running.server_port}/"
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
