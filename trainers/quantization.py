@@ -110,7 +110,8 @@ class FakeQuantization(tf.Module):
         seen = tf.cast(self.batches, tf.float32)
         keep = 1.0 if self.learned else tf.minimum(self.decay, seen / (seen + 1))
         keep = tf.where((known.minimum == 0.0) & (known.maximum == 0.0), 0.0, keep)  # nothing is known yet
-        keep = tf.where(tf.math.is_finite(low) & tf.math.is_finite(high), keep, 1.0)
+        finite = tf.math.is_finite(x)
+        keep = tf.where(tf.reduce_all(finite), keep, 1.0)
         new = [
             # 0 * infinity is NaN.
             tf.where(keep == 1.0, variable, keep * variable + (1 - keep) * tf.stop_gradient(value))
@@ -118,7 +119,8 @@ class FakeQuantization(tf.Module):
         ]
         known.minimum.assign(new[0])
         known.maximum.assign(new[1])
-        return known.quantize(x, *new)
+        # Saturated, a NaN or an infinity would be hidden from the guard of `Update`.
+        return tf.where(finite, known.quantize(x, *new), x)
 
     def _rounded(self, name: str, x: tf.Tensor) -> tf.Tensor:
         known = self.ranges[name]

@@ -1,10 +1,12 @@
 """Where an int8 file rounds: found in the traced graph of a model, and put into a repetition of it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 Variables = frozenset[Any]  # references of the variables that a tensor depends on
 
@@ -24,8 +26,10 @@ _MERGED_WITH_CONSTANT = ("Add", "AddV2", "Sub", "Mul", "RealDiv")
 # These hand integers on as they are: what comes out has the scale of what went in.
 _SHAPE_ONLY = ("BatchToSpaceND", "ExpandDims", "Identity", "Reshape", "SpaceToBatchND", "Squeeze", "StopGradient")
 _SAME_SCALE = (*_SHAPE_ONLY, "MaxPool", "MaxPoolV2", "Pad", "Slice", "StridedSlice", "Transpose")
+_PRODUCTS = {*_CONVOLUTIONS, *_MATRIX_PRODUCTS, "Einsum"}
 # TFLite prescribes the scale of their outputs.
 _PRESCRIBED = ("LogSoftmax", "Sigmoid", "Softmax", "Tanh")
+_counter = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Plan:
 def plan(traced: Any, names: Mapping[Any, str]) -> Plan:
     """The plan for a model from the trace of a call in inference; ``names`` is from variable reference to name."""
     graph = _Graph(traced)
-    ends, weights = {}, set()
+    ends: dict[Any, str] = {}
+    weights = set()
     for op in traced.graph.get_operations():
         activations, weight = _operands(graph, op)
         if not activations:
@@ -57,7 +62,8 @@ def plan(traced: Any, names: Mapping[Any, str]) -> Plan:
         if weight is not None:
             weights.add(graph.variables[op.inputs[weight[0]].ref()])
         end = _end(graph, op.outputs[0])
-        title = " + ".join(sorted(names[ref] for ref in graph.variables[op.inputs[weight[0]].ref()])) if weight else ""
+        variables = graph.variables[op.inputs[weight[0]].ref()] if weight else frozenset()
+        title = " + ".join(sorted(names.get(ref, ref.deref().name.removesuffix(":0")) for ref in variables))
         for source in (_source(op.inputs[i]) for i in activations):
             if source.op.type not in _PRESCRIBED:
                 ends.setdefault(source.ref(), "input" if source.op.type == "Placeholder" else source.op.type)
@@ -89,40 +95,85 @@ def repeat(
     """
     graph = _Graph(traced)
     found = {_point_tensor(graph, point).ref(): point.name for point in plan.points}
-    given = [leaf for leaf in tf.nest.flatten(arguments) if isinstance(leaf, tf.Tensor)]
-    count = len(traced.inputs) - len(traced.captured_inputs)
-    values = {tensor.ref(): value for tensor, value in zip(traced.inputs, [*given, *traced.captured_inputs])}
-    for tensor in traced.inputs[:count]:
-        if name := found.get(tensor.ref()):
-            values[tensor.ref()] = activation(name, values[tensor.ref()])
-    target = tf.compat.v1.get_default_graph()
+
+    def operands(op: tf.Operation, inputs: list[Any]) -> list[Any]:
+        _, product = _operands(graph, op)
+        if product is None or graph.variables[op.inputs[product[0]].ref()] not in plan.weights:
+            return inputs
+        return [weight(value, product[1]) if i == product[0] else value for i, value in enumerate(inputs)]
+
+    def result(tensor: tf.Tensor, value: Any) -> Any:
+        name = found.get(tensor.ref())
+        return activation(name, value) if name else value
+
     for variable in traced.graph.variables:
-        target.watch_variable(variable)  # a tape around the call watches what it is told of
-    library = tf.compat.v1.GraphDef(library=traced.graph.as_graph_def().library)
-    tf.graph_util.import_graph_def(library, name="")
+        # A tape around the call watches what it is told of.
+        tf.compat.v1.get_default_graph().watch_variable(variable)
+    given = [leaf for leaf in tf.nest.flatten(arguments) if isinstance(leaf, tf.Tensor)]
+    taken = [result(tensor, value) for tensor, value in zip(traced.inputs, given, strict=False)]
+    return _repeated(traced, [*taken, *traced.captured_inputs], plan, operands, result)
+
+
+def _repeated(
+    traced: Any,
+    inputs: list[Any],
+    plan: Plan,
+    operands: Callable[[tf.Operation, list[Any]], list[Any]] = lambda op, inputs: inputs,
+    result: Callable[[tf.Tensor, Any], Any] = lambda tensor, value: value,
+) -> Any:
+    target = tf.compat.v1.get_default_graph()
+    tf.graph_util.import_graph_def(tf.compat.v1.GraphDef(library=traced.graph.as_graph_def().library), name="")
+    values = {tensor.ref(): value for tensor, value in zip(traced.inputs, inputs, strict=True)}
     made: dict[str, tf.Operation] = {}
     for op in traced.graph.get_operations():
         if op.type == "Placeholder":
             continue
-        inputs = [values[tensor.ref()] for tensor in op.inputs]
-        _, product = _operands(graph, op)
-        if product is not None and graph.variables[op.inputs[product[0]].ref()] in plan.weights:
-            inputs[product[0]] = weight(inputs[product[0]], product[1])
-        made[op.name] = _again(target, op, inputs, made)
+        # "_class" asks for the device of another operation, by the name that it had in the other graph.
+        attributes = {key: value for key, value in op.node_def.attr.items() if key != "_class"}
+        if op.type == "IdentityN" and "_gradient_op_type" in attributes:
+            name = _repeated_gradient(traced, op, plan, values)
+            attributes["_gradient_op_type"] = tf.compat.v1.AttrValue(s=name.encode())
+        before = [made[control.name] for control in op.control_inputs if control.name in made]
+        factors = operands(op, [values[tensor.ref()] for tensor in op.inputs])
+        with tf.control_dependencies(before), tf.device(op.device):
+            types = [tensor.dtype for tensor in op.outputs]
+            made[op.name] = target.create_op(op.type, factors, types, name=op.name, attrs=attributes)
         for old, new in zip(op.outputs, made[op.name].outputs, strict=True):
-            name = found.get(old.ref())
-            values[old.ref()] = activation(name, new) if name else new
+            values[old.ref()] = result(old, new)
     outputs = iter([values[tensor.ref()] for tensor in traced.outputs])
     return tf.nest.map_structure(lambda leaf: None if leaf is None else next(outputs), traced.structured_outputs)
 
 
-def _again(target: Any, op: tf.Operation, inputs: list[Any], made: Mapping[str, tf.Operation]) -> tf.Operation:
-    # "_class" asks for the device of another operation, by the name that it had in the other graph.
-    attributes = {key: value for key, value in op.node_def.attr.items() if key != "_class"}
-    before = [made[control.name] for control in op.control_inputs if control.name in made]
-    with tf.control_dependencies(before), tf.device(op.device):
-        types = [tensor.dtype for tensor in op.outputs]
-        return target.create_op(op.type, inputs, types, name=op.name, attrs=attributes)
+def _repeated_gradient(traced: Any, op: tf.Operation, plan: Plan, values: Mapping[Any, Any]) -> str:
+    """What ``tf.custom_gradient`` defined for ``op`` refers to tensors of the traced graph: it is repeated as well.
+
+    Raises:
+        ValueError: it computes products anew, which would not be rounded.
+    """
+    differentiable = [tensor.dtype.is_floating for tensor in op.outputs]
+
+    def gradients(*given: tf.Tensor) -> Any:
+        left = iter(given)
+        return list(ops.get_gradient_function(op)(op, *(next(left) if is_ else None for is_ in differentiable)))
+
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in op.outputs if tensor.dtype.is_floating]
+    with traced.graph.as_default():
+        backward = tf.function(gradients, autograph=False).get_concrete_function(*specs)
+    graph = _Graph(traced)
+    used = {variable.ref() for variable in backward.graph.variables}
+    used |= {ref for tensor in backward.captured_inputs for ref in graph.variables.get(tensor.ref(), ())}
+    recomputed = [inner.name for inner in backward.graph.get_operations() if inner.type in _PRODUCTS]
+    if recomputed and used & frozenset().union(*plan.weights):
+        raise ValueError(f"a custom gradient computes {recomputed[0]} anew, unrounded: leave out rematerialize")
+
+    def repeated(_: tf.Operation, *given: Any) -> Any:
+        arguments = [value for value, is_ in zip(given, differentiable, strict=True) if is_]
+        captured = [values.get(tensor.ref(), tensor) for tensor in backward.captured_inputs]
+        return _repeated(backward, [*arguments, *captured], plan)
+
+    name = f"TfToolkitRepeated-{next(_counter)}"
+    tf.RegisterGradient(name)(repeated)
+    return name
 
 
 class _Graph:
@@ -132,7 +183,7 @@ class _Graph:
         active: references of the tensors that depend on the function's arguments.
         variables: tensor reference -> the variables that it depends on.
         kinds: reference of such a tensor -> what makes it.
-        trained: as ``variables``, but only those that are trained: batch norm reads its moving averages in inference alone.
+        trained: as ``variables``, but only those that are trained: batch norm reads its moving averages in inference.
         uses: tensor reference -> the operations that take it; None stands for the caller of the function.
     """
 
@@ -161,7 +212,9 @@ class _Graph:
             ref: frozenset(one for one in found if one.deref().trainable) for ref, found in self.variables.items()
         }
         arguments = {tensor.ref(): f"argument {i}" for i, tensor in enumerate(traced.inputs[:count])}
-        self.kinds = {ref: arguments.get(ref, f"{ref.deref().op.type}:{ref.deref().value_index}") for ref in self.active}
+        self.kinds = {
+            ref: arguments.get(ref, f"{ref.deref().op.type}:{ref.deref().value_index}") for ref in self.active
+        }
 
 
 def _operands(graph: _Graph, op: tf.Operation) -> tuple[list[int], tuple[int, tuple[int, ...]] | None]:
@@ -228,17 +281,15 @@ def _is_merged(graph: _Graph, op: tf.Operation, tensor: tf.Tensor) -> bool:
 
 def _point_tensor(graph: _Graph, point: Point) -> tf.Tensor:
     similar = [
-        ref.deref()
-        for ref in graph.kinds
-        if graph.kinds[ref] == point.kind and graph.trained[ref] == point.weights
+        ref.deref() for ref in graph.kinds if graph.kinds[ref] == point.kind and graph.trained[ref] == point.weights
     ]
     same = [tensor for tensor in similar if tensor.op.name == point.operation]
     if len(similar) == 1 or len(same) == 1:
         return (same or similar)[0]
     raise ValueError(
-        f"the activation {point.name!r} ({point.kind} of the call with the specs) is found {len(similar)} times in this "
-        "call: the model must compute the same, in float32, but for dropout and batch norm; tf.name_scope around its "
-        "parts keeps operations apart"
+        f"the activation {point.name!r} ({point.kind} of the call with the specs) is found {len(similar)} times in "
+        "this call: the model must compute the same, in float32, but for dropout and batch norm; tf.name_scope around "
+        "its parts keeps operations apart"
     )
 
 

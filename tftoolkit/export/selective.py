@@ -38,8 +38,9 @@ def quantize(
         with quiet(), contextlib.redirect_stdout(io.StringIO()):
             worker = quantizer.Quantizer(bytearray(model))
             worker.load_quantization_recipe(rules)
-            for output in kept:  # rules that come later win
-                worker.update_quantization_recipe(re.escape(output), names.ALL_SUPPORTED, algorithm_key="no_quantize")
+            for output in kept:  # rules that come later win; "add" must not find "add_1"
+                scope = f"^{re.escape(output)};"
+                worker.update_quantization_recipe(scope, names.ALL_SUPPORTED, algorithm_key="no_quantize")
             if not integer_io:
                 for end in (names.INPUT, names.OUTPUT):
                     worker.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
