@@ -118,3 +118,18 @@ def test_a_loop_over_a_constant_in_onnx(tmp_path):
         export.ExportError, match=r"structure failed .* a constant that a loop uses: make it a tf.Variable"
     ):
         exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))
+
+
+@pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
+def test_a_model_whose_weights_are_constants(tmp_path, mode):
+    """As in many models on disk: the bound must know what rounding them does."""
+    rng = np.random.default_rng(0)
+    first, second = (tf.constant(rng.standard_normal([60, 60], np.float32)) for _ in range(2))
+    real = [{"x": rng.standard_normal([4, 60], np.float32)} for _ in range(25)]
+    report = exported(
+        export.tflite, tmp_path / mode, lambda x: tf.nn.relu(x @ first) @ second,
+        tf.TensorSpec([4, 60], tf.float32, "x"), quantize=mode, representative=real,
+    )  # fmt: skip
+    for check in report.rows[0].checks:
+        if check.bound:
+            assert check.error > check.bound / 100, check  # and no more room than it needs

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.export import decompose
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtime import Arrays, Signature, Tensor, checked_inputs
 
@@ -65,6 +67,30 @@ class SavedModelRuntime:
         finally:
             for variable, value in before:
                 variable.assign(value)
+
+    def constants_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "SavedModelRuntime":
+        """A copy whose floating constants of rank 1 or more are ``change(array)``; itself where it has none."""
+        proto = decompose.read(self.path)
+        tensors = [
+            node.attr["value"].tensor
+            for meta in proto.meta_graphs
+            for node in decompose.nodes(meta.graph_def)
+            if node.op == "Const" and tf.as_dtype(node.attr["dtype"].type).is_floating
+        ]
+        tensors = [tensor for tensor in tensors if tensor.tensor_shape.dim]
+        if not tensors:
+            return self
+        for tensor in tensors:
+            tensor.CopyFrom(tf.make_tensor_proto(change(tf.make_ndarray(tensor))))
+        with tempfile.TemporaryDirectory() as folder:
+            for part in self.path.iterdir():
+                if part.name not in ("saved_model.pb", "fingerprint.pb"):
+                    (Path(folder) / part.name).symlink_to(part.absolute())
+            (Path(folder) / "saved_model.pb").write_bytes(proto.SerializeToString())
+            copy = SavedModelRuntime(folder)
+        copy._functions = {name: copy._functions[name] for name in self.signatures}
+        copy.signatures = self.signatures
+        return copy
 
 
 def _tensors(specs: Mapping[str, tf.TensorSpec]) -> tuple[Tensor, ...]:
