@@ -16,6 +16,7 @@ from tftoolkit.custom_ops.ops import Op, snake_case
 from tftoolkit.custom_ops.schema import Schema
 from tftoolkit.custom_ops.schema_parser import SchemaError, parse
 
+_DELEGATE = "tflite_delegate"
 _ABI = 1  # TK_LIBRARY_ABI in include/tftoolkit/op.h, whose structs these are
 
 
@@ -248,10 +249,15 @@ def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
     return builder.library_recipe(path.name, sources)
 
 
+def delegate_recipe() -> builder.Recipe:
+    """How to build the external delegate by which TensorFlow Lite calls op libraries."""
+    return builder.library_recipe(_DELEGATE, [Path(__file__).resolve().parent / _DELEGATE / "delegate.cc"])
+
+
 def builtin_folders() -> list[str]:
     """The names of the op folders of this package."""
     root = Path(__file__).resolve().parent
-    return sorted({source.parent.name for source in root.glob("*/*.cc")} - {"host"})
+    return sorted({source.parent.name for source in root.glob("*/*.cc")} - {"host", _DELEGATE})
 
 
 def load_builtin(folder: str) -> OpLibrary:
