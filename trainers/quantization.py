@@ -53,7 +53,8 @@ class FakeQuantization(tf.Module):
             infinite or NaN.
 
     Raises:
-        ValueError: unknown ``ranges``; ``decay`` isn't within 0 and 1; no convolution or matrix product was found.
+        ValueError: unknown ``ranges``; ``decay`` isn't within 0 and 1; no convolution or matrix product was found; a
+            function for a model, whose variables ``Update`` wouldn't find, with learned ranges.
         TypeError: the specs aren't ``tf.TensorSpec``.
     """
 
@@ -72,7 +73,11 @@ class FakeQuantization(tf.Module):
         self.learned = ranges == "learned"
         self._trace = tf.function(lambda *args, **kwargs: model(*args, **kwargs))
         names = {variable.ref(): name for name, variable in named_variables(model).items()}
-        self._plan = quantization_graph.plan(self._trace.get_concrete_function(*specs), names)
+        traced = self._trace.get_concrete_function(*specs)
+        strangers = [v.name for v in traced.graph.variables if v.ref() not in names] if self.learned else []
+        if strangers:
+            raise ValueError(f"ranges='learned' needs a model that holds its variables; it doesn't hold {strangers}")
+        self._plan = quantization_graph.plan(traced, names)
         if not self._plan.weights:
             raise ValueError(
                 "the model has no convolution or matrix product with weights, at least not outside of loops and of "

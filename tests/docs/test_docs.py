@@ -98,3 +98,17 @@ def test_the_page_on_images_runs_and_names_every_stage(tmp_path):
     output = run("".join(code for _, code in _BLOCK.findall(page)), tmp_path)
     assert "(4, 224, 224, 3) (4, 2)\n(427, 640, 3)" in output
     assert [name for name in image.__all__ if f"`{name}`" not in page] == []
+
+
+@pytest.mark.slow
+def test_the_page_on_quantisation_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    blocks = _BLOCK.findall((DOCS / "quantization.md").read_text())
+    (tmp_path / "page.py").write_text("".join(code for _, code in blocks))
+    output = run("import page", tmp_path)
+    (worst,) = re.findall(r"^error at the output.*\n.* CONV_2D +(\S+)$", output, re.MULTILINE)
+    (proposed,) = re.findall(r"^keep_float=(.*)$", output, re.MULTILINE)
+    assert worst in proposed
+    assert {path.name for path in tmp_path.glob("*.tflite")} == {
+        "after.tflite", "kept.tflite", "proposed.tflite", "trained.tflite",
+    }  # fmt: skip

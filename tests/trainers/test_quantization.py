@@ -263,6 +263,7 @@ class Hidden(Layer):
         ((Layer(), tf.TensorSpec([None, 3]), "exact"), ValueError, "ranges must be one of calibrated, learned"),
         ((Layer(), tf.TensorSpec([None, 3]), "learned", 1.0), ValueError, "decay must be at least 0 and below 1"),
         ((Layer(), [None, 3]), TypeError, r"specs must be a tf\.TensorSpec"),
+        ((Layer().__call__, tf.TensorSpec([None, 3]), "learned"), ValueError, "needs a model that holds its variables"),
         ((tf.nn.relu, tf.TensorSpec([3])), ValueError, "no convolution or matrix product"),
         ((Hidden(), tf.TensorSpec([None, 3])), ValueError, r"take the @tf\.function away"),
     ],
