@@ -164,8 +164,11 @@ def _export(made: RandomModel, target: str, path: Path, real: Any) -> None:
 
 
 def kind_of(result: str) -> str:
-    """Without what differs from model to model: numbers and names."""
-    return re.sub(r"(…[, ]*)+", "… ", re.sub(r"[\d.e+-]*\d|'[^']*'", "…", result))[:160].strip()
+    """The first sentence without what differs from model to model: names, paths, numbers, the converter's log."""
+    text = re.sub(r" \(tf2onnx: .*\)(?=;)", "", result)
+    text = re.sub(r"(?<!\w)'[^']*'", "…", text)
+    text = re.sub(r"[^\s(]*(?:[/_]|\b\d)[^\s:;,]*", "…", text)
+    return re.split(r"\.\s|\.$|: TFLOperationName", re.sub(r"…(,? …)+", "…", text))[0][:200]
 
 
 def tabulate(results: Iterable[Mapping[str, str]]) -> str:
