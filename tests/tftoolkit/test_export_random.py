@@ -133,3 +133,12 @@ def test_a_model_whose_weights_are_constants(tmp_path, mode):
     for check in report.rows[0].checks:
         if check.bound:
             assert check.error > check.bound / 100, check  # and no more room than it needs
+
+
+def test_a_single_constant_in_float16(tmp_path):
+    """It is rounded, too; but the limits of a range must stay what they are, or there is one element more."""
+    matrix = tf.Variable(np.eye(4, dtype=np.float32))
+    exported(
+        export.tflite, tmp_path / "m", lambda x: {"y": 0.1 * x * tf.range(0.0, 1.0, 0.25), "z": x @ matrix},
+        tf.TensorSpec([2, 4], tf.float32, "x"), quantize="float16",
+    )  # fmt: skip

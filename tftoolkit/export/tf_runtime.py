@@ -3,8 +3,9 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -69,15 +70,17 @@ class SavedModelRuntime:
                 variable.assign(value)
 
     def constants_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "SavedModelRuntime":
-        """A copy whose floating constants of rank 1 or more are ``change(array)``; itself where it has none."""
+        """A copy with ``change(array)`` for floating constants, except where they are the limits of a range.
+
+        Those decide over shapes. It is itself where there is no such constant.
+        """
         proto = decompose.read(self.path)
         tensors = [
             node.attr["value"].tensor
             for meta in proto.meta_graphs
-            for node in decompose.nodes(meta.graph_def)
-            if node.op == "Const" and tf.as_dtype(node.attr["dtype"].type).is_floating
+            for graph in (meta.graph_def.node, *(f.node_def for f in meta.graph_def.library.function))
+            for node in _constants(graph)
         ]
-        tensors = [tensor for tensor in tensors if tensor.tensor_shape.dim]
         if not tensors:
             return self
         for tensor in tensors:
@@ -91,6 +94,13 @@ class SavedModelRuntime:
         copy._functions = {name: copy._functions[name] for name in self.signatures}
         copy.signatures = self.signatures
         return copy
+
+
+def _constants(graph: Iterable[Any]) -> list[Any]:
+    """The nodes of the floating constants of one graph, without the limits of ranges."""
+    limits = {name.split(":")[0] for node in graph if node.op in ("Range", "LinSpace") for name in node.input}
+    constants = [node for node in graph if node.op == "Const" and node.name not in limits]
+    return [node for node in constants if tf.as_dtype(node.attr["dtype"].type).is_floating]
 
 
 def _tensors(specs: Mapping[str, tf.TensorSpec]) -> tuple[Tensor, ...]:
