@@ -14,14 +14,15 @@ from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, R
 if TYPE_CHECKING:
     from tftoolkit.export.browser_page import web
     from tftoolkit.export.chart import bar_chart
+    from tftoolkit.export.delegate import load as load_delegate
     from tftoolkit.export.exporters import onnx, saved_model, tflite
     from tftoolkit.export.on_device import trainable_tflite
     from tftoolkit.export.proof import verify
     from tftoolkit.export.quantization_error import propose_keep_float, quantization_errors
 
 __all__ = [
-    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "onnx", "propose_keep_float",
-    "quantization_errors", "saved_model", "tflite", "trainable_tflite", "verify", "web",
+    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "load_delegate", "onnx",
+    "propose_keep_float", "quantization_errors", "saved_model", "tflite", "trainable_tflite", "verify", "web",
 ]  # fmt: skip
 
 _WHERE = {
@@ -38,6 +39,10 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "load_delegate":
+        from tftoolkit.export import delegate
+
+        return delegate.load
     if name in _WHERE:
         return getattr(importlib.import_module(f"tftoolkit.export.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'tftoolkit.export' has no attribute {name!r}; it has {', '.join(__all__)}")

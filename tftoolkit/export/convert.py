@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tftoolkit.export import worker
+from tftoolkit.export import library, worker
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtime import Arrays, Signature
 from tftoolkit.export.samples import examples_in
@@ -36,22 +36,31 @@ def convert(
     mode: str | None = None,
     calibration: Calibration | None = None,
     integer_io: bool = False,
+    custom: Mapping[str, Path] | None = None,
 ) -> bytes:
     """All signatures of the SavedModel as TFLite, quantised as ``mode`` says; made in a child process.
 
-    Raises ExportError naming the ops that TFLite does not have, or the signal that ended the child.
+    ``custom``: the custom ops that stay in it (op type -> library). Raises ExportError naming the ops that TFLite does
+    not have, or the signal that ended the child.
     """
     # The child may live in another folder than this process does by now.
-    return worker.call(_convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io)
+    return worker.call(_convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io, custom or {})
 
 
 def _convert(
-    saved_model: Path, signatures: Mapping[str, Signature], mode: str | None, calibration: Calibration, integer_io: bool
+    saved_model: Path,
+    signatures: Mapping[str, Signature],
+    mode: str | None,
+    calibration: Calibration,
+    integer_io: bool,
+    custom: Mapping[str, Path],
 ) -> bytes:
+    library.register(custom)
     try:
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=sorted(signatures))
         # Without it the converter loses the activation after a product with a non-constant matrix (TF 2.21).
         converter.unfold_batchmatmul = True
+        converter.allow_custom_ops = bool(custom)
         _set_mode(converter, mode, calibration, integer_io)
         return converter.convert()
     except Exception as error:  # the converter raises many kinds, bare Exception among them

@@ -60,11 +60,16 @@ def load(path: Path) -> Any:
     folder = folder_of(path).absolute()
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
-        options = {
-            namespace: ":".join(str(folder / Path(file).name) for file in files)
+        delegate = folder / Path(description["delegate"]).name
+        libraries = {
+            namespace: [folder / Path(file).name for file in files]
             for namespace, files in description["libraries"].items()
         }
-        return load_delegate(str(folder / Path(description["delegate"]).name), options)
+        for file in [delegate, *(file for files in libraries.values() for file in files)]:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file.name} is missing")
+        options = {namespace: ":".join(map(str, files)) for namespace, files in libraries.items()}
+        return load_delegate(str(delegate), options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError("structure", f"cannot load the delegate in {folder.name}: {error}") from None
 
@@ -99,13 +104,15 @@ def _fixed_shape(name: str, tensor: Any) -> list[int]:
     if signature is not None and any(size < 0 for size in signature):
         raise ExportError(
             "convert",
-            f"{name}: ops='native' needs fixed shapes, but {tensor.name.decode()} is {[int(n) for n in signature]}; give "
-            f"signatures with fixed shapes, tf.TensorSpec([1, …])",
+            f"{name}: ops='native' needs fixed shapes, but {tensor.name.decode()} is {[int(n) for n in signature]}; "
+            f"give signatures with fixed shapes, tf.TensorSpec([1, …])",
         )
     return [int(size) for size in tensor.shape]
 
 
 def _options(op: Any, values: Mapping[str, Any], inputs: list[list[int]], outputs: list[list[int]]) -> bytes:
+    from tftoolkit.custom_ops.tf_host import kernel_attributes
+
     words = [_number(_FORMAT)]
     for shapes in (inputs, outputs):
         words.append(_number(len(shapes)))
@@ -114,9 +121,15 @@ def _options(op: Any, values: Mapping[str, Any], inputs: list[list[int]], output
     aliases = _aliases(op.schema, len(inputs))
     words.append(_number(len(aliases)))
     words += [_number(position) for alias in aliases for position in alias]
-    attributes = sorted(op.schema.attributes, key=lambda attribute: attribute.name)  # as FFI wants them
+    attributes = kernel_attributes(op.schema)
     words.append(_number(len(attributes)))
     for attribute in attributes:
+        if attribute.name not in values:
+            raise ExportError(
+                "convert",
+                f"TensorFlow's converter loses the {attribute.type} attribute {attribute.name} of {op.name}; declare "
+                f"it as a list of integers, or leave ops='native' out",
+            )
         words += _attribute(attribute, values[attribute.name])
     return b"".join(words)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tftoolkit.export import decompose, golden, library, selective, tf2onnx_bridge, worker
+from tftoolkit.export import decompose, delegate, golden, library, selective, tf2onnx_bridge, worker
 from tftoolkit.export.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
@@ -42,8 +42,7 @@ def saved_model(
 
     Raises ExportError when a stage fails, FileExistsError, FileNotFoundError, ValueError for unusable arguments.
     """
-    if ops not in ("decompose", "native"):
-        raise ValueError(f"ops must be 'decompose' or 'native', got {ops!r}")
+    _check_ops(ops)
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
@@ -69,12 +68,13 @@ def tflite(
     quantize: Literal["float16", "dynamic", "int8", "int16x8"] | Sequence[Mapping[str, Any]] | None = None,
     keep_float: Sequence[str] = (),
     integer_io: bool = False,
+    ops: Literal["decompose", "native"] = "decompose",
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Writes a TFLite file of builtin ops that computes in ai-edge-litert what the model computes in TensorFlow.
+    """Writes a TFLite file that computes in ai-edge-litert what the model computes in TensorFlow.
 
     Args:
       model, signatures, overwrite: as in ``saved_model``. Free (None) dimensions stay free.
@@ -85,6 +85,9 @@ def tflite(
       keep_float: regular expressions; ops one of whose outputs or weights has such a name stay in float32. For
         "dynamic", "int8", "int16x8" and recipes. A pattern that finds nothing is refused with the names there are.
       integer_io: inputs and outputs are integers too ("int8" and "int16x8"); their scales stand in the report.
+      ops: "decompose" makes a file of builtin ops only. "native" keeps custom ops, and an external delegate that runs
+        their CPU kernels lies in ``NAME.tflite.delegate``: the file runs where ``load_delegate`` has loaded it. Shapes
+        must be fixed, and ``quantize`` None, "float16" or "dynamic".
       representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
         signature to either), at most 512 examples are used. "int8" and "int16x8" need 100 or more: they set each
         activation's range.
@@ -93,24 +96,31 @@ def tflite(
     Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError.
     """
     _check_mode(quantize, keep_float, integer_io, representative)
+    _check_ops(ops, quantize, keep_float)
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
         native = _native(model, signatures, folder, name)
         original = open_saved_model(native)
+        custom = decompose.custom_ops(decompose.op_types(native), library.find) if ops == "native" else {}
+        library.check_names(custom)
         real = real_inputs(representative, original.signatures)
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
-        decomposed = decomposed_copy(native, folder / "decomposed", name)
+        source = native if custom else decomposed_copy(native, folder / "decomposed", name)
         if is_saved_model_path(model) and len(original.signatures) > 1:
-            decomposed = separate(decomposed, folder / "separate")
+            source = separate(source, folder / "separate")
         built = folder / "result.tflite"
         with stage("convert", name):
             if quantize is not None and (keep_float or not isinstance(quantize, str)):
-                content = convert(decomposed, original.signatures)
+                content = convert(source, original.signatures)
                 content = worker.call(selective.quantize, content, quantize, keep_float, real, integer_io)
             else:
-                content = convert(decomposed, original.signatures, quantize, real, integer_io)
+                paths = {op_type: op.library.path for op_type, op in custom.items()}
+                content = convert(source, original.signatures, quantize, real, integer_io, paths)
+            if custom:
+                content = delegate.prepare(content, custom)
+                delegate.pack(delegate.folder_of(built), custom)
             built.write_bytes(content)
             _check_quantised(built, quantize)
         proof = prove(built, original, real or None, metric, max_drop, name)
@@ -156,6 +166,16 @@ def onnx(
     return proof.report
 
 
+def _check_ops(ops: str, quantize: Any = None, keep_float: Sequence[str] = ()) -> None:
+    if ops not in ("decompose", "native"):
+        raise ValueError(f"ops must be 'decompose' or 'native', got {ops!r}")
+    if ops == "native" and (keep_float or quantize not in (None, "float16", "dynamic")):
+        raise ValueError(
+            f"ops='native' goes with quantize=None, 'float16' or 'dynamic' (custom ops have no integer kernels), got "
+            f"{quantize!r}{' and keep_float' if keep_float else ''}; leave ops out"
+        )
+
+
 def _check_mode(
     quantize: Any, keep_float: Sequence[str], integer_io: bool, representative: Representative | None
 ) -> None:
@@ -194,7 +214,13 @@ def _check_quantised(built: Path, quantize: Any) -> None:
 def write_proven(built: Path, folder: Path, path: str | os.PathLike[str], proof: Proof, overwrite: bool) -> None:
     with stage("golden", Path(path).name):
         made = golden.save(built, folder, proof.cases, proof.signatures, proof.row)
-        commit(built, path, overwrite, dict(zip(made, golden.beside(Path(path)), strict=True)))
+        beside = dict(zip(made, golden.beside(Path(path)), strict=True))
+        from_delegate, to_delegate = delegate.folder_of(built), delegate.folder_of(Path(path))
+        if from_delegate.is_dir():
+            beside[from_delegate] = to_delegate
+        commit(built, path, overwrite, beside)
+        if from_delegate not in beside and to_delegate.is_dir():
+            shutil.rmtree(to_delegate)  # that of the file which stood there before
 
 
 def _native(model: Any, signatures: Signatures | None, folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tftoolkit.export.delegate import folder_of
 from tftoolkit.export.parity import GoldenCase
 from tftoolkit.export.report import ExportError, Row, plain
 from tftoolkit.export.runtime import Signature, Tensor
@@ -53,6 +54,7 @@ def save(
         "version": VERSION,
         "file_sha256": checksum(built),
         "golden_sha256": checksum(array_file),
+        **({"delegate_sha256": checksum(folder_of(built))} if folder_of(built).is_dir() else {}),
         "signatures": described(signatures),
         "cases": listed,
         "measured": row.to_dict(),
@@ -75,6 +77,8 @@ def load(path: Path) -> tuple[list[GoldenCase], dict[str, Any]] | None:
             raise ExportError("golden", f"{proof_file.name} is of version {proof['version']}; this reads {VERSION}")
         _same_checksum(path, proof["file_sha256"], "it is another file than the one that was proven")
         _same_checksum(array_file, proof["golden_sha256"], "the stored inputs and outputs were changed")
+        if folder_of(path).is_dir():
+            _same_checksum(folder_of(path), proof["delegate_sha256"], "it is another delegate")
         with np.load(array_file) as arrays:
             return [_case(position, item, arrays) for position, item in enumerate(proof["cases"])], proof
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tftoolkit.custom_ops import ops
-from tftoolkit.custom_ops.library import builtin_folders, load_builtin
+from tftoolkit.custom_ops.library import builtin_folders, load_builtin, open_library
 from tftoolkit.export.report import ExportError
 
 _LOADER = '''\
@@ -51,11 +51,17 @@ def find(op_type: str) -> ops.Op | None:
     return ops.find(op_type)
 
 
-def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
-    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none).
+def register(paths: Mapping[str, Path]) -> None:
+    """Makes ops known that another process uses: op type -> its library."""
+    for op_type, path in paths.items():
+        if find(op_type) is None:
+            open_library(op_type.rpartition(">")[0], path).register()
 
-    Raises ExportError for an op that bears a number, since its source was changed in this process: in any other one
-    its library registers it without.
+
+def check_names(custom: Mapping[str, ops.Op]) -> None:
+    """Raises ExportError for an op that bears a number, since its source was changed in this process.
+
+    In any other process its library registers it without.
     """
     numbered = sorted(op_type for op_type, op in custom.items() if op_type != f"{op.library.name}>{op.name}")
     if numbered:
@@ -64,6 +70,11 @@ def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
             f"{', '.join(numbered)}: the source of this op was changed after it had been loaded, and only this process "
             f"knows it under that name; restart Python and export again",
         )
+
+
+def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
+    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none)."""
+    check_names(custom)
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
     files: dict[str, list[str]] = {}

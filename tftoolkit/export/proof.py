@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tftoolkit.export import delegate, memory
 from tftoolkit.export import golden as stored
-from tftoolkit.export import memory
 from tftoolkit.export.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
 from tftoolkit.export.parity import GoldenCase, compare, golden_cases
 from tftoolkit.export.rehearsal import rehearse
@@ -39,6 +39,7 @@ def verify(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    native: bool = False,
 ) -> ExportReport:
     """Proves a SavedModel, .tflite or .onnx file in its own runtime and returns what was measured.
 
@@ -52,6 +53,8 @@ def verify(
         outside its calibrated range.
       metric: ``metric(predict) -> float``, larger is better, with ``predict(inputs, signature=default) -> outputs``.
       max_drop: how much smaller the file's metric may be than the golden model's.
+      native: run the native code in ``NAME.tflite.delegate``, which a file exported with ``ops="native"`` needs; only
+        for files that you trust.
 
     Raises ExportError naming stage, signature, tensor and reason; ValueError for unusable arguments.
     """
@@ -61,6 +64,10 @@ def verify(
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"no such file: {file}")
+    if delegate.folder_of(file).is_dir() and not native:
+        raise ValueError(
+            f"{file.name} needs the native code in {delegate.folder_of(file)}; if you trust it: native=True"
+        )
     if golden is None:
         return _proven_again(file, representative, metric)
     from tftoolkit.export.trace import trace
@@ -194,7 +201,7 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     from tftoolkit.export import flatbuffer
 
     contents = flatbuffer.inspect(path)
-    if contents.custom_ops:
+    if contents.custom_ops and not delegate.folder_of(path).is_dir():
         raise ExportError(
             "structure",
             f"ops {', '.join(contents.custom_ops)} are not builtin in TFLite (Select-TF or custom); no Python runtime "

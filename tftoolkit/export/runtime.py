@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tftoolkit.export import delegate
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.staging import quiet
 
@@ -102,7 +103,8 @@ class LiteRuntime:
             raise FileNotFoundError(f"no such file: {path}")
         try:
             with quiet():
-                self._interpreter = Interpreter(str(path), num_threads=threads)
+                delegates = [delegate.load(Path(path))] if delegate.folder_of(Path(path)).is_dir() else None
+                self._interpreter = Interpreter(str(path), num_threads=threads, experimental_delegates=delegates)
                 self._interpreter.allocate_tensors()
                 listed = self._interpreter.get_signature_list()
                 self._runners = {name: self._interpreter.get_signature_runner(name) for name in listed}

@@ -48,6 +48,8 @@ def commit(built: Path, path: str | os.PathLike[str], overwrite: bool, beside: M
     if os.path.lexists(destination) and not overwrite:
         raise FileExistsError(f"{destination} was made by somebody else during the export; pass overwrite=True")
     for made, place in beside.items():
+        if place.is_dir():
+            shutil.rmtree(place)
         os.replace(made, place)
     if not os.path.lexists(destination):
         os.rename(built, destination)
