@@ -9,21 +9,19 @@ from tftoolkit.trainers import quantization_graph
 from tftoolkit.trainers.naming import named_variables
 
 RANGES = ("calibrated", "learned")
+NARROWEST = 1e-6  # a range; an activation that is always zero needs a scale, too
 
 
 class Range(tf.Module):
-    """The numbers that one activation may take: scalars ``minimum`` and ``maximum``, float32."""
+    """The numbers that one activation may take: scalars ``minimum`` (0 or less) and ``maximum``, float32.
+
+    The converter wants constants, so they are kept fit for use, and nothing is computed from them on the way.
+    """
 
     def __init__(self, trainable: bool) -> None:
         super().__init__()
         self.minimum = tf.Variable(0.0, trainable=trainable, name="minimum")
         self.maximum = tf.Variable(0.0, trainable=trainable, name="maximum")
-
-    def quantize(self, x: tf.Tensor, minimum: tf.Tensor, maximum: tf.Tensor) -> tf.Tensor:
-        """``x`` rounded to 256 steps; zero is one of them. The gradients are those of TensorFlow's op."""
-        low = tf.minimum(minimum, 0.0)
-        # Not empty: an activation that is always zero has a scale, too.
-        return tf.quantization.fake_quant_with_min_max_vars(x, low, tf.maximum(maximum, low + 1e-6))
 
 
 class FakeQuantization(tf.Module):
@@ -114,22 +112,24 @@ class FakeQuantization(tf.Module):
         low, high = tf.reduce_min(x), tf.reduce_max(x)
         seen = tf.cast(self.batches, tf.float32)
         keep = 1.0 if self.learned else tf.minimum(self.decay, seen / (seen + 1))
-        keep = tf.where((known.minimum == 0.0) & (known.maximum == 0.0), 0.0, keep)  # nothing is known yet
+        keep = tf.where(known.maximum - known.minimum <= NARROWEST, 0.0, keep)  # nothing is known yet
         finite = tf.math.is_finite(x)
         keep = tf.where(tf.reduce_all(finite), keep, 1.0)
-        new = [
+        low, high = (
             # 0 * infinity is NaN.
             tf.where(keep == 1.0, variable, keep * variable + (1 - keep) * tf.stop_gradient(value))
             for variable, value in ((known.minimum, low), (known.maximum, high))
-        ]
-        known.minimum.assign(new[0])
-        known.maximum.assign(new[1])
+        )
+        low = tf.minimum(low, 0.0)
+        high = tf.maximum(high, low + NARROWEST)
+        known.minimum.assign(low)
+        known.maximum.assign(high)
         # Saturated, a NaN or an infinity would be hidden from the guard of `Update`.
-        return tf.where(finite, known.quantize(x, *new), x)
+        return tf.where(finite, tf.quantization.fake_quant_with_min_max_vars(x, low, high), x)
 
     def _rounded(self, name: str, x: tf.Tensor) -> tf.Tensor:
         known = self.ranges[name]
-        return known.quantize(x, known.minimum, known.maximum)
+        return tf.quantization.fake_quant_with_min_max_vars(x, known.minimum, known.maximum)
 
     def _call(self, activation: Callable[[str, tf.Tensor], tf.Tensor], args: Any, kwargs: Any) -> Any:
         traced = self._trace.get_concrete_function(*args, **kwargs)

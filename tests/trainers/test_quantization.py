@@ -101,6 +101,7 @@ def test_ranges_are_moving_averages():
         quantized.train(batch)
         keep = min(0.6, i / (i + 1))
         low, high = (keep * old + (1 - keep) * new for old, new in ((low, batch.min()), (high, batch.max())))
+        assert low < 0 < high
         known = quantized.ranges["input"]
         np.testing.assert_allclose([known.minimum.numpy(), known.maximum.numpy()], [low, high], rtol=1e-6)
     before = values(_holder(quantized))
@@ -108,6 +109,16 @@ def test_ranges_are_moving_averages():
         quantized.train(np.full([4, 3], bad, np.float32))
     after = values(_holder(quantized))
     assert {name for name in before if np.any(before[name] != after[name])} == {"held/batches"}
+
+
+@pytest.mark.parametrize("ranges", ["calibrated", "learned"])
+def test_ranges_begin_with_the_first_batch_that_says_something(ranges):
+    quantized = trainers.FakeQuantization(Layer(), tf.TensorSpec([None, 3]), ranges=ranges)
+    x = random(4, 3).numpy()
+    for batch in (x * np.inf, 0 * x, x):
+        quantized.train(batch)
+    known = quantized.ranges["input"]
+    assert (known.minimum.numpy(), known.maximum.numpy()) == (x.min(), x.max())
 
 
 def _holder(quantized):
