@@ -101,6 +101,16 @@ def test_the_page_on_images_runs_and_names_every_stage(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_page_on_export_runs(tmp_path):
+    blocks = _BLOCK.findall((DOCS / "export.md").read_text())
+    (tmp_path / "page.py").write_text("".join(code for language, code in blocks if language == "python"))
+    output = run("import page", tmp_path)
+    assert "the proof says" in output
+    made = ["classifier.tflite.proof.json", "classifier.onnx", "small.tflite", "native.tflite.delegate/delegate.json"]
+    assert all((tmp_path / name).exists() for name in made)
+
+
+@pytest.mark.slow
 def test_the_page_on_quantisation_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     blocks = _BLOCK.findall((DOCS / "quantization.md").read_text())

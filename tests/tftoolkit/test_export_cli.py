@@ -45,7 +45,7 @@ def test_mistakes(finished_run, tmp_path):
         (["export", tmp_path], 1, "is neither a SavedModel nor a run"),
         (["export", finished_run, "--quantise=int8"], 2, "The options are --output, --quantize"),
         (["export", finished_run, f"--output={tmp_path}/m.onnx", "--quantize=int8"], 2, "are for .tflite files"),
-        (["verify", finished_run, "--gold=x"], 2, "unknown option --gold=x"),
+        (["verify", finished_run, "--gold=x"], 2, "option --gold=x: the options are --golden=SAVED_MODEL and --native"),
     ):
         done = tftoolkit(*arguments)
         assert (done.returncode, message in done.stderr) == (code, True), done.stderr

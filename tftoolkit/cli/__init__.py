@@ -11,9 +11,9 @@ COMMANDS = {
     "train": "train RECIPE [--directory=DIR] [--config.OPTION=VALUE ...]: train, export, report; resumes",
     "export": "export RUN|SAVED_MODEL [--output=FILE.tflite|FILE.onnx] [--quantize=float16|dynamic|int8|int16x8] "
     "[--keep_float=PATTERN ...] [--integer_io] [--overwrite]: write another format, proven",
-    "verify": "verify FILE [--golden=SAVED_MODEL]: run an exported file in its own runtime and compare it",
-    "web": "web FILE.tflite FOLDER [--title=TEXT] [--overwrite] | FOLDER [--port=N]: make a web page in which the model "
-    "runs, proven in headless Chromium; serve it on this machine",
+    "verify": "verify FILE [--golden=SAVED_MODEL] [--native]: run an exported file in its own runtime and compare it",
+    "web": "web FILE.tflite FOLDER [--title=TEXT] [--overwrite] | FOLDER [--port=N]: make a web page in which the "
+    "model runs, proven in headless Chromium; serve it on this machine",
     "data": "data inspect SOURCE | index FILE ... | write SOURCE ... DESTINATION [--format=tfrecord|array_record] "
     "[--shards=N]: look into data, index TFRecord files, write sharded ones; SOURCE: files, a folder, tfds:NAME/SPLIT",
     "ops": "ops list|build|check [--compile_commands=FILE]: show or compile the built-in ops and the op host; "

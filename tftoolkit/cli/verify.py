@@ -9,17 +9,21 @@ def run(arguments: list[str]) -> int:
     """Proves a SavedModel, .tflite or .onnx file and prints the table."""
     options = [argument for argument in arguments if argument.startswith("-")]
     files = [argument for argument in arguments if not argument.startswith("-")]
-    unknown = [option for option in options if not option.startswith("--golden=")]
-    if unknown or len(options) > 1:
-        raise UsageError(f"unknown option {(unknown or options)[-1]}. The only option is --golden=SAVED_MODEL")
+    goldens = [option for option in options if option.startswith("--golden=")]
+    unknown = [option for option in options if option not in goldens and option != "--native"]
+    if unknown or len(goldens) > 1:
+        raise UsageError(f"option {(unknown or goldens)[-1]}: the options are --golden=SAVED_MODEL and --native")
     if len(files) != 1:
         raise UsageError(f"verify needs one file, got {files or 'none'}")
-    golden = options[0].partition("=")[2] if options else None
+    golden = goldens[0].partition("=")[2] if goldens else None
     if golden is not None or Path(files[0]).is_dir():
         import_tensorflow()
     from tftoolkit import export
 
-    report = export.verify(files[0], golden=golden)
+    try:
+        report = export.verify(files[0], golden=golden, native="--native" in options)
+    except ValueError as error:
+        raise UsageError(str(error).replace("native=True", "--native")) from None
     print(report)
     if report.rows[0].checks:
         with_what = golden or "the golden outputs stored beside it"
