@@ -131,20 +131,21 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def through_every_target(made: RandomModel, seed: int, folder: Path) -> dict[str, str]:
-    """What became of the model in each target: "accepted", "refused: reason", "WRONG: ..." or "ERROR: ..."."""
+    """What became of the model in each target: "accepted: ...", "refused: reason", "WRONG: ..." or "ERROR: ..."."""
     real, oracle = examples(made, seed), Oracle(made, seed)
     found = {}
     for target in TARGETS:
         path = folder / f"{seed}.{target}"
         try:
-            _export(made, target, path, real)
+            report = _export(made, target, path, real)
         except export.ExportError as error:
             found[target] = f"refused: {error.stage}: {error.reason}"
         except Exception as error:  # a refusal without a reason is what this looks for, too
             found[target] = f"ERROR: {type(error).__name__}: {str(error)[:500]}"
         else:
             problem = wrong(oracle, path, target)
-            found[target] = f"WRONG: {problem}" if problem else "accepted"
+            share = max((c.error / c.bound for c in report.rows[0].checks if c.bound), default=0.0)
+            found[target] = f"WRONG: {problem}" if problem else f"accepted: {share:.3f} of the bound"
             continue
         if path.exists():
             found[target] = f"ERROR: left a file behind; {found[target]}"
@@ -153,14 +154,13 @@ def through_every_target(made: RandomModel, seed: int, folder: Path) -> dict[str
     return found
 
 
-def _export(made: RandomModel, target: str, path: Path, real: Any) -> None:
+def _export(made: RandomModel, target: str, path: Path, real: Any) -> export.ExportReport:
     saved = path.with_suffix(".saved_model")
     if target == "saved_model":
-        export.saved_model(made.model, path, signatures=made.signatures)
-    elif target == "onnx":
-        export.onnx(saved, path, signature="serving_default", representative=real["serving_default"])
-    else:
-        export.tflite(saved, path, quantize=QUANTIZE[target], representative=real)
+        return export.saved_model(made.model, path, signatures=made.signatures)
+    if target == "onnx":
+        return export.onnx(saved, path, signature="serving_default", representative=real["serving_default"])
+    return export.tflite(saved, path, quantize=QUANTIZE[target], representative=real)
 
 
 def kind_of(result: str) -> str:
@@ -174,15 +174,16 @@ def kind_of(result: str) -> str:
 def tabulate(results: Iterable[Mapping[str, str]]) -> str:
     """Counts by target, then every kind of refusal with the targets it concerns."""
     results = list(results)
-    lines = ["| target | accepted | refused | wrong | error |", "|---|---|---|---|---|"]
+    lines = ["| target | accepted | needing at most | refused | wrong | error |", "|---|---|---|---|---|---|"]
     for target in TARGETS:
-        found = [result[target].split(":")[0] for result in results if target in result]
-        counts = [found.count(what) for what in ("accepted", "refused", "WRONG", "ERROR")]
-        lines.append(f"| {target} | {' | '.join(map(str, counts))} |")
+        found = [result[target].split(": ") for result in results if target in result]
+        share = max((float(rest[0].split()[0]) for what, *rest in found if what == "accepted"), default=0.0)
+        counts = [sum(what == wanted for what, *_ in found) for wanted in ("accepted", "refused", "WRONG", "ERROR")]
+        lines.append(f"| {target} | {counts[0]} | {share:.2f} of the bound | {' | '.join(map(str, counts[1:]))} |")
     reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for result in results:
         for target, what in result.items():
-            if what != "accepted":
+            if not what.startswith("accepted"):
                 reasons[kind_of(what)][target] += 1
     lines += ["", "| not accepted, and why | files | targets |", "|---|---|---|"]
     for reason, targets in sorted(reasons.items(), key=lambda item: -item[1].total()):
