@@ -184,3 +184,126 @@ def test_the_stored_proof_is_repeated(digits_file):
     row = export.verify(path).rows[0]
     assert {check.signature for check in row.checks} == {"train", "infer", "get_weights", "set_weights"}
     assert next(c.bound for c in row.checks if (c.signature, c.tensor) == ("train", "loss")) < 1e-4
+
+
+def refused(tmp_path, step, match, batches=None, error=export.ExportError, **arguments):
+    with pytest.raises(error, match=match):
+        export.trainable_tflite(
+            step, tmp_path / "file.tflite", batches=digits() if batches is None else batches,
+            **{"infer": infer_digits(step) if isinstance(step, Training) else None, **arguments},
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_refusals_leave_nothing_behind(tmp_path):
+    step = Training(DigitsCnn(4), trainers.optimizers.Sgd(0.1))
+    refused(tmp_path, step.model, "must be a trainers.Step, got DigitsCnn", error=TypeError)
+    refused(tmp_path, step, "batches is empty", [], ValueError)
+    refused(tmp_path, step, "item 1 is .* one shape", [digits(8)[0], digits(16)[0]], ValueError)
+    refused(tmp_path, step, "item 0 is list", [[1, 2]], ValueError)
+    words = {"image": digits(4)[0]["image"], "label": np.array(["a", "b", "c", "d"])}
+    refused(tmp_path, step, "item 0: 'label' is <U1; expected numbers", [words], ValueError)
+    large = {"image": digits(4)[0]["image"], "label": np.full(4, 2**40)}
+    refused(tmp_path, step, "beyond int32", [large], ValueError)
+
+
+class Dropping(Training):
+    def __call__(self, batch, key):
+        noise = tf.random.stateless_uniform([8, 8, 1], key)
+        return super().__call__({**batch, "image": batch["image"] * noise}, key)
+
+
+class Idle(Training):
+    def __call__(self, batch, key):
+        return {"loss": tf.reduce_mean(self.model(batch["image"]))}
+
+
+class Sorting(Training):
+    def __call__(self, batch, key):
+        return {**super().__call__(batch, key), "angle": tf.reduce_sum(tf.math.atan(batch["image"]))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [(Dropping, "StatelessRandom"), (Idle, "changes nothing"), (Sorting, "Atan")],
+    ids=["random", "no update", "no substitute"],
+)
+def test_steps_that_cannot_be_exported_are_refused_by_reason(tmp_path, kind, match):
+    refused(tmp_path, kind(DigitsCnn(4), trainers.optimizers.Sgd(0.1)), match)
+
+
+def test_a_wrong_gradient_is_refused(tmp_path, monkeypatch):
+    def backwards(operation, inputs):
+        return [1.001 * gradient for gradient in right(operation, inputs)]
+
+    right = builtin_gradients._TABLE["MaxPoolGrad"]
+    monkeypatch.setitem(builtin_gradients._TABLE, "MaxPoolGrad", backwards)
+    refused(tmp_path, Training(DigitsCnn(4), trainers.optimizers.Sgd(0.1)), "differs from TensorFlow", digits(8))
+
+
+LAYERS = keras.layers
+MODELS = {
+    "convolutions": [
+        LAYERS.Conv2D(8, 3, strides=2, padding="same", activation="relu6"),
+        LAYERS.DepthwiseConv2D(3, padding="same"),
+        LAYERS.BatchNormalization(),
+        LAYERS.LeakyReLU(0.1),
+        LAYERS.SeparableConv2D(8, 3, padding="same", activation="elu"),
+        LAYERS.Conv2D(8, 3, dilation_rate=2, padding="same", activation="selu"),
+        LAYERS.AveragePooling2D(3, 2, padding="same"),
+        LAYERS.Conv2DTranspose(8, 3, strides=2, padding="same", activation="softplus"),
+        LAYERS.MaxPooling2D(3, 2, padding="same"),
+        LAYERS.GlobalAveragePooling2D(),
+        LAYERS.Dense(10),
+    ],
+    "sequence": [
+        LAYERS.Reshape([8, 8]),
+        LAYERS.Conv1D(8, 3, padding="causal", activation="softsign"),
+        LAYERS.LayerNormalization(),
+        LAYERS.LSTM(8, unroll=True, return_sequences=True),
+        LAYERS.MaxPooling1D(2),
+        LAYERS.Flatten(),
+        LAYERS.Dense(16, activation="gelu"),
+        LAYERS.Dense(16, activation="tanh"),
+        LAYERS.Dense(10),
+    ],
+}
+
+
+class Attention(tf.Module):
+    """An embedding of brightnesses, self-attention in two heads, and layer norm by hand."""
+
+    def __init__(self):
+        super().__init__()
+        made = tf.random.Generator.from_seed(0)
+        self.embedding, self.projection = tf.Variable(made.normal([17, 16])), tf.Variable(made.normal([16, 48]) / 4)
+        self.gamma, self.classes = tf.Variable(tf.ones(16)), tf.Variable(made.normal([16, 10]) / 4)
+
+    def __call__(self, images):
+        x = tf.gather(self.embedding, tf.cast(tf.reshape(images, [-1, 64]) * 16, tf.int32))
+        heads = tf.reshape(x @ self.projection, [-1, 64, 2, 24])
+        q, k, v = tf.split(tf.transpose(heads, [0, 2, 1, 3]), 3, axis=3)
+        x = x + tf.reshape(
+            tf.transpose(tf.nn.softmax(tf.matmul(q, k, transpose_b=True)) @ v, [0, 2, 1, 3]), [-1, 64, 16]
+        )
+        mean, variance = tf.nn.moments(x, axes=[2], keepdims=True)
+        x = (x - mean) * tf.math.rsqrt(variance + 1e-6) * self.gamma
+        return tf.reduce_mean(tf.nn.gelu(x[:, 1:]), axis=1) @ self.classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["AdamW", "Sgd"])
+@pytest.mark.parametrize("name", [*MODELS, "attention"])
+def test_models_of_all_kinds_train(tmp_path, name, optimizer):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input([8, 8, 1])]
+    layers += [type(layer).from_config(layer.get_config()) for layer in MODELS.get(name, [])]
+    model = keras.Sequential(layers) if name in MODELS else Attention()
+    made = {"AdamW": trainers.optimizers.AdamW(1e-3), "Sgd": trainers.optimizers.Sgd(0.01, momentum=0.9, nesterov=True)}
+    step = Training(model, made[optimizer])
+    report = export.trainable_tflite(
+        step, tmp_path / "file.tflite", batches=digits(8)[:10], infer=infer_digits(step), overwrite=True
+    )
+    loss = next(check for check in report.rows[0].checks if (check.signature, check.tensor) == ("train", "loss"))
+    assert loss.error <= 1e-5

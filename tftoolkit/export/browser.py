@@ -123,11 +123,13 @@ class Browser:
         return result["result"].get("value")
 
     def wait_for(self, condition: str, timeout: float = 60.0) -> None:
-        """Until the JavaScript condition holds. Raises BrowserError when it does not in time."""
+        """Until the JavaScript condition holds. Raises BrowserError when it does not in time, or for the page's errors."""
         end = time.monotonic() + timeout
         while not self.evaluate(f"Boolean({condition})"):
+            if self.errors:
+                raise BrowserError(f"the page reports {'; '.join(self.errors)}")
             if time.monotonic() > end:
-                raise BrowserError(f"{condition} does not become true within {timeout:g} s; errors: {self.errors}")
+                raise BrowserError(f"{condition} does not become true within {timeout:g} s")
             time.sleep(0.05)
 
     def send(self, method: str, parameters: dict[str, Any] | None = None, timeout: float = 60.0) -> dict[str, Any]:

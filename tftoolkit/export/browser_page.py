@@ -21,6 +21,7 @@ from tftoolkit.export.staging import commit, stage, workspace
 TEMPLATE = Path(__file__).parent / "web_page"
 TYPES = ("float32", "int32", "uint8")  # that LiteRT.js can pass
 CALLS = 50  # that the latency is measured with
+SECONDS = 300  # for the proof in the browser
 
 Described = Mapping[str, Any]  # a tensor as golden.described writes it
 
@@ -197,8 +198,8 @@ def _run(folder: Path) -> tuple[tuple[Check, ...], Latency]:
             browser.wait_for("window.ready")
             # Numbers as text: JSON has no infinity.
             script = "checkModel().then(list => list.map(check => ({...check, error: String(check.error)})))"
-            found = browser.evaluate(script, timeout=600)
-            times = browser.evaluate(f"timeModel({CALLS})", timeout=600)
+            found = browser.evaluate(script, timeout=SECONDS)
+            times = browser.evaluate(f"timeModel({CALLS})", timeout=SECONDS)
             outside = sorted({url for url in browser.requests if not url.startswith((address, "data:", "blob:"))})
             errors = browser.errors
     except BrowserError as error:

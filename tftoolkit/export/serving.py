@@ -3,23 +3,20 @@
 import contextlib
 import functools
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+# WebAssembly is compiled while it loads, and modules load at all, only under these types; the system may not know them.
+TYPES = {".wasm": "application/wasm", ".js": "text/javascript", ".tflite": "application/octet-stream"}
 HOST = "127.0.0.1"  # never another: this is a development server
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    extensions_map: ClassVar[dict[str, str]] = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        # WebAssembly is compiled while it loads, and modules load at all, only under these types; the system's table
-        # of types may lack them.
-        ".wasm": "application/wasm",
-        ".js": "text/javascript",
-        ".tflite": "application/octet-stream",
-    }
+    def guess_type(self, path: str | os.PathLike[str]) -> str:
+        return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")  # a newly exported model is seen at once

@@ -102,7 +102,7 @@ function probabilities(scores) {
 function show(shares) {
   const best = shares === null ? -1 : shares.indexOf(Math.max(...shares));
   element("best").textContent = shares === null ? "?" : config.labels[best];
-  element("sure").textContent = shares === null ? "Draw on the left." : `${percent(shares[best])} sure`;
+  element("sure").textContent = shares === null ? "Nothing drawn yet." : `${percent(shares[best])} sure`;
   for (const [index, item] of [...element("bars").children].entries()) {
     item.classList.toggle("best", index === best);
     item.querySelector(".bar").style.width = shares === null ? "0" : `${100 * shares[index]}%`;
@@ -125,6 +125,12 @@ function showSeen(pixels) {
 
 function changed() {
   surface.clearRect(0, 0, drawing.width, drawing.height);
+  if (strokes.length === 0) {
+    surface.font = "28px system-ui, sans-serif";
+    surface.textAlign = "center";
+    surface.fillStyle = "#8b97a5";
+    surface.fillText("draw here", drawing.width / 2, drawing.height / 2);
+  }
   const lines = strokes.map((line) => line.map(([x, y]) => [x * drawing.width, y * drawing.height]));
   paint(surface, lines, config.stroke * 0.8 * drawing.height);
   busy = busy.then(classify);
@@ -202,28 +208,29 @@ function plot() {
   const canvas = element("losses");
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.body);
-  const [w, h, margin] = [canvas.width, canvas.height, 44];
-  const top = Math.max(0.1, ...losses) * 1.1;
-  context.clearRect(0, 0, w, h);
+  const [left, bottom, right, top] = [70, canvas.height - 30, canvas.width - 10, 20];
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  element("progress").textContent =
+    losses.length ? `Step ${losses.length}: loss ${losses.at(-1).toPrecision(3)}` : "The loss of each step appears here.";
+  if (losses.length === 0) return;
+  const unit = 10 ** Math.floor(Math.log10(Math.max(...losses, 1e-6)));
+  const largest = unit * Math.ceil(Math.max(...losses, 1e-6) / unit);  // a round number: 0.3, 2, 40
   context.font = "22px system-ui, sans-serif";
-  context.lineWidth = 2;
   for (const part of [0, 0.5, 1]) {
-    const y = h - 30 - part * (h - 50);
-    context.strokeStyle = style.getPropertyValue("--line");
-    context.strokeRect(margin + 20, y, w - margin - 20, 0);
+    const y = bottom - part * (bottom - top);
+    context.fillStyle = style.getPropertyValue("--line");
+    context.fillRect(left, y, right - left, 2);
     context.fillStyle = style.getPropertyValue("--quiet");
-    context.fillText((part * top).toPrecision(2), 0, y + 8);
+    context.fillText(String(Number((part * largest).toPrecision(2))), 0, y + 8);
   }
   context.strokeStyle = style.getPropertyValue("--accent");
   context.lineWidth = 4;
   context.beginPath();
   losses.forEach((loss, step) => {
-    const x = margin + 20 + (w - margin - 30) * (losses.length > 1 ? step / (losses.length - 1) : 0);
-    context.lineTo(x, h - 30 - (loss / top) * (h - 50));
+    const along = losses.length > 1 ? step / (losses.length - 1) : 0;
+    context.lineTo(left + along * (right - left), bottom - (loss / largest) * (bottom - top));
   });
   context.stroke();
-  element("progress").textContent =
-    losses.length ? `Step ${losses.length}: loss ${losses.at(-1).toPrecision(3)}` : "The loss of each step appears here.";
 }
 
 // The proof
@@ -256,7 +263,7 @@ element("check").addEventListener("click", async () => {
   output.className = passed ? "" : "failed";
   output.textContent = passed
     ? `✓ All outputs${steps} equal TensorFlow's within their bounds; nearest to its bound: ${worst.signature}/` +
-      `${worst.tensor}, off by ${worst.error.toPrecision(2)} of ${worst.bound?.toPrecision(2)}.`
+      `${worst.tensor}, off by ${worst.error.toExponential(1)} of ${worst.bound?.toExponential(1)}.`
     : `✗ ${worst.signature}/${worst.tensor} is off by ${worst.error}, allowed is ${worst.bound}.`;
 });
 
