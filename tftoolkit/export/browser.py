@@ -123,7 +123,7 @@ class Browser:
         return result["result"].get("value")
 
     def wait_for(self, condition: str, timeout: float = 60.0) -> None:
-        """Until the JavaScript condition holds. Raises BrowserError when it does not in time, or for the page's errors."""
+        """Until the JavaScript condition holds. Raises BrowserError when late, or for the page's errors."""
         end = time.monotonic() + timeout
         while not self.evaluate(f"Boolean({condition})"):
             if self.errors:

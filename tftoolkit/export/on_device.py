@@ -75,8 +75,8 @@ def trainable_tflite(
         built = folder / "result.tflite"
         with stage("convert", name):
             built.write_bytes(convert(decomposed, original.signatures))
-        sequence = _cases(original.signatures[INFER], state, examples)
-        proof = _proven(built, original, sequence, name)
+        real = {INFER: _real_inputs(original.signatures[INFER], examples[0])}
+        proof = _proven(built, original, _cases(original, real, state, examples), real, name)
         with stage("weights", name):
             _check_weights(LiteRuntime(built), state.values(), examples[0])
         exporters.write_proven(built, folder, path, proof, overwrite)
@@ -158,12 +158,25 @@ def _train(step: Step, batch: Arrays) -> tuple[Callable[..., Any], list[tf.Tenso
     return train, [tf.TensorSpec(array.shape, array.dtype, name) for name, array in batch.items()]
 
 
-def _cases(infer: Signature, state: _State, batches: list[Arrays]) -> list[Case]:
+def _real_inputs(infer: Signature, batch: Arrays) -> list[Arrays]:
+    """As much of the batch as ``infer`` takes; nothing where it takes other inputs."""
+    found = {}
+    for tensor in infer.inputs:
+        array = batch.get(tensor.name, np.zeros(()))
+        found[tensor.name] = array[: tensor.shape[0]] if tensor.shape and array.ndim else array
+        if found[tensor.name].dtype != tensor.dtype or not tensor.accepts(found[tensor.name].shape):
+            return []
+    return [found]
+
+
+def _cases(
+    model: SavedModelRuntime, real: Mapping[str, list[Arrays]], state: _State, batches: list[Arrays]
+) -> list[Case]:
     """One sequence of calls: the state goes from each to the next."""
-    made_up = cases({INFER: infer}, {})
+    inferred = cases({INFER: model.signatures[INFER]}, real)
     read = Case("real", GET, {})
     trained = [Case("real", TRAIN, batches[number % len(batches)]) for number in range(STEPS)]
-    return [read, *made_up, *trained, read, *made_up, Case("real", SET, state.values()), read]
+    return [read, *inferred, *trained, read, *inferred, Case("real", SET, state.values()), read]
 
 
 def _bounded(found: Sequence[GoldenCase]) -> list[GoldenCase]:
@@ -184,11 +197,11 @@ def _bounded(found: Sequence[GoldenCase]) -> list[GoldenCase]:
     return bounded
 
 
-def _proven(built: Path, golden_model: SavedModelRuntime, sequence: Sequence[Case], name: str) -> Proof:
+def _proven(
+    built: Path, model: SavedModelRuntime, sequence: Sequence[Case], real: Mapping[str, list[Arrays]], name: str
+) -> Proof:
     try:
-        proof = prove(
-            built, golden_model, None, None, None, name, _bounded(golden_cases(golden_model, sequence, FLOAT32))
-        )
+        proof = prove(built, model, real, None, None, name, _bounded(golden_cases(model, sequence, FLOAT32)))
     except ExportError as error:
         if (error.stage, error.signature) != ("parity", TRAIN):
             raise
