@@ -2,10 +2,12 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +325,14 @@ def test_drawing_is_measured_on_real_pictures():
     found = browser_page._drawing(np.stack([255.0 - line]))
     assert (found["background"], found["ink"], found["fit"]) == (255, 0, 0.75)
     assert found["stroke"] * 40 == pytest.approx(3, rel=0.15)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_code_on_the_docs_page_runs(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "on_device.md").read_text()
+    program = "".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page" / "index.html").exists()
+    assert done.stdout.count("web page, TFLite") == 2
