@@ -18,7 +18,7 @@ from tftoolkit import export, trainers
 from tftoolkit.export import browser, browser_page, golden, serving
 from tftoolkit.export.parity import GoldenCase
 from tftoolkit.export.report import Row
-from tftoolkit.export.runtime import Signature, Tensor
+from tftoolkit.export.runtime import LiteRuntime, Signature, Tensor
 from tftoolkit.export.samples import Case
 from tftoolkit.models.digits_cnn import DigitsCnn
 
@@ -227,6 +227,23 @@ def test_a_page_that_fails_or_asks_outside_is_not_written(page, tmp_path, monkey
     with pytest.raises(export.ExportError, match=match):
         export.web(page[0] / "digits.tflite", tmp_path / "page")
     assert [item.name for item in tmp_path.iterdir()] == ["template"]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_other_numbers_than_tensorflows_are_refused(page, tmp_path):
+    """The last of the 50 losses is claimed to be 2e-5 more than TensorFlow computed."""
+    file = Path(shutil.copy(page[0] / "digits.tflite", tmp_path))
+    cases, proof = golden.load(page[0] / "digits.tflite")
+    last = max(place for place, item in enumerate(cases) if item.case.signature == "train")
+    cases[last].outputs["loss"] += np.float32(2e-5)
+    signatures = LiteRuntime(file).signatures
+    row = Row("digits.tflite", proof["measured"]["format"], 1, {}, (), None, None)
+    for item, place in zip(golden.save(file, tmp_path, cases, signatures, row), golden.beside(file), strict=True):
+        item.rename(place)
+    with pytest.raises(export.ExportError, match="parity failed at signature 'train', tensor 'loss'"):
+        export.web(file, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
 
 
 # Without a browser
