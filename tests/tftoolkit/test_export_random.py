@@ -113,16 +113,15 @@ def test_compiled_functions_in_onnx(tmp_path):
     exported(export.onnx, tmp_path / "m.onnx", layer, tf.TensorSpec([1, 8, 8, 4], tf.float32, "x"))
 
 
-def test_a_loop_over_a_constant_in_onnx(tmp_path):
-    constant = tf.constant([1.0, 2.0, 3.0])
+def test_constants_in_onnx(tmp_path):
+    """tf2onnx makes inputs of those that are made outside of the function."""
+    vector, matrix = tf.constant([1.0, 2.0, 3.0]), tf.constant(np.eye(3, dtype=np.float32))
 
     def function(x):
-        return tf.while_loop(lambda i, _: i < 2, lambda i, v: (i + 1, v * constant), [0, x])[1]
+        looped = tf.while_loop(lambda i, _: i < 2, lambda i, v: (i + 1, v * vector), [0, x])[1]
+        return tf.cond(tf.reduce_mean(x) > 0, lambda: looped @ matrix, lambda: looped + matrix[:2])
 
-    with pytest.raises(
-        export.ExportError, match=r"structure failed .* a constant that a loop uses: make it a tf.Variable"
-    ):
-        exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))
+    exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))
 
 
 @pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])

@@ -17,6 +17,7 @@ from tftoolkit.export.runtime import Signature
 from tftoolkit.export.staging import quiet
 
 OPSET = 18
+HANDLES = {tf.resource, tf.variant}  # of variables and tables
 # Domains whose ops onnxruntime brings along.
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
@@ -40,6 +41,7 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
         except Exception as error:  # it raises many kinds
             reason = f"tf2onnx: {type(error).__name__}: {str(error).strip()[:500]}"
             raise ExportError("convert", reason, signature=name) from error
+    _with_constants(onnx, model.graph, wrapped.get_concrete_function(*specs))
     _only_known_ops(onnx, model, name, errors.lines)
     _in_order(model.graph, signature, name)
     model.graph.name = name
@@ -68,6 +70,14 @@ def _positional(function: Any, signature: Signature) -> tuple[Any, list[tf.Tenso
         return function(**dict(zip(names, values, strict=True)))
 
     return tf.function(call, autograph=False), ordered
+
+
+def _with_constants(onnx: Any, graph: Any, function: Any) -> None:
+    """Constants from outside the function, of which tf2onnx makes inputs, get their values back."""
+    values = {inner.name: outer for outer, inner in function.graph.captures if outer.dtype not in HANDLES}
+    for entry in [entry for entry in graph.input if entry.name in values]:
+        graph.initializer.append(onnx.numpy_helper.from_array(values[entry.name].numpy(), entry.name))
+        graph.input.remove(entry)
 
 
 def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
@@ -138,7 +148,7 @@ def _in_order(graph: Any, signature: Signature, name: str) -> None:
         if set(found) != set(names):
             reason = f"ONNX {side}s are {sorted(found)}; the model has {names}"
             if set(found) > set(names):
-                reason += ". tf2onnx makes an input of a constant that a loop uses: make it a tf.Variable"
+                reason += ". tf2onnx made inputs of constants: make them variables"
             raise ExportError("structure", reason, signature=name)
         ordered = [type(found[tensor.name])() for tensor in wanted]
         for copy, tensor in zip(ordered, wanted, strict=True):
