@@ -136,7 +136,7 @@ def prove(
     if metric is not None:
         with stage("metric", name):
             value, golden_value = _metric(metric, opened.file, golden, max_drop)
-    row = _measured(path, name, opened, real, checks)
+    row = _measured(path, name, opened, real or _inputs(found), checks)
     row = dataclasses.replace(row, metric=value, golden_metric=golden_value)
     return Proof(row, found, opened.file.signatures)
 
@@ -157,8 +157,17 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
         for item in known[0]:
             if item.case.kind == "real":
                 real.setdefault(item.case.signature, []).append(item.case.inputs)
-    row = _measured(path, path.name, opened, real, checks)
+    row = _measured(path, path.name, opened, real or _inputs(known[0] if known else ()), checks)
     return ExportReport((dataclasses.replace(row, metric=evaluated(metric, opened.file) if metric else None),))
+
+
+def _inputs(found: Sequence[GoldenCase]) -> dict[str, list[Arrays]]:
+    """By signature what the file was called with; made-up inputs that TensorFlow refused are not among them."""
+    inputs: dict[str, list[Arrays]] = {}
+    for item in found:
+        if item.case.kind != "nan":
+            inputs.setdefault(item.case.signature, []).append(item.case.inputs)
+    return inputs
 
 
 def _measured(
