@@ -167,7 +167,7 @@ def kind_of(result: str) -> str:
     """The first sentence without what differs from model to model: names, paths, numbers, the converter's log."""
     text = re.sub(r" \(tf2onnx: .*\)(?=;)", "", result)
     text = re.sub(r"(?<!\w)'[^']*'", "…", text)
-    text = re.sub(r"[^\s(]*(?:[/_]|\b\d)[^\s:;,]*", "…", text)
+    text = re.sub(r"[^\s(]*(?:[/_]|\b\d)[^\s:;,]*?(?=\.?(?:[\s:;,]|$))", "…", text)
     return re.split(r"\.\s|\.$|: TFLOperationName", re.sub(r"…(,? …)+", "…", text))[0][:200]
 
 
