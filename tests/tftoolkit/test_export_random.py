@@ -124,7 +124,7 @@ def test_constants_in_onnx(tmp_path):
     exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))
 
 
-@pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
+@pytest.mark.parametrize("mode", ["float16", "int8"])
 def test_a_model_whose_weights_are_constants(tmp_path, mode):
     """As in many models on disk: the bound must know what rounding them does."""
     rng = np.random.default_rng(0)
