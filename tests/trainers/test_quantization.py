@@ -417,3 +417,14 @@ def test_a_model_of_keras(tmp_path, package):
     row = export.tflite(quantized, tmp_path / "m", **arguments).rows[0]
     assert row.format == "TFLite int8"
     _assert_ranges(tmp_path / "m", quantized)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"quantize": "dynamic"}, {"quantize": "int8", "keep_float": ["dense"]}])
+def test_other_formats_are_refused_with_what_to_do(tmp_path, arguments):
+    quantized = trainers.FakeQuantization(Layer(), tf.TensorSpec([None, 3]))
+    quantized.train(random(4, 3))
+    signatures = {"f": (quantized, [tf.TensorSpec([1, 3], tf.float32, "x")])}
+    real = {"f": [{"x": random(100, 3).numpy()}]} if "keep_float" in arguments else None
+    with pytest.raises(export.ExportError, match=r"FakeQuantization.*quantize='int8'.*without keep_float"):
+        export.tflite(quantized, tmp_path / "m", signatures=signatures, representative=real, **arguments)
+    assert not list(tmp_path.iterdir())

@@ -102,6 +102,7 @@ def tflite(
     with workspace(path, overwrite) as folder:
         native = _native(model, signatures, folder, name)
         original = open_saved_model(native)
+        _check_fake_quantization(native, "int8" if quantize == "int8" and not keep_float else None)
         custom = decompose.custom_ops(decompose.op_types(native), library.find) if ops == "native" else {}
         library.check_names(custom)
         real = real_inputs(representative, original.signatures)
@@ -155,6 +156,7 @@ def onnx(
     check_metric(metric, max_drop)
     with workspace(path, overwrite) as folder:
         native = _native(model, signatures, folder, name)
+        _check_fake_quantization(native, None)
         original = open_saved_model(native).only(signature)
         chosen, described = next(iter(original.signatures.items()))
         decomposed = decomposed_copy(native, folder / "decomposed", name)
@@ -173,6 +175,15 @@ def _check_ops(ops: str, quantize: Any = None, keep_float: Sequence[str] = ()) -
         raise ValueError(
             f"ops='native' goes with quantize=None, 'float16' or 'dynamic' (custom ops have no integer kernels), got "
             f"{quantize!r}{' and keep_float' if keep_float else ''}; leave ops out"
+        )
+
+
+def _check_fake_quantization(native: Path, mode: str | None) -> None:
+    if mode != "int8" and any(op_type.startswith("FakeQuant") for op_type in decompose.op_types(native)):
+        raise ExportError(
+            "convert",
+            "the model rounds as an int8 file does (FakeQuantization): export it with tflite(…, quantize='int8'), "
+            "without keep_float, or export the model inside of it",
         )
 
 
