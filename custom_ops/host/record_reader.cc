@@ -63,6 +63,7 @@ class Gathering {
  public:
   static constexpr size_t kBytes = 1 << 18;
   static constexpr size_t kRecords = 256;  // the kernel takes up to 1024 places
+  static constexpr size_t kCacheLine = 64;
 
   Gathering() : descriptor_(memfd_create("tftoolkit records", MFD_CLOEXEC)) {
     if (descriptor_ < 0 || ftruncate(descriptor_, kBytes) != 0) return;
@@ -80,6 +81,9 @@ class Gathering {
 
   bool Add(const char* mapped, size_t size) {
     if (memory_ == nullptr || size > kBytes - bytes_ || places_.size() == kRecords) return false;
+    // Records in any order come from memory, not from a cache: many fetches at once, before the kernel waits for each.
+    // Fetching ahead does nothing where the file has no page any more.
+    for (size_t at = 0; at < size; at += kCacheLine) __builtin_prefetch(mapped + at, 0, 2);
     places_.push_back({const_cast<char*>(mapped), size});
     bytes_ += size;
     return true;
