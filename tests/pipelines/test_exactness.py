@@ -150,6 +150,7 @@ def in_a_new_process(lib: ModuleType, folder: Path, requests: list[tuple[Any, in
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_new_process_continues_bit_for_bit(random_pipelines: ModuleType, source_files: Path) -> None:
     lib = random_pipelines
     assert CHAINS.keys() == lib.SOURCES.keys()

@@ -35,9 +35,8 @@ def check(tool, seed, folder):
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_a_few(tool, tmp_path, seed):
-    assert check(tool, seed, tmp_path)["float32"].startswith("accepted")
+def test_one(tool, tmp_path):
+    assert check(tool, 5, tmp_path)["float32"].startswith("accepted")
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def _assert_same(found, expected):
     assert not list((found / "checkpoints").glob(".tmp*"))
 
 
+@pytest.mark.slow
 def test_killed_at_every_point(tmp_path, server):
     expected, directory = tmp_path / "expected", tmp_path / "found"
     assert server.run(expected, "module", "xla_chunk", 130) == 0
