@@ -29,6 +29,15 @@ def tftoolkit(*arguments: object, cwd: Path, **environment: str) -> subprocess.C
         (["ops"], "ops needs 'list', 'build' or 'check', got nothing"),
         (["doctor", "please"], "doctor takes no arguments"),
         (["verify"], "verify needs one file"),
+        (["launch", "--workers", "2"], "launch needs a command after --"),
+        (["launch", "--workers", "2", "train", "digits", "--"], "launch needs a command after --"),
+        (["launch", "train", "--", "digits"], "launch: train stands before --"),
+        (["launch", "--wrokers=2", "--", "train"], "Did you mean: workers"),
+        (["launch", "--workers=0", "--", "train"], "launch: workers must be at least 1, but is 0"),
+        (["launch", "--hosts=a,a:1", "--", "train"], "host names or IPv4 addresses without a port, but one is 'a:1'"),
+        (["launch", "--", "trian", "digits"], "launch: 'trian' is no program; did you mean train?"),
+        (["launch", "--", "train"], "train needs one recipe, got none"),
+        (["launch", "--", "verify", "--help"], "launch: 'verify' is no program. After -- comes"),
     ],
 )
 def test_wrong_usage(arguments, message, tmp_path):

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train RECIPE [--directory=DIR] [--config.OPTION=VALUE ...]: train, export, report; resumes",
+    "launch": "launch [--workers=N] [--hosts=A,B --host_index=I --port=P] [--max_restarts=N] [--heartbeat_timeout=S] "
+    "[--start_timeout=S] [--grace=S] [--backoff=S] [--log_dir=DIR] -- train RECIPE ...|FILE.py ...|PROGRAM ...: run a "
+    "gang of workers; when one dies or hangs, all start again from the last checkpoint",
     "export": "export RUN|SAVED_MODEL [--output=FILE.tflite|FILE.onnx] [--quantize=float16|dynamic|int8|int16x8] "
     "[--keep_float=PATTERN ...] [--integer_io] [--overwrite]: write another format, proven",
     "verify": "verify FILE [--golden=SAVED_MODEL] [--native]: run an exported file in its own runtime and compare it",
@@ -29,8 +32,9 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is for another program
+    debug = "--debug" in own
+    arguments = [argument for argument in own if argument != "--debug"] + arguments[len(own) :]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
     try:
         return _dispatch(arguments)
@@ -56,7 +60,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(f"unknown command {command!r}: {hint}There are: {', '.join(COMMANDS)}")
-    if {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest[: rest.index("--")] if "--" in rest else rest):
         print(f"usage: tftoolkit {COMMANDS[command]}")
         return 0
     return int(importlib.import_module(f"tftoolkit.cli.{command}").run(rest))
