@@ -13,10 +13,13 @@ def run(arguments: list[str]) -> int:
     """``[OPTIONS] -- COMMAND ...``"""
     from tftoolkit.trainers.gang import Gang, GangFailedError
 
-    own, separator, program = _split(arguments)
-    values = _parse(own)
-    if not separator or not program:
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    program = arguments[place + 1 :]
+    values, words = _parse(arguments[:place])
+    if not program:
         raise UsageError("launch needs a command after --, such as: tftoolkit launch --workers 2 -- train digits")
+    if words:
+        raise UsageError(f"launch: {' '.join(words)} stands before --; a worker's command comes after it")
     options = {name: values[name].value for name in values if name in Gang.__dataclass_fields__}
     try:
         gang = Gang(command(program), **options)
@@ -48,14 +51,8 @@ def command(words: list[str]) -> list[str]:
     return words
 
 
-def _split(arguments: list[str]) -> tuple[list[str], bool, list[str]]:
-    if "--" not in arguments:
-        return arguments, False, []
-    place = arguments.index("--")
-    return arguments[:place], True, arguments[place + 1 :]
-
-
-def _parse(options: list[str]) -> flags.FlagValues:
+def _parse(options: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The options, and words that are none."""
     values = flags.FlagValues()
     flags.DEFINE_integer("workers", 1, "how many on this machine, or on each host", flag_values=values)
     flags.DEFINE_list("hosts", [], "all machines, in the same order on each of them", flag_values=values)
@@ -69,9 +66,6 @@ def _parse(options: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("log_dir", None, "keep each worker's output there, too", flag_values=values)
     names = ", ".join(f"--{name}" for name in values)
     try:
-        words = values(["tftoolkit", *options])[1:]
+        return values, values(["tftoolkit", *options])[1:]
     except flags.Error as error:
         raise UsageError(f"launch: {error}. The options are {names}") from error
-    if words:
-        raise UsageError(f"launch: {' '.join(words)} stands before --; a worker's command comes after it")
-    return values
