@@ -52,7 +52,7 @@ def total(values: Any) -> Any:
     """The sums over all replicas of a nest of tensors. It communicates: not for code inside XLA."""
     if Replica.current().count == 1:
         return values
-    flat = tf.nest.flatten(values)
+    flat = [tf.identity(value) for value in tf.nest.flatten(values)]  # on the replica's device, by which it is found
     sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
     return tf.nest.pack_sequence_as(values, sums)
 
@@ -177,7 +177,4 @@ class Workers:
         strategy = self.strategy
         assert strategy is not None
 
-        def replica(numbers: tf.Tensor) -> tf.Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, numbers)
-
-        return strategy.experimental_local_results(strategy.run(replica, args=(numbers,)))[0]
+        return strategy.experimental_local_results(strategy.run(total, args=(numbers,)))[0]
