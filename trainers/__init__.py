@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.interrupts import TrainingTerminated
     from tftoolkit.trainers.quantization import FakeQuantization
     from tftoolkit.trainers.recompute import rematerialize
+    from tftoolkit.trainers.replicas import distributed_strategy
     from tftoolkit.trainers.retracing import RetracingWarning, explain_retracing
     from tftoolkit.trainers.run_lock import RunLockedError
     from tftoolkit.trainers.runner import Runner
@@ -41,6 +42,7 @@ __all__ = [
     "TrainingDivergedError",
     "TrainingTerminated",
     "Update",
+    "distributed_strategy",
     "every",
     "explain_retracing",
     "faults",
@@ -74,6 +76,7 @@ _HOME = {
     "TrainingDivergedError": "divergence",
     "TrainingTerminated": "interrupts",
     "Update": "update",
+    "distributed_strategy": "replicas",
     "every": "events",
     "explain_retracing": "retracing",
     "find_batch_size": "tuning",

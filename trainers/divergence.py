@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tftoolkit.trainers.replicas import own
 from tftoolkit.trainers.update import Update
 
 
@@ -29,18 +30,18 @@ class DivergenceWatch(tf.Module):
             return
         in_a_row = tf.reduce_max(tf.stack([update.skipped_in_a_row.read_value() for update in self._updates]))
         now = tf.logical_and(in_a_row >= self._patience, self._step < 0)
-        self._step.assign(tf.where(now, number, self._step))
+        own(self._step).assign(tf.where(now, number, self._step))
 
     @property
     def step(self) -> int | None:
         """How many steps were finished when it happened, or None. Waits for the device."""
-        number = int(self._step)
+        number = int(self._step.numpy())
         return None if number < 0 else number + 1
 
     @property
     def calm(self) -> bool:
         """Whether no update skipped the latest step. Waits for the device."""
-        return all(int(update.skipped_in_a_row) == 0 for update in self._updates)
+        return all(int(update.skipped_in_a_row.numpy()) == 0 for update in self._updates)
 
     def reset(self) -> None:
         self._step.assign(-1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import PerWeight
+from tftoolkit.trainers.replicas import own
 
 
 class Ema(PerWeight):
@@ -31,13 +32,13 @@ class Ema(PerWeight):
         """Take the present weights in if ``ok`` (bool scalar)."""
         if self._swapped:
             raise RuntimeError("the averaged weights are in place for an evaluation: train outside of `ema_weights()`")
-        self.updates.assign_add(tf.cast(ok, tf.int64))
+        own(self.updates).assign_add(tf.cast(ok, tf.int64))
         # Float64, because 1 - d^t loses digits that the average would lose with it.
         t = tf.cast(tf.maximum(self.updates, 1), tf.float64)
         rate = (1.0 - self.decay) / (1.0 - tf.pow(tf.constant(self.decay, tf.float64), t))
         for weight, average in zip(self.weights, self.slots["average"], strict=True):
             moved = average + tf.cast(rate, weight.dtype) * (weight - average)
-            average.assign(tf.where(ok, moved, average))
+            own(average).assign(tf.where(ok, moved, average))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

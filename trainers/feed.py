@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +15,8 @@ from tftoolkit.trainers import faults
 class Portion:
     """Batches ``offset`` to ``offset + count - 1`` of a stack; or a single batch, unstacked."""
 
-    batches: Mapping[str, tf.Tensor]
+    batches: Any
+    """A dict of tensors; with replicas a tuple of such dicts, the share of each."""
     offset: int
     count: int
 
@@ -30,18 +31,30 @@ class Feed:
         pipeline: a :class:`tftoolkit.pipelines.Pipeline`.
         position: the pipeline's number of the first batch.
         stack: how many batches to stack; 0: single batches without a stacking dimension.
+        replicas: the numbers of the replicas to feed, whose batches then come as a tuple; None: whole batches.
+        replica_count: how many replicas there are everywhere.
 
     Attributes:
         seconds_waited: how long :meth:`take` waited for data so far.
     """
 
-    def __init__(self, pipeline: Any, position: int, stack: int) -> None:
+    def __init__(
+        self, pipeline: Any, position: int, stack: int, replicas: Sequence[int] | None = None, replica_count: int = 1
+    ) -> None:
         self._size = stack
         self._next = position
         self._offset = position % stack if stack else 0
-        self._batches: Mapping[str, tf.Tensor] | None = None
-        dataset = pipeline.stack(stack).dataset(position // stack) if stack else pipeline.dataset(position)
-        self._iterator: Iterator[Mapping[str, tf.Tensor]] = iter(dataset)
+        self._batches: Any = None
+        first = position // stack if stack else position
+
+        def dataset(part: Any) -> tf.data.Dataset:
+            return (part.stack(stack) if stack else part).dataset(first)
+
+        if replicas is None:
+            self._iterator: Iterator[Any] = iter(dataset(pipeline))
+        else:
+            shares = [dataset(pipeline.shard(replica, replica_count)) for replica in replicas]
+            self._iterator = iter(tf.data.Dataset.zip(tuple(shares)))
         self.seconds_waited = 0.0
 
     def take(self, limit: int) -> Portion:
@@ -65,7 +78,7 @@ class Feed:
             self._batches = None  # the next stack is asked for when it is needed, not before
         return portion
 
-    def _fetch(self) -> Mapping[str, tf.Tensor]:
+    def _fetch(self) -> Any:
         faults.passing("data")
         begin = time.perf_counter()
         try:

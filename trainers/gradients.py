@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tftoolkit.trainers.replicas import Replica
+
 
 class Losses(NamedTuple):
     """What a loss function finds on a batch, one number per example (or per token), not averaged.
@@ -24,7 +26,7 @@ LossFunction = Callable[[Any, tf.Tensor], Losses | tf.Tensor]
 
 
 class Gradients(NamedTuple):
-    """Gradients and metrics of one batch as sums, so that those of several workers are added field by field."""
+    """Gradients and metrics of one batch as sums, so that those of several replicas are added field by field."""
 
     sums: Sequence[tf.Tensor]
     """Gradients of the weighted SUM of the losses, dense, at least float32, in the order of ``update.weights``."""
@@ -44,13 +46,17 @@ def accumulated(
     key: tf.Tensor,
     parts: int,
     weights: Sequence[tf.Variable],
+    replica: Replica = Replica(),
 ) -> Gradients:
     """Split ``batch`` into ``parts`` micro-batches and add up what ``function(micro_batch, key)`` finds on each.
 
-    One after the other, also inside XLA, so that the memory needed is that of one micro-batch. Each has its own key.
+    One after the other, also inside XLA, so that the memory needed is that of one micro-batch. Part ``i`` holds rows
+    ``i``, ``i + parts``, …, as the share of a replica does (``Pipeline.shard``), and each has its own key, numbered over
+    all replicas: so R replicas with A parts each see the micro-batches of one process with R * A parts.
 
     Args:
         weights: the variables that ``Gradients.sums`` belong to.
+        replica: which one's share ``batch`` is.
 
     Raises:
         ValueError: the batch has no common leading dimension, or it doesn't divide by ``parts``.
@@ -58,7 +64,8 @@ def accumulated(
     size = _batch_size(batch, parts)
 
     def part(i: tf.Tensor | int) -> Gradients:
-        return function(_part(batch, size, i, parts), tf.random.fold_in(key, tf.cast(i, tf.int32)))
+        number = tf.cast(replica.index + replica.count * i, tf.int32)
+        return function(_part(batch, size, i, parts), tf.random.fold_in(key, number))
 
     if parts == 1 or tf.executing_eagerly():
         total = part(0)
@@ -93,7 +100,7 @@ class Sums(NamedTuple):
     loss: tf.Tensor
     """Weighted, at least float32, differentiable."""
     count: tf.Tensor
-    """How many losses there are, of the loss's type."""
+    """How many losses there are (at least 1), of the loss's type."""
     weight: tf.Tensor
     metrics: dict[str, tf.Tensor]
     """Weighted, float32; with "loss"."""
@@ -104,7 +111,7 @@ def summed(found: Losses | tf.Tensor, parts: int) -> Sums:
 
     Raises:
         TypeError: the losses aren't floating-point numbers.
-        ValueError: weights or metrics have another shape; a scalar, though the batch is split.
+        ValueError: weights or metrics have another shape; a scalar, though the batch is split into ``parts``.
     """
     losses = found if isinstance(found, Losses) else Losses(found)
     values = tf.convert_to_tensor(losses.values)
@@ -112,8 +119,8 @@ def summed(found: Losses | tf.Tensor, parts: int) -> Sums:
         raise TypeError(f"losses must be floating-point numbers, but are {values.dtype.name}")
     if values.shape.rank == 0 and parts > 1:
         raise ValueError(
-            "the loss function returned a scalar: with accumulate it must return one loss per example or token, "
-            "unaveraged, so that unequal micro-batches count as they should"
+            "the loss function returned a scalar: with accumulate or several replicas it must return one loss per "
+            "example or token, unaveraged, so that unequal micro-batches count as they should"
         )
     values = tf.cast(values, wide(values.dtype))
     if losses.weights is None:
@@ -125,7 +132,7 @@ def summed(found: Losses | tf.Tensor, parts: int) -> Sums:
     metrics = {"loss": values, **{name: _of_shape(name, value, values) for name, value in losses.metrics.items()}}
     sums = {name: tf.reduce_sum(tf.cast(value, values.dtype) * weights) for name, value in metrics.items()}
     narrow = {name: tf.cast(tf.stop_gradient(value), tf.float32) for name, value in sums.items()}
-    count = tf.size(values, tf.int64)
+    count = tf.maximum(tf.size(values, tf.int64), 1)  # a replica's share of a last, small batch may be empty
     return Sums(sums["loss"], tf.cast(count, values.dtype), tf.cast(tf.reduce_sum(weights), tf.float32), narrow)
 
 
@@ -154,9 +161,10 @@ def _part(batch: Any, size: int | None, i: tf.Tensor | int, parts: int) -> Any:
 
     def cut(value: tf.Tensor) -> tf.Tensor:
         if size is not None and isinstance(value, tf.Tensor) and value.shape.is_fully_defined():
-            rank = value.shape.rank
-            return tf.slice(value, [i * (size // parts)] + [0] * (rank - 1), [size // parts, *value.shape[1:]])
+            rest = value.shape[1:]  # XLA knows no slice with a stride that begins at a computed row
+            rows = tf.reshape(value, [size // parts, parts, *rest])
+            return tf.squeeze(tf.slice(rows, [0, i] + [0] * len(rest), [size // parts, 1, *rest]), 1)
         count = tf.shape(value)[0] if isinstance(value, tf.Tensor) else value.nrows(tf.int32)
-        return value[count * i // parts : count * (i + 1) // parts]
+        return tf.gather(value, tf.range(i, count, parts))
 
     return tf.nest.map_structure(cut, batch)

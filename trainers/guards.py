@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from tftoolkit.trainers.replicas import own
+
 WINDOW = 63
 
 
@@ -34,7 +36,7 @@ class SpikeGuard(tf.Module):
         full = self.seen >= WINDOW
         spike = tf.reduce_all([full, median > 0, tf.math.is_finite(loss), loss > self.factor * median])
         here = tf.logical_and(tf.range(WINDOW, dtype=tf.int64) == self.seen % WINDOW, tf.math.is_finite(loss))
-        self.losses.assign(tf.where(here, loss, self.losses))
-        self.seen.assign_add(tf.cast(tf.math.is_finite(loss), tf.int64))
-        self.spikes.assign_add(tf.cast(spike, tf.int64))
+        own(self.losses).assign(tf.where(here, loss, self.losses))
+        own(self.seen).assign_add(tf.cast(tf.math.is_finite(loss), tf.int64))
+        own(self.spikes).assign_add(tf.cast(spike, tf.int64))
         return spike

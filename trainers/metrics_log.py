@@ -1,12 +1,13 @@
 """The record of a run: ``metrics.jsonl`` and TensorBoard events."""
 
 import contextlib
+import io
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -23,22 +24,35 @@ class MetricsLog:
     has no other word for it). A resumed run adds a TensorBoard file; steps that were repeated are in both.
     """
 
-    def __init__(self, directory: Path, step: int, sinks: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        sinks: Sequence[Callable[[dict[str, Any]], None]] = (),
+        *,
+        writes: bool = True,
+    ) -> None:
         """Open the record after ``step`` finished steps; what it says of later ones is dropped.
 
         Args:
             directory: the run folder.
             step: number of finished steps.
             sinks: functions that get each line, too, as a dict.
+            writes: False: read what is there and keep what is added in memory, for workers beside the one that writes.
         """
         self.last: dict[str, dict[str, Any]] = {}
         self.evaluations: list[dict[str, Any]] = []
         self._sinks = tuple(sinks)
         self._path = directory / "metrics.jsonl"
         with self._clear_errors():
-            self._file = self._path.open("ab+")
+            self._file: BinaryIO = self._path.open("ab+") if writes else io.BytesIO(_bytes_of(self._path))
+            self._writes = writes
             self.rewind(step)
-            self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+            self._writer = (
+                tf.summary.create_file_writer(str(directory / "tensorboard"))
+                if writes
+                else tf.summary.create_noop_writer()
+            )
 
     def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Add a line and the TensorBoard scalars ``<kind>/<name>``."""
@@ -66,7 +80,8 @@ class MetricsLog:
         """Bring everything to the disk; called before a checkpoint is written, which must not know more than this."""
         with self._clear_errors():
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._writes:
+                os.fsync(self._file.fileno())
             self._writer.flush()
 
     def rewind(self, step: int) -> None:
@@ -116,6 +131,10 @@ class MetricsLog:
                 break
             end += len(line)
         return end
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _number(name: str, value: Any) -> int | float | None:

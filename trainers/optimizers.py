@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import PerWeight, tf_variable
+from tftoolkit.trainers.replicas import own
 from tftoolkit.trainers.schedules import Schedule, constant
 
 
@@ -129,7 +130,7 @@ class Sgd(Optimizer):
                 new_velocity = assign_if(ok, velocity, self.momentum * velocity + move)
                 move = self.momentum * new_velocity + move if self.nesterov else new_velocity
             assign_if(ok, weight, weight + move)
-        self.iterations.assign_add(tf.cast(ok, tf.int64))
+        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
 
 class AdamW(Optimizer):
@@ -183,7 +184,7 @@ class AdamW(Optimizer):
             direction = new_m * m_scale / (tf.sqrt(new_v * v_scale) + self.epsilon)
             decay = self.weight_decay if decays else 0.0
             assign_if(ok, weight, weight - rate * (direction + decay * weight))
-        self.iterations.assign_add(tf.cast(ok, tf.int64))
+        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
 
 def assign_if(ok: tf.Tensor, variable: tf.Variable, value: tf.Tensor) -> tf.Tensor:
@@ -193,7 +194,7 @@ def assign_if(ok: tf.Tensor, variable: tf.Variable, value: tf.Tensor) -> tf.Tens
     where it would otherwise copy it first to compute the value a second time.
     """
     kept = tf.where(ok, value, variable.read_value())
-    variable.assign(kept)
+    own(variable).assign(kept)
     return kept
 
 

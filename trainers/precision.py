@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import keras_generation, keras_objects, named_layers
+from tftoolkit.trainers.replicas import own
 
 DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 
@@ -36,8 +37,8 @@ class LossScale(tf.Module):
         grow = tf.logical_and(finite, good >= self.growth_steps)
         halved = tf.logical_and(tf.logical_not(finite), self.scale > 1.0)
         factor = tf.where(grow, 2.0, tf.where(finite, 1.0, 0.5))
-        self.scale.assign(tf.clip_by_value(self.scale * factor, 1.0, 2.0**24))
-        self.good_steps.assign(tf.where(tf.logical_and(finite, tf.logical_not(grow)), good, 0))
+        own(self.scale).assign(tf.clip_by_value(self.scale * factor, 1.0, 2.0**24))
+        own(self.good_steps).assign(tf.where(tf.logical_and(finite, tf.logical_not(grow)), good, 0))
         return halved
 
 

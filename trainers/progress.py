@@ -17,6 +17,7 @@ class Progress:
         examples_per_step: the batch size if it is known, for the rate.
         flops_per_step: function that counts a step's floating-point operations, or returns None.
         peak_flops: what the device can do per second at most, to show the utilization; None: GFLOP/s are shown.
+        visible: False: count, but print nothing.
     """
 
     def __init__(
@@ -25,11 +26,13 @@ class Progress:
         examples_per_step: int | None,
         flops_per_step: Callable[[], int | None],
         peak_flops: float | None = None,
+        visible: bool = True,
     ) -> None:
         self._stop = stop
         self._examples = examples_per_step
         self._count_flops = flops_per_step
         self._peak_flops = peak_flops
+        self._visible = visible
         # Rates are those since the report before; what comes before the first is mostly compilation.
         self._before: tuple[int, float, float] | None = None
         self._open_line = False
@@ -90,6 +93,8 @@ class Progress:
             self._print("", keep=True)
 
     def _print(self, text: str, *, keep: bool) -> None:
+        if not self._visible:
+            return
         erase = "\r\033[K" if self._open_line and sys.stderr.isatty() else ""
         sys.stderr.write(f"{erase}{text}" + ("\n" if keep else ""))
         sys.stderr.flush()

@@ -12,7 +12,9 @@ import tensorflow as tf
 from tftoolkit.trainers import flops
 from tftoolkit.trainers.divergence import DivergenceWatch
 from tftoolkit.trainers.feed import Feed
+from tftoolkit.trainers.replicas import Replica, Workers, copies_of
 from tftoolkit.trainers.step import Step, step_key
+from tftoolkit.trainers.update import Update
 
 KINDS = ("auto", "eager", "graph", "xla", "xla_chunk")
 
@@ -60,13 +62,18 @@ class Runner:
 
     Calls grow from one step to what takes about a second, so that signals and clocks are looked at often enough.
 
+    Under a ``tf.distribute`` strategy each replica runs the step on its rows of the batch (``Pipeline.shard``), and the
+    metrics are those of the first. XLA programs can't communicate: ``xla`` and ``xla_chunk`` compile what an ``Update``
+    does before and after its sums over the replicas, and the steps of a call run in a TensorFlow loop.
+
     Args:
         step: the step; all its variables exist already.
-        element_spec: a dict of ``tf.TensorSpec``, the spec of one batch.
+        element_spec: a dict of ``tf.TensorSpec``, the spec of one batch; with ``workers`` a tuple, that of each replica.
         kind: one of the above.
         steps_per_call: the most steps that one ``xla_chunk`` call makes; fewer if so many batches exceed 256 MiB.
         seed: from which, with the step's number, each step's key is derived.
         watch: notes divergence as part of each step.
+        workers: those of the strategy that the step's variables belong to, if any.
 
     Attributes:
         steps_per_call: the most steps of a call; 1 unless the kind is ``xla_chunk``.
@@ -80,12 +87,13 @@ class Runner:
     def __init__(
         self,
         step: Step,
-        element_spec: Mapping[str, tf.TensorSpec],
+        element_spec: Any,
         *,
         kind: str = "auto",
         steps_per_call: int = 100,
         seed: int = 0,
         watch: DivergenceWatch | None = None,
+        workers: Workers | None = None,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"runner kind must be one of {', '.join(KINDS)}, but is {kind!r}")
@@ -94,22 +102,27 @@ class Runner:
         self._step = step
         self._seed = seed
         self._watch = watch
-        self._spec = dict(element_spec)
+        self._workers = workers or Workers(None)
+        # Without a strategy there is one share, and it goes without the tuple.
+        self._specs = [dict(spec) for spec in (element_spec if workers else [element_spec])]
+        self._spec = tuple(self._specs) if workers else self._specs[0]
+        self._updates = [module for module in step.submodules if isinstance(module, Update)]
         self._length = 1  # of the next call
-        obstacle = _obstacle_to_xla(self._spec)
+        obstacle = next(filter(None, map(_obstacle_to_xla, self._specs)), None)
         if kind in ("xla", "xla_chunk") and obstacle:
             raise ValueError(
                 f"runner {kind!r} needs batches of one static shape, but {obstacle}; or use runner='graph'"
             )
         self.kind, self.reason, self.steps_per_call = kind, "as asked", 1
         self.graph: tf.Graph | None = None
+        self._whole = self._workers.strategy is None  # whether a whole step can be one XLA program
         self._call: Callable[..., Metrics] = self._one
         if kind != "eager":
             self._compile(obstacle, steps_per_call)
 
     def _compile(self, obstacle: str | None, steps_per_call: int) -> None:
         number = tf.TensorSpec([], tf.int64)
-        self._compiled = tf.function(self._one, jit_compile=True)
+        self._compiled = tf.function(self._one, jit_compile=True if self._whole else None)
         one = self._compiled.get_concrete_function(self._spec, number)  # traced; compiled when it is first called
         self._check_trace(one)
         self.graph = one.graph
@@ -118,21 +131,30 @@ class Runner:
         if self.kind == "auto":
             self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
         if self.kind == "graph":
-            self._call = tf.function(self._one).get_concrete_function(self._spec, number)
+            self._call = tf.function(self._one).get_concrete_function(self._spec, number) if self._whole else one
             return
+        if not self._whole:
+            for update in self._updates:
+                update.compile_parts = True
+            one = tf.function(self._one).get_concrete_function(self._spec, number)
         if self.kind == "xla":
             self._call = one
             return
-        self.steps_per_call = max(1, min(steps_per_call, _STACK_BYTES // max(1, _bytes(self._spec.values()))))
-        loop_outside_xla = convolves_on_cpu or (
-            on_cpu and _bytes((*self._step.variables, *self._spec.values())) < _SMALL_LOOP_BYTES
-        )
+        inputs = tf.nest.flatten(self._spec)
+        self.steps_per_call = max(1, min(steps_per_call, _STACK_BYTES // max(1, _bytes(inputs))))
+        small = on_cpu and _bytes((*self._step.variables, *inputs)) < _SMALL_LOOP_BYTES
+        loop_outside_xla = not self._whole or convolves_on_cpu or small
         dtypes = {name: value.dtype for name, value in one.structured_outputs.items()}
-        self._call = self._compile_many(one if loop_outside_xla else self._one, dtypes, jit=not loop_outside_xla)
+        # A function that runs replicas can't be called from another one, but its code can be traced into it.
+        called = one if self._whole and loop_outside_xla else self._one
+        self._call = self._compile_many(called, dtypes, jit=not loop_outside_xla)
 
     def feed(self, pipeline: Any, position: int = 0) -> Feed:
         """The batches of ``pipeline`` from ``position`` on, in the form that :meth:`call` takes."""
-        return Feed(pipeline, position, self.steps_per_call if self.kind == "xla_chunk" else 0)
+        stack = self.steps_per_call if self.kind == "xla_chunk" else 0
+        if self._workers.strategy is None:
+            return Feed(pipeline, position, stack)
+        return Feed(pipeline, position, stack, self._workers.replicas, self._workers.replica_count)
 
     def call(self, feed: Feed, first: int, limit: int) -> Call:
         """Run some steps, at least one and at most ``limit``; ``first`` is the number of the first, counted from 0.
@@ -149,20 +171,33 @@ class Runner:
         metrics = self._call(portion.batches, tf.constant(portion.offset), tf.constant(portion.count), number)
         next(iter(metrics.values()), number).numpy()  # wait, to know the time
         seconds = time.perf_counter() - begin
-        if seconds > 2 * _SECONDS_PER_CALL:
+        long, not_short = self._workers.any([seconds > 2 * _SECONDS_PER_CALL, seconds * 2 >= _SECONDS_PER_CALL])
+        if long:
             self._length = max(1, self._length // 2)
-        elif seconds * 2 < _SECONDS_PER_CALL and portion.count == self._length:
+        elif not not_short and portion.count == self._length:
             self._length = min(2 * self._length, self.steps_per_call)
         return Call(first, portion.count, metrics)
 
     @functools.cache  # noqa: B019 (a runner lives as long as its trainer)
     def flops_per_step(self) -> int | None:
-        """See :func:`tftoolkit.trainers.flops.count`; None where batch shapes vary or the step runs eagerly."""
-        if self.kind == "eager" or _obstacle_to_xla(self._spec):
+        """See :func:`tftoolkit.trainers.flops.count`; None where batch shapes vary, or the step runs eagerly or under a
+        strategy."""
+        if self.kind == "eager" or not self._whole or _obstacle_to_xla(self._specs[0]):
             return None
         return flops.count(self._compiled, self._spec, tf.TensorSpec([], tf.int64))
 
-    def _one(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
+    def _one(self, batch: Any, number: tf.Tensor) -> Metrics:
+        strategy, workers = self._workers.strategy, self._workers
+        if strategy is None:
+            return self._replica(batch, number)
+
+        def replica() -> Metrics:
+            return self._replica(batch[Replica.current().index - workers.replicas.start], number)
+
+        metrics = strategy.run(replica)
+        return {name: strategy.experimental_local_results(value)[0] for name, value in metrics.items()}
+
+    def _replica(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
         metrics = _checked_metrics(self._step(batch, step_key(self._seed, number)))
         if self._watch is not None:
             self._watch.note(number)
@@ -174,27 +209,26 @@ class Runner:
         """A function of a stack, the first batch's place in it, the number of steps, and the first step's number."""
         size = self.steps_per_call
 
-        def many(batches: Mapping[str, tf.Tensor], offset: tf.Tensor, count: tf.Tensor, first: tf.Tensor) -> Metrics:
+        def many(batches: Any, offset: tf.Tensor, count: tf.Tensor, first: tf.Tensor) -> Metrics:
             arrays = {name: tf.TensorArray(dtype, size, element_shape=[]) for name, dtype in dtypes.items()}
 
             def body(i: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
-                batch = {name: tf.gather(value, offset + i) for name, value in batches.items()}
+                batch = tf.nest.map_structure(lambda value: tf.gather(value, offset + i), batches)
                 metrics = one(batch, first + tf.cast(i, tf.int64))
                 return i + 1, {name: arrays[name].write(i, value) for name, value in metrics.items()}
 
             _, arrays = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), arrays), parallel_iterations=1)
             return {name: array.stack() for name, array in arrays.items()}
 
-        stacked = {name: tf.TensorSpec([size, *spec.shape], spec.dtype) for name, spec in self._spec.items()}
+        stacked = tf.nest.map_structure(lambda spec: tf.TensorSpec([size, *spec.shape], spec.dtype), self._spec)
         scalar = tf.TensorSpec([], tf.int32)
         function = tf.function(many, jit_compile=True if jit else None)
         return function.get_concrete_function(stacked, scalar, scalar, tf.TensorSpec([], tf.int64))
 
     def _check_trace(self, traced: Any) -> None:
         """Refuse what a checkpoint would lose silently, and warn of what it can't repeat."""
-        held = {variable.ref() for variable in self._step.named_variables().values()}
-        if self._watch is not None:
-            held |= {variable.ref() for variable in self._watch.variables}
+        mine = [*self._step.named_variables().values(), *(self._watch.variables if self._watch else ())]
+        held = {copy.ref() for variable in mine for copy in (variable, *copies_of(variable))}
         used = {variable.ref() for variable in traced.graph.variables}
         strangers = sorted(ref.deref().name for ref in used - held)
         if strangers:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +14,15 @@ import tensorflow as tf
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers import faults
 from tftoolkit.trainers.best import Best
-from tftoolkit.trainers.checkpointer import Checkpointer
+from tftoolkit.trainers.checkpoint_files import snapshot
+from tftoolkit.trainers.checkpointer import Checkpointer, Restored
 from tftoolkit.trainers.divergence import DivergenceWatch, TrainingDivergedError
 from tftoolkit.trainers.events import Alarm, Every, Hook, period_of, sorted_hooks
 from tftoolkit.trainers.feed import Feed
 from tftoolkit.trainers.interrupts import StopRequest, TrainingTerminated, stop_requests
 from tftoolkit.trainers.metrics_log import MetricsLog
 from tftoolkit.trainers.progress import Progress
+from tftoolkit.trainers.replicas import Workers, strategy_of
 from tftoolkit.trainers.runner import Call, Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
@@ -158,11 +161,22 @@ class Trainer:
         self._event_hooks, self._hook_alarms = sorted_hooks(hooks, batches)
         self._alarms = [self._evaluate_alarm, self._checkpoint_alarm, *(alarm for alarm, _ in self._hook_alarms)]
         self._updates = [module for module in step.submodules if isinstance(module, Update)]
-        self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
-        self._runner = Runner(
-            step, pipeline.element_spec, kind=runner, steps_per_call=steps_per_call, seed=seed, watch=self._watch
-        )
         self._variables = step.named_variables()
+        strategy = strategy_of(self._variables)
+        self._workers = workers = Workers(strategy)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
+        self._runner = Runner(
+            step,
+            tuple(pipeline.shard(replica, workers.replica_count).element_spec for replica in workers.replicas)
+            if strategy
+            else pipeline.element_spec,
+            kind=runner,
+            steps_per_call=steps_per_call,
+            seed=seed,
+            watch=self._watch,
+            workers=workers if strategy else None,
+        )
         self._checkpointer = Checkpointer(
             self.directory / "checkpoints",
             keep=keep,
@@ -191,11 +205,18 @@ class Trainer:
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, but is {steps}")
-        with self._checkpointer, stop_requests() as stop, contextlib.ExitStack() as closing:
+        with contextlib.ExitStack() as closing:
+            if self.is_chief:
+                closing.enter_context(self._checkpointer)
+            stop = closing.enter_context(stop_requests())
             self._restore()
             log = closing.enter_context(contextlib.closing(self._open_log()))
             progress = Progress(
-                steps, _batch_size(self.pipeline), self._runner.flops_per_step, peak_flops=self._peak_flops
+                steps,
+                _batch_size(self.pipeline),
+                self._runner.flops_per_step,
+                peak_flops=self._peak_flops,
+                visible=self.is_chief,
             )
             closing.callback(progress.close)
             already_finished = not self._loop(steps, log, progress, stop)
@@ -204,6 +225,11 @@ class Trainer:
             if not already_finished:
                 self._call_hooks("end")
             return self._summary(log, already_finished=already_finished)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run folder: the only one, or the first of several workers."""
+        return self._workers.is_chief
 
     @property
     def last_metrics(self) -> dict[str, dict[str, Any]]:
@@ -268,17 +294,18 @@ class Trainer:
             self.finished_steps += call.steps
             self._position += call.steps
             last = self.finished_steps == steps
-            if not (last or stop.name or self._anything_due()):
+            stopped_by, due = self._stop_and_due(stop)
+            if not (last or stopped_by or due or self.finished_steps >= self._log_alarm.next_step):
                 continue
             if (diverged_at := self._watch.step) is not None:
                 feed = self._roll_back(diverged_at, log, progress)
                 continue
             self._write_metrics(call, last, log, progress, feed.seconds_waited)
-            due = {alarm for alarm in self._alarms if alarm.due(self.finished_steps)}
             improved = False
-            if (last or self._evaluate_alarm in due) and not stop.name:
+            if (last or self._evaluate_alarm in due) and not stopped_by:
                 improved = self._evaluate_now(log)
-            stopped_by = stop.name  # asked once: a signal that comes during the save is heeded after the next call
+                # Not asked later: a signal that comes during the save is heeded after the next call.
+                stopped_by, _ = self._stop_and_due(stop)
             if last or stopped_by or improved or self._checkpoint_alarm in due or self._is_over(steps, log):
                 self._save(log, good=improved or (self._checkpoint_alarm in due and self._saves_on_schedule))
             for alarm, hook in self._hook_alarms:
@@ -294,9 +321,13 @@ class Trainer:
     def _is_over(self, steps: int, log: MetricsLog) -> bool:
         return self.finished_steps >= steps or (self._best is not None and self._best.exhausted(log.evaluations))
 
-    def _anything_due(self) -> bool:
-        step = self.finished_steps
-        return step >= self._log_alarm.next_step or any(alarm.due(step) for alarm in self._alarms)
+    def _stop_and_due(self, stop: StopRequest) -> tuple[str | None, set[Alarm]]:
+        """The signal that came, if any, and the alarms that are due; with several workers: on any of them."""
+        signals = ("SIGTERM", "SIGINT")
+        due = [alarm.due(self.finished_steps) for alarm in self._alarms]
+        agreed = self._workers.any([*(stop.name == name for name in signals), *due])
+        came = [name for name, flag in zip(signals, agreed, strict=False) if flag]
+        return (came or [None])[0], {alarm for alarm, flag in zip(self._alarms, agreed[2:], strict=True) if flag}
 
     def _set_alarms(self) -> None:
         for alarm in (self._log_alarm, *self._alarms):
@@ -316,7 +347,7 @@ class Trainer:
         return self.finished_steps == steps or self._was_due(self._evaluate_alarm)
 
     def _restore(self) -> None:
-        restored = self._checkpointer.restore(self._variables)
+        restored = self._restore_checkpoint()
         self._watch.reset()
         if restored is None:
             return
@@ -330,8 +361,18 @@ class Trainer:
         self._good_step = state["good_step"]
         self._rollbacks = state["rollbacks"]
 
+    def _restore_checkpoint(self, step: int | None = None) -> Restored | None:
+        """On all workers the one that the chief takes: others might look while it puts a damaged one aside."""
+        restored = self._checkpointer.restore(self._variables, step) if self.is_chief else None
+        step = self._workers.from_chief(restored.step if restored else None)
+        if self.is_chief or step is None:
+            return restored
+        return self._checkpointer.restore(self._variables, step)
+
     def _open_log(self) -> MetricsLog:
-        self._log = MetricsLog(self.directory, self.finished_steps, self._sinks)
+        self._log = MetricsLog(
+            self.directory, self.finished_steps, self._sinks if self.is_chief else (), writes=self.is_chief
+        )
         return self._log
 
     def _evaluate_now(self, log: MetricsLog) -> bool:
@@ -340,7 +381,12 @@ class Trainer:
             return False
         metrics = self._evaluate()
         faults.passing("evaluate")
-        log.write("eval", self.finished_steps, metrics)
+        if self.is_chief:
+            log.write("eval", self.finished_steps, metrics)
+        written = self._workers.from_chief(log.last.get("eval"))  # not each its own: they decide what comes next
+        if not self.is_chief:
+            values = {name: value for name, value in written.items() if name not in ("kind", "step")}
+            log.write("eval", self.finished_steps, {k: math.nan if v is None else v for k, v in values.items()})
         self._call_hooks("evaluate")
         return self._best is not None and self._best.of(log.evaluations) is log.evaluations[-1]
 
@@ -362,7 +408,10 @@ class Trainer:
             "rollbacks": self._rollbacks,
         }
         protect = () if self._good_step is None else (self._good_step,)
-        self._checkpointer.save(self.finished_steps, self._variables, state, score=score, protect=protect)
+        # Some variables are means over all workers (statistics of tf_keras), which they all must read.
+        variables = snapshot(self._variables) if self._workers.count > 1 else self._variables
+        if self.is_chief:
+            self._checkpointer.save(self.finished_steps, variables, state, score=score, protect=protect)
 
     def _write_metrics(
         self, call: Call, last: bool, log: MetricsLog, progress: Progress, seconds_waited: float
@@ -379,7 +428,7 @@ class Trainer:
         values = call.values()
         for step in due:
             log.write("train", step, {name: value[step - call.first - 1] for name, value in values.items()})
-        skipped = sum(int(update.skipped) for update in self._updates)
+        skipped = sum(int(update.skipped.numpy()) for update in self._updates)
         log.write_rates(
             self.finished_steps, progress.report(self.finished_steps, log.last["train"], skipped, seconds_waited)
         )
@@ -397,9 +446,10 @@ class Trainer:
                 "rate, clip the gradients, or look for NaN in the data"
             )
         end = self._position - (self.finished_steps - diverged_at)
-        restored = self._checkpointer.restore(self._variables, target)
+        restored = self._restore_checkpoint(target)
         assert restored is not None
-        self._checkpointer.discard_after(target)
+        if self.is_chief:
+            self._checkpointer.discard_after(target)
         self.pipeline.restore(restored.state["pipeline"])
         skipped = {"first_batch": self.pipeline.position, "batches": end - self.pipeline.position}
         self._rollbacks.append({"step": target, "diverged_at": diverged_at, **skipped})

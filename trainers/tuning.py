@@ -143,7 +143,7 @@ def _learning_rate(step: Step, rates: np.ndarray) -> Iterator[None]:
     if len(updates) != 1:
         raise ValueError(f"find_lr needs a step with one Update, but this has {len(updates)}")
     optimizer = updates[0].optimizer
-    begin = int(optimizer.iterations)
+    begin = int(optimizer.iterations.numpy())
     first, ratio = float(rates[0]), float(math.log(rates[-1] / rates[0]) / (len(rates) - 1))
     with optimizer.following(lambda done: first * tf.exp(ratio * tf.cast(done - begin, tf.float32))):
         yield

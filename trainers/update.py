@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -14,6 +14,9 @@ from tftoolkit.trainers.guards import SpikeGuard
 from tftoolkit.trainers.keras_adapter import as_optimizer
 from tftoolkit.trainers.optimizers import Optimizer
 from tftoolkit.trainers.precision import DTYPES, LossScale, check_model, reading, weights_in
+from tftoolkit.trainers.replicas import Replica, own, total
+
+_Result = TypeVar("_Result")
 
 
 class Update(tf.Module):
@@ -34,6 +37,10 @@ class Update(tf.Module):
         metrics = gradients.metrics() | self.update.apply(gradients)
 
     One ``apply`` is one step of everything: learning rate, moments, average, counters.
+
+    Under a ``tf.distribute`` strategy (see :class:`tftoolkit.trainers.Trainer`) ``gradients`` adds up those of all
+    replicas, which therefore all apply the same ones. A tape's own gradients are refused there: its mean is that of one
+    replica's rows, which need not be as many, nor weigh as much, as another's.
 
     Args:
         model: a model with ``trainable_variables`` (tf.Module, tf_keras, Keras 3), or the variables themselves. It must
@@ -65,6 +72,8 @@ class Update(tf.Module):
         skipped_in_a_row: int64 variable, how many of the latest steps were. A step that overflowed only for a loss
             scale that could still be halved neither counts here nor ends the row.
         compute_dtype: the type of ``precision``.
+        compile_parts: compile the two halves of an update that don't communicate, ``gradients`` on a replica's own rows
+            and ``apply``, with XLA. Set by the runner under a strategy, where the whole step can't be compiled.
     """
 
     _TF_MODULE_IGNORED_PROPERTIES = frozenset({"weights", "_model", *tf.Module._TF_MODULE_IGNORED_PROPERTIES})
@@ -111,9 +120,10 @@ class Update(tf.Module):
         self.ema = Ema(ema, self.weights) if ema is not None else None
         self.loss_scale = LossScale() if precision == "float16" else None
         self.spike_guard = SpikeGuard(skip_spikes) if skip_spikes is not None else None
+        self.compile_parts = False
 
     def gradients(self, losses: LossFunction, batch: Any, key: tf.Tensor) -> Gradients:
-        """Differentiate the weighted mean of ``losses(micro_batch, key)`` over the whole batch.
+        """Differentiate the weighted mean of ``losses(micro_batch, key)`` over the whole batch, that of all replicas.
 
         Args:
             losses: plain TensorFlow; returns :class:`Losses`, or just the losses: a tensor with one number per example
@@ -127,12 +137,15 @@ class Update(tf.Module):
             TypeError: losses that aren't floating-point numbers.
         """
 
+        replica = Replica.current()
+        weights = [own(weight) for weight in self.weights]
+
         def one(part: Any, key: tf.Tensor) -> Gradients:
             with contextlib.ExitStack() as reduced:  # also while rematerialised layers are differentiated
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch(self.weights)
+                    tape.watch(weights)
                     reduced.enter_context(self._reduced_precision())
-                    sums = summed(losses(part, key), self.accumulate)
+                    sums = summed(losses(part, key), self.accumulate * replica.count)
                     # As for a mean, so that a good scale doesn't depend on the size of the batch.
                     scale = (
                         None
@@ -140,13 +153,19 @@ class Update(tf.Module):
                         else tf.cast(self.loss_scale.scale, sums.loss.dtype) / sums.count
                     )
                     scaled = sums.loss if scale is None else sums.loss * scale
-                found = tape.gradient(scaled, self.weights)
+                found = tape.gradient(scaled, weights)
             dense = self._in_order(found, self.weights)
             if scale is not None:
                 dense = [gradient / tf.cast(scale, gradient.dtype) for gradient in dense]
             return Gradients([tf.cast(gradient, wide(gradient.dtype)) for gradient in dense], sums.weight, sums.metrics)
 
-        return accumulated(one, batch, key, self.accumulate, self.weights)
+        def mine(batch: Any, key: tf.Tensor) -> Gradients:
+            return accumulated(one, batch, key, self.accumulate, self.weights, replica)
+
+        return total(self._compiled(mine)(batch, key))
+
+    def _compiled(self, function: Callable[..., _Result]) -> Callable[..., _Result]:
+        return tf.function(function, jit_compile=True) if self.compile_parts else function
 
     def _reduced_precision(self) -> contextlib.AbstractContextManager[None]:
         if self.precision == "float32":
@@ -160,7 +179,8 @@ class Update(tf.Module):
 
         Args:
             gradients: what :meth:`gradients` returned; or one tensor (or ``tf.IndexedSlices``) per weight, as
-                ``tape.gradient`` returns them, if neither ``accumulate``, ``precision`` nor ``skip_spikes`` is used.
+                ``tape.gradient`` returns them, if neither ``accumulate``, ``precision`` nor ``skip_spikes`` is used and
+                there is one replica.
             weights: the variables that the tape's gradients belong to: those of the model, in any order. None stands
                 for the attribute ``weights``.
 
@@ -173,11 +193,16 @@ class Update(tf.Module):
                 :meth:`gradients` is needed.
         """
         if isinstance(gradients, Gradients):
+            return self._compiled(self._apply)(gradients)
+        self._check_tape_suffices()
+        return self._apply(self._in_order(gradients, self.weights if weights is None else weights))
+
+    def _apply(self, gradients: Gradients | list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        if isinstance(gradients, Gradients):
             dense = [total / tf.cast(gradients.weight, total.dtype) for total in gradients.sums]
             loss = gradients.metric_sums["loss"] / gradients.weight
         else:
-            self._check_tape_suffices()
-            dense, loss = self._in_order(gradients, self.weights if weights is None else weights), None
+            dense, loss = gradients, None
         norm = _global_norm(dense)
         finite = tf.math.is_finite(norm)
         ok = finite
@@ -194,9 +219,9 @@ class Update(tf.Module):
             self.ema.update(ok)
 
         flag = tf.cast(tf.logical_not(ok), tf.int64)
-        self.skipped.assign_add(flag)
+        own(self.skipped).assign_add(flag)
         in_a_row = (self.skipped_in_a_row + 1) * flag
-        self.skipped_in_a_row.assign(tf.where(retried, self.skipped_in_a_row, in_a_row))
+        own(self.skipped_in_a_row).assign(tf.where(retried, self.skipped_in_a_row, in_a_row))
         return metrics | {"skipped": tf.cast(flag, tf.int32)}
 
     @contextlib.contextmanager
@@ -213,10 +238,12 @@ class Update(tf.Module):
             yield
 
     def _check_tape_suffices(self) -> None:
+        replicas = Replica.current().count
         used = {
             f"accumulate={self.accumulate}": self.accumulate > 1,
             f"precision={self.precision!r}": self.precision != "float32",
             "skip_spikes": self.spike_guard is not None,
+            f"a strategy with {replicas} replicas": replicas > 1,
         }
         asked = [name for name, is_used in used.items() if is_used]
         if asked:
