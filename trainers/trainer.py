@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
-from tftoolkit.trainers import faults
+from tftoolkit.trainers import faults, heartbeat
 from tftoolkit.trainers.best import Best
 from tftoolkit.trainers.checkpoint_files import snapshot
 from tftoolkit.trainers.checkpointer import Checkpointer, Restored
@@ -206,6 +206,7 @@ class Trainer:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, but is {steps}")
         with contextlib.ExitStack() as closing:
+            closing.callback(heartbeat.pause)
             if self.is_chief:
                 closing.enter_context(self._checkpointer)
             stop = closing.enter_context(stop_requests())
@@ -291,6 +292,7 @@ class Trainer:
             limit = min(steps, *(alarm.next_step for alarm in self._alarms)) - self.finished_steps
             call = runner.call(feed, self.finished_steps, int(limit))
             faults.passing("step")
+            heartbeat.beat()
             self.finished_steps += call.steps
             self._position += call.steps
             last = self.finished_steps == steps
@@ -380,6 +382,7 @@ class Trainer:
         if self._evaluate is None:
             return False
         metrics = self._evaluate()
+        heartbeat.beat()
         faults.passing("evaluate")
         if self.is_chief:
             log.write("eval", self.finished_steps, metrics)
@@ -472,7 +475,8 @@ class Trainer:
         raise TrainingTerminated(message) if signal_name == "SIGTERM" else KeyboardInterrupt(message)
 
     def _report_completed(self) -> None:
-        for _ in self._checkpointer.completed():
+        for step in self._checkpointer.completed():
+            heartbeat.beat(saved_step=step)
             self._call_hooks("checkpoint")
 
     def _call_hooks(self, event: str) -> None:
