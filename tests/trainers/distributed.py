@@ -1,19 +1,26 @@
-"""Trainings for test_distributed.py. ``python distributed.py JSON`` trains as the JSON text says and saves the end.
+"""Trainings for test_distributed.py, each in a process of its own that is forked off after the slow imports.
 
-Keys: ``directory``, ``strategy`` ("none", "mirrored", or "workers", which TF_CONFIG names), ``model``, ``runner``,
-``accumulate``, ``steps``, ``batch``.
+``python distributed.py`` reads lines of JSON, a list of trainings (arguments of ``train``, and ``config``, what
+TF_CONFIG is to be) to run side by side, and answers with the list of their exit codes (negative: the signal that killed
+it). A training writes the variables at its end to ``DIRECTORY.npz`` (the chief) or ``DIRECTORY-WORKER.npz``, and an
+error to such a file that ends in ``.txt``.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import keras
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
@@ -51,12 +58,9 @@ class Keras(tf.Module):
 
 def build(kind):
     """The model and its optimizer."""
-    if kind == "module":
+    if kind in ("module", "tape"):
         return Module(), trainers.optimizers.AdamW(3e-3)
-    if kind == "keras":
-        import keras as package
-    else:
-        import tf_keras as package
+    package = keras if kind == "keras" else tf_keras
     return Keras(package), package.optimizers.AdamW(3e-3)
 
 
@@ -65,12 +69,16 @@ class Classifier(trainers.Step):
 
     def __init__(self, kind, accumulate):
         super().__init__()
+        self.kind = kind
         self.model, optimizer = build(kind)
         self.update = trainers.Update(
             self.model, optimizer, clip_norm=1.0, ema=0.99, accumulate=accumulate, skip_spikes=5.0
         )
 
     def __call__(self, batch, key):
+        if self.kind == "tape":
+            return self.update.apply([tf.zeros_like(weight) for weight in self.update.weights])
+
         def losses(batch, key):
             logits = self.model(batch["image"], key)
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
@@ -91,7 +99,8 @@ def strategy_for(kind):
     return trainers.distributed_strategy(["CPU:0", "CPU:1"])
 
 
-def train(directory, strategy, model, runner, accumulate, steps, batch=32, drop_remainder=True):
+def train(directory, strategy, runner="graph", accumulate=1, steps=70, model="module", batch=32):
+    """``strategy``: "none", "mirrored" (two devices), or "workers", those of TF_CONFIG."""
     strategy = strategy_for(strategy)
     tf.config.experimental.enable_op_determinism()
     tf.random.set_seed(0)
@@ -102,7 +111,7 @@ def train(directory, strategy, model, runner, accumulate, steps, batch=32, drop_
         "weight": np.linspace(0.1, 2, len(data.target), dtype=np.float32),
     }
     pipeline = pipelines.Pipeline(pipelines.sources.arrays(arrays), seed=3).shuffle()
-    with strategy.scope() if strategy else trainers.faults.contextlib.nullcontext():
+    with strategy.scope() if strategy else contextlib.nullcontext():
         step = Classifier(model, accumulate)
     images, labels = tf.constant(arrays["image"][:200]), arrays["label"][:200]
 
@@ -111,7 +120,7 @@ def train(directory, strategy, model, runner, accumulate, steps, batch=32, drop_
 
     trainer = trainers.Trainer(
         step,
-        pipeline.batch(batch, drop_remainder=drop_remainder),
+        pipeline.batch(batch, drop_remainder=batch == 32),
         directory,
         runner=runner,
         steps_per_call=20,
@@ -120,13 +129,47 @@ def train(directory, strategy, model, runner, accumulate, steps, batch=32, drop_
         checkpoint_every=25,
         log_every=3,
         best=trainers.Best("accuracy"),
-        hooks=[("start", lambda _: print("started", flush=True))],
     )
     trainer.run(steps)
-    worker = "" if trainer.is_chief else f"-{json.loads(os.environ['TF_CONFIG'])['task']['index']}"
     final = {name: variable.numpy() for name, variable in step.named_variables().items()}
-    np.savez(Path(directory).parent / f"{Path(directory).name}{worker}.npz", **final)
+    np.savez(_output(directory, ".npz"), **final)
+
+
+def _output(directory, suffix):
+    index = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
+    return Path(f"{directory}-{index}{suffix}" if index else f"{directory}{suffix}")
+
+
+def _run(job):
+    """Never returns."""
+    code = 1
+    signal.alarm(150)
+    if config := job.pop("config", None):
+        os.environ["TF_CONFIG"] = json.dumps(config)
+    try:
+        fault = job.pop("fault", None)
+        with trainers.faults.inject(*fault) if fault else contextlib.nullcontext():
+            train(**job)
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code
+    except BaseException:
+        _output(job["directory"], ".txt").write_text(traceback.format_exc())
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _serve():
+    for line in sys.stdin:
+        children = []
+        for job in json.loads(line):
+            child = os.fork()
+            if child == 0:
+                _run(job)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print("codes", json.dumps(codes), flush=True)
 
 
 if __name__ == "__main__":
-    train(**json.loads(sys.argv[1]))
+    _serve()
