@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from tftoolkit import export, pipelines, report, trainers
 from tftoolkit.jobs import run_folder
 from tftoolkit.models import DigitsCnn
+from tftoolkit.trainers.replicas import Workers
 
 
 class Classifier(trainers.Step):
@@ -25,27 +27,47 @@ class Classifier(trainers.Step):
         self.update = update
 
     def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
-        labels = batch["label"]
-        with tf.GradientTape() as tape:
+        def losses(batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> trainers.Losses:
+            labels = batch["label"]
             logits = self.model(batch["image"], key)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        weights = self.model.trainable_variables
-        metrics = self.update.apply(tape.gradient(loss, weights), weights)
-        correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
-        return {"loss": loss, "accuracy": tf.reduce_mean(tf.cast(correct, tf.float32)), **metrics}
+            correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
+            values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            return trainers.Losses(values, metrics={"accuracy": tf.cast(correct, tf.float32)})
+
+        gradients = self.update.gradients(losses, batch, key)
+        return gradients.metrics() | self.update.apply(gradients)
 
 
 def run(config: ConfigDict, directory: Path) -> None:
     """Trains (or goes on training), exports and reports; what is finished already is not done again.
 
     Writes ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``export/`` and ``report.html``.
+    Of several workers (``tftoolkit launch``) all train, and the first writes.
+
     Raises RunFolderError, and what Trainer.run and the exporters raise.
     """
-    run_folder.claim(directory, config.to_dict())
+    strategy = trainers.distributed_strategy()  # before any operation runs
+    is_chief = Workers(strategy).is_chief
+    if is_chief:
+        run_folder.claim(directory, config.to_dict())
     test = _all_test_examples(config)
-    model = DigitsCnn(config.channels, config.dropout, config.seed)
-    trainer = _trainer(config, directory, model, test)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        step = _step(config)
+    trainer = _trainer(config, directory, step, test)
     summary = trainer.run(config.steps)
+    if is_chief:
+        _finish(config, directory, step.model, test, trainer, summary)
+
+
+def _finish(
+    config: ConfigDict,
+    directory: Path,
+    model: DigitsCnn,
+    test: dict[str, np.ndarray],
+    trainer: trainers.Trainer,
+    summary: trainers.Summary,
+) -> None:
+    """What comes after training, as far as it isn't there yet."""
     table_file = directory / "export" / "report.txt"
     page = directory / "report.html"
     if not table_file.exists():
@@ -80,17 +102,21 @@ def training_pipeline(config: ConfigDict) -> pipelines.Pipeline:
     )
 
 
-def _trainer(config: ConfigDict, directory: Path, model: DigitsCnn, test: dict[str, np.ndarray]) -> trainers.Trainer:
+def _step(config: ConfigDict) -> Classifier:
+    model = DigitsCnn(config.channels, config.dropout, config.seed)
     schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
     optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-    step = Classifier(model, trainers.Update(model, optimizer, clip_norm=config.clip_norm))
+    return Classifier(model, trainers.Update(model, optimizer, clip_norm=config.clip_norm))
+
+
+def _trainer(config: ConfigDict, directory: Path, step: Classifier, test: dict[str, np.ndarray]) -> trainers.Trainer:
     return trainers.Trainer(
         step,
         training_pipeline(config),
         directory,
         runner=config.runner,
         steps_per_call=config.steps_per_call,
-        evaluate=_evaluation(model, test),
+        evaluate=_evaluation(step.model, test),
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
