@@ -4,7 +4,6 @@
 optimizer, average) on both workers, and the metrics file.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -20,17 +19,15 @@ STEPS = 90
 
 def launch(folder, *options, fault=None, on_worker=0):
     """Trains with two workers; ``fault`` strikes in the first attempt only. Returns the launcher's own messages."""
-    settings = {"directory": str(folder / "run"), "strategy": "workers", "model": "module", "runner": "graph"}
-    settings |= {"accumulate": 1, "steps": STEPS}
     program = folder / "worker.py"
     program.parent.mkdir(exist_ok=True)
     program.write_text(
-        "import json, os, runpy, sys\n"
+        "import json, os, runpy\n"
         "first = os.environ['TFTOOLKIT_ATTEMPT'] == '0'\n"
         "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
         f"if first and index == {on_worker} and {fault!r}: os.environ['TFTOOLKIT_FAULTS'] = {fault!r}\n"
-        f"sys.argv = ['distributed.py', {json.dumps(settings)!r}]\n"
-        f"runpy.run_path({str(Path(__file__).with_name('distributed.py'))!r}, run_name='__main__')\n"
+        f"train = runpy.run_path({str(Path(__file__).with_name('distributed.py'))!r})['train']\n"
+        f"train({str(folder / 'run')!r}, 'workers', steps={STEPS})\n"
     )
     command = [sys.executable, "-m", "tftoolkit", "launch", "--workers=2", "--backoff=0.1", *options, "--", program]
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
