@@ -49,7 +49,9 @@ class Keras(tf.Module):
         super().__init__()
         dense = package.layers.Dense
         start = package.initializers.GlorotUniform(5)
-        self.net = package.Sequential([dense(32, "tanh", kernel_initializer=start), dense(10, kernel_initializer=start)])
+        self.net = package.Sequential(
+            [dense(32, "tanh", kernel_initializer=start), dense(10, kernel_initializer=start)]
+        )
         self.net.build([None, 64])
 
     def __call__(self, x, key):

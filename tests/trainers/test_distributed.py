@@ -166,7 +166,7 @@ def test_a_last_batch_that_divides_unequally(trainings):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["keras", "tf_keras"])
 def test_keras_models_and_optimizers(trainings, model):
-    """The optimizers of Keras round otherwise in a merged call, so not bit for bit."""
+    """Slots included, so gradients that were summed twice would show, as Adam's weights hardly do."""
     name = f"{model}-mirrored"
     assert trainings.run(model, accumulate=2, steps=20, model=model) == [0]
     assert trainings.run(name, "mirrored", steps=20, model=model) == [0], trainings.error(name)
