@@ -1,6 +1,8 @@
 """Several replicas and several workers end as one process does, whatever happens to them."""
 
+import contextlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -52,10 +54,12 @@ class Trainings:
 
 
 def _free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Below those that the system gives to outgoing connections, which could take them before the workers do."""
+    ports = []
+    while len(ports) < count:
+        port = random.randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
     return ports
 
 
