@@ -22,6 +22,8 @@ class Losses(NamedTuple):
     """More numbers to average in the same way; of the same shape."""
 
 
+_ALONE = Replica()
+
 LossFunction = Callable[[Any, tf.Tensor], Losses | tf.Tensor]
 
 
@@ -46,13 +48,13 @@ def accumulated(
     key: tf.Tensor,
     parts: int,
     weights: Sequence[tf.Variable],
-    replica: Replica = Replica(),
+    replica: Replica = _ALONE,
 ) -> Gradients:
     """Split ``batch`` into ``parts`` micro-batches and add up what ``function(micro_batch, key)`` finds on each.
 
     One after the other, also inside XLA, so that the memory needed is that of one micro-batch. Part ``i`` holds rows
-    ``i``, ``i + parts``, …, as the share of a replica does (``Pipeline.shard``), and each has its own key, numbered over
-    all replicas: so R replicas with A parts each see the micro-batches of one process with R * A parts.
+    ``i``, ``i + parts``, …, as the share of a replica does (``Pipeline.shard``), and each has its own key, numbered
+    over all replicas: so R replicas with A parts each see the micro-batches of one process with R * A parts.
 
     Args:
         weights: the variables that ``Gradients.sums`` belong to.

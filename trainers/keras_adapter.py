@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tftoolkit.trainers.naming import KERAS_3, TF_KERAS, keras_generation, tf_variable
 from tftoolkit.trainers.optimizers import Optimizer
+from tftoolkit.trainers.replicas import own
 from tftoolkit.trainers.schedules import Schedule
 
 
@@ -76,6 +77,8 @@ class KerasOptimizer(Optimizer):
         if excluded:
             self._keras.exclude_from_weight_decay(var_list=excluded)
         self._record_slots()
+        if self._generation == KERAS_3:  # which would add up the gradients of all replicas again, and has no option
+            self._keras._all_reduce_sum_gradients = lambda gradients_and_weights: gradients_and_weights
         recorded = {variable.ref() for variables in self.slots.values() for variable in variables}
         for name, value in vars(self._keras).items():
             variable = tf_variable(value)
@@ -120,17 +123,17 @@ class KerasOptimizer(Optimizer):
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         if self._followed is not None:
             rate = tf_variable(self._keras._learning_rate)
-            rate.assign(tf.cast(self._followed(self.iterations), rate.dtype))
+            own(rate).assign(tf.cast(self._followed(self.iterations), rate.dtype))
         guarded = [*self.weights, *self.variables]
         before = [variable.read_value() for variable in guarded]
-        # Whoever calls this has already added up the gradients of all workers.
+        # Whoever calls this has already added up the gradients of all replicas.
         options = {"skip_gradients_aggregation": True} if self._generation == TF_KERAS else {}
         self._keras.apply_gradients(list(zip(gradients, self._keras_weights, strict=True)), **options)
         for weight, old, rate_factor in zip(self.weights, before, self.rate_factors, strict=False):
             if rate_factor != 1:
-                weight.assign(old + tf.cast(rate_factor, weight.dtype) * (weight.read_value() - old))
+                own(weight).assign(old + tf.cast(rate_factor, weight.dtype) * (weight.read_value() - old))
         for variable, old in zip(guarded, before, strict=True):
-            variable.assign(tf.where(ok, variable.read_value(), old))
+            own(variable).assign(tf.where(ok, variable.read_value(), old))
 
     @contextlib.contextmanager
     def following(self, schedule: Schedule) -> Iterator[None]:

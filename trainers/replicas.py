@@ -4,16 +4,18 @@ A replica is a device that runs the step, a worker is a process. All replicas co
 same sums, so each writes its own copies of the variables, and no copy travels.
 """
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
 
-class Replica(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Replica:
     """Replica ``index`` of ``count``."""
 
     index: int = 0

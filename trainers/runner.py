@@ -68,7 +68,7 @@ class Runner:
 
     Args:
         step: the step; all its variables exist already.
-        element_spec: a dict of ``tf.TensorSpec``, the spec of one batch; with ``workers`` a tuple, that of each replica.
+        element_spec: a dict of ``tf.TensorSpec``, the spec of one batch; with ``workers`` a tuple, each replica's own.
         kind: one of the above.
         steps_per_call: the most steps that one ``xla_chunk`` call makes; fewer if so many batches exceed 256 MiB.
         seed: from which, with the step's number, each step's key is derived.

@@ -77,6 +77,12 @@ class Trainer:
     TensorFlow and number of threads. TensorFlow's CPU operations are then deterministic; on a GPU call
     ``tf.config.experimental.enable_op_determinism()`` and set ``XLA_FLAGS=--xla_gpu_deterministic_ops=true`` as well.
 
+    Where the step's variables were made within the scope of a ``tf.distribute`` strategy
+    (:func:`tftoolkit.trainers.distributed_strategy`), the step runs once per replica on that replica's rows of each
+    batch. Several workers share the run folder; only the first, the chief, writes it, and they all save and stop after
+    the same step, whichever of them a signal reaches. Hooks run on every worker (``trainer.is_chief`` tells which one
+    this is), those of event "checkpoint" on the chief; ``sinks`` on the chief. ``docs/distributed.md`` says more.
+
     Rolling back is deterministic, too: a checkpoint counts as good if it was saved on schedule (not by the clock or a
     signal) when the latest update wasn't skipped. All batches from there to the one that was the last straw are left
     out, as in Chowdhery et al. 2022, section 5.1.
@@ -88,7 +94,7 @@ class Trainer:
         runner: see :class:`tftoolkit.trainers.Runner`.
         steps_per_call: see there.
         evaluate: function without arguments that returns a dict of numbers; called after the last step and at
-            ``evaluate_every``.
+            ``evaluate_every``, on every worker; the chief's numbers count.
         evaluate_every: :func:`every` so many steps or epochs (a number means steps); None: only after the last step.
         checkpoint_every: likewise, seconds too; a checkpoint is also saved after the last step.
         log_every: steps or epochs between lines in ``metrics.jsonl``; a line holds that step's own metrics, not a mean.
@@ -329,7 +335,7 @@ class Trainer:
         due = [alarm.due(self.finished_steps) for alarm in self._alarms]
         agreed = self._workers.any([*(stop.name == name for name in signals), *due])
         came = [name for name, flag in zip(signals, agreed, strict=False) if flag]
-        return (came or [None])[0], {alarm for alarm, flag in zip(self._alarms, agreed[2:], strict=True) if flag}
+        return came[0] if came else None, {alarm for alarm, flag in zip(self._alarms, agreed[2:], strict=True) if flag}
 
     def _set_alarms(self) -> None:
         for alarm in (self._log_alarm, *self._alarms):

@@ -122,3 +122,8 @@ def test_the_page_on_quantisation_runs(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("*.tflite")} == {
         "after.tflite", "kept.tflite", "proposed.tflite", "trained.tflite",
     }  # fmt: skip
+
+
+def test_the_page_on_several_devices_runs(tmp_path):
+    (code,) = (code for language, code in _BLOCK.findall((DOCS / "distributed.md").read_text()) if language == "python")
+    assert "step 200/200" in run(code, tmp_path)
