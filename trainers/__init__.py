@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tftoolkit.trainers import faults, hooks, optimizers, schedules
+    from tftoolkit.trainers import faults, heartbeat, hooks, optimizers, schedules
     from tftoolkit.trainers.best import Best
     from tftoolkit.trainers.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
     from tftoolkit.trainers.divergence import TrainingDivergedError
@@ -48,6 +48,7 @@ __all__ = [
     "faults",
     "find_batch_size",
     "find_lr",
+    "heartbeat",
     "hooks",
     "load_weights",
     "optimizers",
@@ -88,7 +89,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("faults", "hooks", "optimizers", "schedules"):
+    if name in ("faults", "heartbeat", "hooks", "optimizers", "schedules"):
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
