@@ -380,6 +380,44 @@ class Pipeline:
                 return batches.prefetch(self._prefetch)
         return batches.prefetch(self._prefetch)
 
+    def distributed(self, strategy: tf.distribute.Strategy, start: int = 0) -> Any:
+        """The batches from ``start`` on for all replicas of ``strategy``, as a ``tf.distribute.DistributedDataset``.
+
+        Replica r of R gets rows r, r + R, … of every batch, so what the replicas have together is the batch of
+        ``dataset``, for every R. ``position`` does not move: resume with ``start``.
+
+        Raises:
+          ValueError: the pipeline is sharded or stacked already, or batches have fewer rows than there are replicas.
+        """
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            replicas = context.num_replicas_in_sync
+            mine = replicas // context.num_input_pipelines
+            first = context.input_pipeline_id * mine
+            shares = [self if replicas == 1 else self.shard(first + r, replicas) for r in range(mine)]
+            sets = [share.dataset(start) for share in shares]
+            # A worker's replicas take the elements of its data set in turn.
+            return (
+                sets[0]
+                if mine == 1
+                else tf.data.Dataset.choose_from_datasets(
+                    sets, tf.data.Dataset.range(mine).repeat(), stop_on_empty_dataset=True
+                )
+            )
+
+        return strategy.distribute_datasets_from_function(of_worker)
+
+    def loader(self) -> Any:
+        """A tf.function: number of a batch (int64 scalar) -> that batch, as ``dataset`` has it.
+
+        Raises:
+          ValueError: there is no batch stage, or with ``on_error="skip"``, which needs Python code.
+        """
+        self._need_batch()
+        if self._skipping:
+            raise ValueError('loader: with on_error="skip" bad rows are left out by Python code; use on_error="raise"')
+        return self._plan.load
+
     def __iter__(self) -> Iterator[Example]:
         """Endless batches from ``position`` on; ``position`` moves on as each batch is handed over.
 

@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError, message_of, source_error
+from tftoolkit.pipelines.examples import PipelineExamples
 from tftoolkit.pipelines.pipeline import Pipeline
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources import manifest, tfrecord_index
 from tftoolkit.pipelines.sources.example_parser import serialize
 from tftoolkit.pipelines.sources.source import Source, Spec
-from tftoolkit.pipelines.stages import Where
 
 FORMATS = ("tfrecord", "array_record")
 
@@ -57,7 +57,7 @@ def write(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
-    source = _Examples(examples) if isinstance(examples, Pipeline) else examples
+    source = PipelineExamples(examples) if isinstance(examples, Pipeline) else examples
     spec = _checked_spec(source.element_spec)
     if shards is not None and (isinstance(shards, bool) or not isinstance(shards, int) or shards < 1):
         raise ValueError(f"shards={shards!r}: expected a positive integer")
@@ -79,34 +79,6 @@ def write(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return [str(destination.with_name(name)) for name in names]
-
-
-class _Examples:
-    """What a pipeline's stages make of the examples of its first epoch, as a source."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._plan = pipeline._plan
-        if self._plan.batching is not None:
-            raise ValueError("examples: the pipeline is batched; give it as it is before .batch(…)")
-        self.element_spec = self._plan.element_spec
-
-    def __len__(self) -> int:
-        return self._plan.length
-
-    def fetch(self, indices: tf.Tensor) -> Any:
-        return self._plan.load_elements(Where(tf.constant(0, tf.int64), indices))[0]
-
-    def fingerprint(self) -> dict[str, Any]:
-        stages = [stage.label for stage in self._plan.stages]
-        return {
-            "kind": "pipeline",
-            "source": self._plan.source.fingerprint(),
-            "seed": self._plan.seed,
-            "stages": stages,
-        }
-
-    def describe(self, index: int) -> str:
-        return f"element {index}"
 
 
 def _checked_spec(spec: Spec) -> Spec:

@@ -1,6 +1,7 @@
 """A source over ArrayRecord files (https://github.com/google/array_record), which carry their own index."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.example_parser import ExampleParser
-from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes
+from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes, need_local
 from tftoolkit.pipelines.sources.manifest import stored_features
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 
@@ -85,6 +86,8 @@ def array_record(
       SourceError: a file is no ArrayRecord file. While iterating: a record is damaged, or no Example with these
         features.
     """
+    for file in [files] if isinstance(files, str | os.PathLike) else files:
+        need_local("files", file)
     paths = list_files(files)
     if features == "stored":
         features = stored_features(paths[0])

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.progress import progress
-from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes, read_part
+from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes, need_local, read_part
 from tftoolkit.pipelines.sources.folder import ClassFolder
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 
@@ -147,6 +147,8 @@ def audio(
         paths = [folder.path(index) for index in range(len(names))]
         sizes = dict(zip(names, folder.sizes.tolist(), strict=True))
         return AudioSource(paths, sizes, folder, sample_rate, frames)
+    for file in [files] if isinstance(files, str | os.PathLike) else files:
+        need_local("files", file)
     paths = list_files(files)
     return AudioSource(paths, names_and_sizes(paths), None, sample_rate, frames)
 

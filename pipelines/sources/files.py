@@ -56,6 +56,15 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def need_local(argument: str, path: FilePath) -> None:
+    """For sources whose libraries read local files only. Raises ValueError."""
+    if is_remote(os.fspath(path)):
+        raise ValueError(
+            f"{argument}={os.fspath(path)!r}: this source reads local files only; copy them here, or mount the store "
+            "(sources.text, csv, parquet and tfrecord read through TensorFlow's file systems)"
+        )
+
+
 def size_of(path: str) -> int:
     return int(tf.io.gfile.stat(path).length if is_remote(path) else os.stat(path).st_size)
 

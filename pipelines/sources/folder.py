@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tftoolkit.pipelines.sources.files import need_local
+
 
 class ClassFolder(NamedTuple):
     """Files by class, in the order of their names."""
@@ -25,6 +27,7 @@ class ClassFolder(NamedTuple):
           FileNotFoundError, NotADirectoryError, PermissionError: the folder, or one in it, cannot be read.
           ValueError: no class, a class without files, files outside the classes, or another extension.
         """
+        need_local("folder", folder)
         root = Path(folder).expanduser().absolute()
         if not root.exists():
             raise FileNotFoundError(f"folder: there is no folder {root}")

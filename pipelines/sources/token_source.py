@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.sources.files import need_local
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 from tftoolkit.pipelines.text.token_file import TokenFile
 
@@ -17,6 +18,7 @@ def tokens(file: str | os.PathLike[str]) -> "DocumentSource":
       FileNotFoundError: there is no such file.
       SourceError: it is no token file, or a damaged one. While iterating: a document lies in a damaged block.
     """
+    need_local("file", file)
     return DocumentSource(TokenFile(file))
 
 
@@ -43,6 +45,7 @@ def token_windows(
             raise TypeError(f"{name}: expected an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    need_local("file", file)
     return WindowSource(TokenFile(file), length, stride, bool(targets))
 
 

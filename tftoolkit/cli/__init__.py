@@ -17,8 +17,10 @@ COMMANDS = {
     "verify": "verify FILE [--golden=SAVED_MODEL] [--native]: run an exported file in its own runtime and compare it",
     "web": "web FILE.tflite FOLDER [--title=TEXT] [--overwrite] | FOLDER [--port=N]: make a web page in which the "
     "model runs, proven in headless Chromium; serve it on this machine",
-    "data": "data inspect SOURCE | index FILE ... | write SOURCE ... DESTINATION [--format=tfrecord|array_record] "
-    "[--shards=N]: look into data, index TFRecord files, write sharded ones; SOURCE: files, a folder, tfds:NAME/SPLIT",
+    "data": "data inspect SOURCE|FILE.py:NAME [--page=inspect.html] | index FILE ... | profile RECIPE|FILE.py:NAME | "
+    "write SOURCE ... DESTINATION [--format=tfrecord|array_record] [--shards=N]: look into data and write a page of "
+    "examples (--page= for none), index TFRecord files, find the slowest stage, write sharded files; "
+    "SOURCE: files, a folder, tfds:NAME/SPLIT",
     "ops": "ops list|build|check [--compile_commands=FILE]: show or compile the built-in ops and the op host; "
     "check LIBRARY.so|SOURCE.cc|OP: opcheck of all ops in it",
     "doctor": "doctor: what is installed, what is missing, and how to mend it",

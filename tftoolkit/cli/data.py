@@ -1,19 +1,18 @@
 """``tftoolkit data inspect|index|write|profile``."""
 
-import collections
 import importlib
-import math
 import os
 import runpy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from tftoolkit.cli import UsageError, import_tensorflow
 
-_SHOWN = 200  # characters of a value
-_COUNTED = 2000  # examples whose labels are counted
+_LABELS = 100  # that are printed, at most
+_BARS = 8  # of a histogram of lengths
 
 
 def run(arguments: list[str]) -> int:
@@ -25,10 +24,15 @@ def run(arguments: list[str]) -> int:
     flags.DEFINE_integer("shards", None, "write: number of files", 1, flag_values=values)
     flags.DEFINE_integer("batches", 50, "profile: how many batches to run", 1, flag_values=values)
     flags.DEFINE_string("by", "line", "text files: line, paragraph or file", flag_values=values)
+    flags.DEFINE_string("label", "label", "inspect: the feature whose values are counted", flag_values=values)
+    flags.DEFINE_string("page", "inspect.html", "inspect: the page to write; empty: none", flag_values=values)
+    flags.DEFINE_integer("sheet", 48, "inspect: how many examples stand on the page", 1, flag_values=values)
+    flags.DEFINE_string("tokenizer", "", "inspect: JSON file that makes text of tokens", flag_values=values)
     try:
         words = values(["tftoolkit", *arguments])[1:]
     except flags.Error as error:
-        raise UsageError(f"{error}. The options are --examples, --format, --shards, --batches and --by") from error
+        options = ", ".join(f"--{name}" for name in sorted(values))
+        raise UsageError(f"{error}. The options are {options}") from error
     command, *operands = words or [""]
     needed = {"inspect": "SOURCE", "index": "FILE ...", "write": "SOURCE ... DESTINATION", "profile": "PIPELINE"}
     if command not in needed:
@@ -39,15 +43,16 @@ def run(arguments: list[str]) -> int:
     if command == "index":
         _index(operands)
     elif command == "write":
+        from tftoolkit.inspection import bytes_text
         from tftoolkit.pipelines import write
 
         *files, destination = operands
         for file in write(open_source(files, values.by), destination, format=values.format, shards=values.shards):
-            print(f"{file}  {_bytes(os.path.getsize(file))}")
+            print(f"{file}  {bytes_text(os.path.getsize(file))}")
     elif command == "profile":
         print(open_pipeline(operands).profile(values.batches))
     else:
-        _inspect(operands, values.by, values.examples)
+        _inspect(operands, values)
     return 0
 
 
@@ -128,63 +133,79 @@ def _is_stored(files: list[str]) -> bool:
 
 
 def _index(files: list[str]) -> None:
+    from tftoolkit.inspection import bytes_text
     from tftoolkit.pipelines.sources.files import list_files
     from tftoolkit.pipelines.sources.tfrecord_index import lengths_of
 
     paths = list_files(files)
     for path, lengths in zip(paths, lengths_of(paths), strict=True):
-        longest = f", the longest {_bytes(int(lengths.max()))}" if len(lengths) else ""
-        print(f"{path}  {len(lengths):,} records, {_bytes(os.path.getsize(path))}{longest}")
+        longest = f", the longest {bytes_text(int(lengths.max()))}" if len(lengths) else ""
+        print(f"{path}  {len(lengths):,} records, {bytes_text(os.path.getsize(path))}{longest}")
 
 
-def _inspect(words: list[str], by: str, examples: int) -> None:
-    source = open_source(words, by)
-    print(f"{len(source):,} examples")
-    for name, value in source.fingerprint().items():
+def _inspect(words: list[str], values: flags.FlagValues) -> None:
+    from tftoolkit.contact_sheet import write_contact_sheet
+    from tftoolkit.inspection import shown, spread, survey
+
+    opened = open_pipeline(words) if ".py:" in words[0] else open_source(words, values.by)
+    tokenizer = None
+    if values.tokenizer:
+        from tftoolkit.pipelines.text import Tokenizer
+
+        tokenizer = Tokenizer.load(values.tokenizer)
+    found = survey(opened, max(values.examples, values.sheet if values.page else 0), values.label)
+    _print_survey(found)
+    for row in [found.shown[place] for place in spread(len(found.shown), values.examples)]:
+        print(f"\n{row.name}")
+        if row.error:
+            print(f"  bad: {row.error}")
+        for name, value in row.features.items():
+            print(f"  {name}: {shown(value)}")
+    if values.page:
+        write_contact_sheet(values.page, " ".join(words), found, tokenizer)
+        print(f"\npage: {values.page}")
+
+
+def _print_survey(found: Any) -> None:
+    from tftoolkit.inspection import bytes_text, shown
+
+    print(f"{found.count:,} examples")
+    if found.stored_bytes is not None:
+        print(f"bytes in files: {bytes_text(found.stored_bytes)}")
+    about = "" if found.seen == found.count else "about "
+    print(f"bytes as tensors: {about}{bytes_text(found.example_bytes * found.count)}, "
+          f"{bytes_text(found.example_bytes)} each")  # fmt: skip
+    for name, value in found.identity.items():
         if name not in ("kind", "length"):
             print(f"{name}: {_listed(value)}")
-    for name, spec in source.element_spec.items():
-        print(f"  {name}: {spec.dtype.name}{spec.shape}")
-    classes = getattr(source, "classes", ())
-    if "label" in source.element_spec and source.element_spec["label"].shape.rank == 0:
-        _histogram(source, classes)
-    for number in range(min(examples, len(source))):
-        index = number * (len(source) - 1) // max(1, min(examples, len(source)) - 1)
-        print(f"\n{source.describe(index)}")
-        rows = _fetch(source, index)
-        if isinstance(rows, Exception):
-            print(f"  bad: {rows}")
-            continue
-        for name, value in rows.items():
-            print(f"  {name}: {_shown(value[0].numpy())}")
+    for name, feature in found.features.items():
+        span = "" if feature.low is None else f", {shown(feature.low)} to {shown(feature.high)}"
+        print(f"  {name}: {feature.spec.dtype.name}{feature.spec.shape}{span}")
+    of = "" if found.seen == found.count else f" (of {found.seen:,} examples)"
+    if found.labels:
+        print(f"{found.label}s{of}:")
+    for value, name, count in found.labels[:_LABELS]:
+        print(f"  {shown(value)}{' ' + name if name else ''}: {count:,} ({count / found.seen:.1%})")
+    if len(found.labels) > _LABELS:
+        print(f"  and {len(found.labels) - _LABELS:,} more")
+    for name, lengths in found.lengths.items():
+        _print_lengths(name, lengths, "" if len(lengths) == found.count else f" (of {len(lengths):,} examples)")
+    if found.bad:
+        print(f"examples that cannot be read{of}: {found.bad:,} ({found.bad / found.seen:.1%})")
 
 
-def _histogram(source: Any, classes: Sequence[str]) -> None:
-    """How often each label occurs, among so many examples that it is quick."""
-    count = min(len(source), _COUNTED)
-    rows = [_fetch(source, number * (len(source) - 1) // max(1, count - 1)) for number in range(count)]
-    labels = collections.Counter(row["label"][0].numpy().item() for row in rows if not isinstance(row, Exception))
-    print(f"labels{'' if count == len(source) else f' (of {count:,} examples)'}:")
-    for label, number in sorted(labels.items()):
-        name = f" {classes[label]}" if classes else ""
-        print(f"  {_shown(label)}{name}: {number:,} ({number / count:.1%})")
-    bad = count - labels.total()
-    if bad:
-        print(f"  of examples that cannot be read: {bad:,} ({bad / count:.1%})")
+def _print_lengths(name: str, lengths: np.ndarray, of: str) -> None:
+    """Median, mean and a histogram of the lengths of a feature."""
+    from tftoolkit.inspection import length_edges
 
-
-def _fetch(source: Any, index: int) -> Any:
-    """One example as rows, or why it cannot be read."""
-    import tensorflow as tf
-
-    from tftoolkit.pipelines import SourceError, source_error
-
-    try:
-        return source.fetch(tf.constant([index], tf.int64))
-    except SourceError as error:
-        return error
-    except tf.errors.OpError as error:
-        return source_error(error) or error
+    print(f"length of {name}{of}: {lengths.min():,} to {lengths.max():,}, "
+          f"median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}")  # fmt: skip
+    if lengths.min() == lengths.max():
+        return
+    edges = length_edges(lengths, _BARS)
+    counts, width = np.histogram(lengths, edges)[0], len(f"{lengths.max():,}")
+    for count, edge in zip(counts, edges[:-1], strict=True):
+        print(f"  from {edge:>{width},}  {'█' * round(40 * count / counts.max()):<40} {count:,}")
 
 
 def _listed(value: Any) -> str:
@@ -192,46 +213,3 @@ def _listed(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(f"{name}: {one:,}" if isinstance(one, int) else f"{name}: {one}" for name, one in value.items())
-
-
-def _shown(value: Any) -> str:
-    """On one line; records that are a tf.train.Example by their features."""
-    if isinstance(value, bytes):
-        text = _example(value) or (
-            value.decode() if _is_text(value) else f"{len(value):,} bytes {value[:16].hex(' ')} …"
-        )
-    elif getattr(value, "size", 1) > 16:
-        text = (
-            f"{list(value.shape)} from {value.min()} to {value.max()}: {str(value.reshape(-1)[:16].tolist())[:-1]}, …]"
-        )
-    else:
-        text = str(value.tolist() if hasattr(value, "tolist") else value)
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        return value.decode().isprintable() or b"\0" not in value
-    except UnicodeDecodeError:
-        return False
-
-
-def _example(record: bytes) -> str:
-    import tensorflow as tf
-
-    try:
-        features = tf.train.Example.FromString(record).features.feature
-    except Exception:  # google.protobuf.message.DecodeError
-        return ""
-    parts = []
-    for name in sorted(features):
-        kind = features[name].WhichOneof("kind") or "empty"
-        count = len(getattr(features[name], kind).value) if kind != "empty" else 0
-        parts.append(f"{name}: {kind.removesuffix('_list')}[{count}]")
-    return "tf.train.Example with " + ", ".join(parts) if parts else ""
-
-
-def _bytes(count: int) -> str:
-    power = min(4, int(math.log(max(count, 1), 1024)))
-    return f"{count} B" if not power else f"{count / 1024**power:.1f} {' KMGT'[power]}iB"

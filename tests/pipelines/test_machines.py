@@ -1,0 +1,130 @@
+"""Pipelines on several machines: tf.distribute, and tf.data service with real processes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit.pipelines import Pipeline, service, sources
+
+DISTRIBUTED = """
+import numpy as np
+import tensorflow as tf
+from tftoolkit.pipelines import Pipeline, sources
+
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 3)
+
+def noisy(example, key):
+    return {**example, "noise": tf.random.stateless_normal([2], key)}
+
+p = Pipeline(sources.arrays({"x": np.arange(23)}), seed=3).shuffle().map(noisy).batch(7)  # the last batch has 2 rows
+for replicas in (1, 2, 3):
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    for start in (0, 3, 5):
+        batches = zip(iter(p.distributed(strategy, start)), p.dataset(start).take(5))
+        for shares, whole in batches:
+            parts = {name: strategy.experimental_local_results(value) for name, value in shares.items()}
+            for name, feature in whole.items():
+                assert len(parts[name]) == replicas
+                for replica, part in enumerate(parts[name]):
+                    assert np.array_equal(part.numpy(), feature.numpy()[replica::replicas]), (replicas, start, name)
+print("all the same")
+"""
+
+
+def test_replicas_together_see_the_batches(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DISTRIBUTED)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
+    assert "all the same" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(("replicas", "workers"), [(2, 2), (4, 2), (8, 4)])
+def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
+    """Each worker's data set, as a strategy of several processes asks for it."""
+
+    class Strategy:
+        def __init__(self, worker: int) -> None:
+            self.context = tf.distribute.InputContext(workers, worker, replicas)
+
+        def distribute_datasets_from_function(self, function: Any) -> tf.data.Dataset:
+            return function(self.context)
+
+    p = Pipeline(sources.arrays({"x": np.arange(40)})).shuffle().batch(9)
+    here = replicas // workers
+    streams = [list(p.distributed(Strategy(worker), 2).take(3 * here)) for worker in range(workers)]
+    for number, whole in enumerate(p.dataset(2).take(3)):
+        shares = [batch["x"].numpy() for one in streams for batch in one[number * here : (number + 1) * here]]
+        for replica, share in enumerate(shares):
+            assert share.tolist() == whole["x"].numpy()[replica::replicas].tolist()
+
+
+def _server(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "tftoolkit.pipelines.service", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+@pytest.fixture(name="servers")
+def _servers() -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
+    """A dispatcher's address and two workers."""
+    dispatcher, address = _server("dispatcher")
+    workers = [_server("worker", address)[0] for _ in range(2)]
+    yield address, workers
+    for process in (*workers, dispatcher):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(servers: Any, tmp_path: Path) -> None:
+    address, workers = servers
+    file = str(tmp_path / "x.tfrecord")
+    with tf.io.TFRecordWriter(file) as writer:
+        for number in range(1000):
+            writer.write(b"%d" % number)
+
+    def noisy(example: Any, key: tf.Tensor) -> Any:
+        work = tf.random.stateless_normal([200, 200], key)
+        return {**example, "noise": tf.linalg.trace(work @ work)}
+
+    p = Pipeline(sources.tfrecord(file), seed=1).shuffle().map(noisy).batch(9)
+    expected = list(p.dataset(epochs=2))
+    served = []
+    for batch in service.batches(p, address, start=3, epochs=2, patience=2.0):
+        served.append(batch)
+        if len(served) == 40:
+            workers[0].kill()
+    assert len(served) == len(expected) - 3
+    for one, other in zip(served, expected[3:], strict=True):
+        assert one["record"].numpy().tolist() == other["record"].numpy().tolist()
+        assert one["noise"].numpy().tobytes() == other["noise"].numpy().tobytes()
+
+
+def in_python(example: Any) -> Any:
+    return {"x": tf.ensure_shape(tf.numpy_function(lambda x: x, [example["x"]], tf.int64), [])}
+
+
+def test_what_cannot_be_sent_to_workers_is_named() -> None:
+    p = Pipeline(sources.arrays({"x": np.arange(4)}))
+    python = p.map(in_python)
+    for wrong, message in ((python, "runs Python code"), (p, "batch")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            next(service.batches(wrong.batch(2) if wrong is not p else p, "grpc://localhost:1"))
+    skipping = Pipeline(sources.arrays({"x": np.arange(4)}), on_error="skip").batch(2)
+    with pytest.raises(ValueError, match="on_error"):
+        next(service.batches(skipping, "grpc://localhost:1"))
+
+
+@pytest.mark.parametrize(
+    "source", [sources.images, sources.audio, sources.tokens, sources.array_record, lambda file: sources.audio([file])]
+)
+def test_sources_that_need_local_files_say_so(source: Any) -> None:
+    with pytest.raises(ValueError, match="'gs://bucket/x': this source reads local files only"):
+        source("gs://bucket/x")
