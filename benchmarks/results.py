@@ -1,6 +1,6 @@
 """Figures in benchmarks/results.csv: one row each, with where, when and with what it was measured.
 
-python benchmarks/results.py    # brings the tables of docs/benchmarks.md up to date
+python benchmarks/results.py    # brings the tables of docs/performance.md up to date
 """
 
 import csv
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("results.csv")
-PAGE = PATH.parents[1] / "docs/benchmarks.md"
+PAGE = PATH.parents[1] / "docs/performance.md"
 COLUMNS = ("benchmark", "variant", "metric", "value", "spread", "unit", "machine", "date", "versions")
 
 

@@ -93,6 +93,26 @@ def test_the_page_on_pipelines_runs(tmp_path):
     assert "arrays, row 1: assertion failed: [such a label cannot be]" in output
 
 
+@pytest.mark.slow
+def test_the_page_on_training_runs(tmp_path):
+    blocks = _BLOCK.findall((DOCS / "training.md").read_text())
+    programs = [code for language, code in blocks if language == "python"]
+    (script,) = (code for code in programs if _FILE.match(code))
+    (tmp_path / "train.py").write_text(script)
+    (tmp_path / "page.py").write_text("".join(code for code in programs if code is not script))
+    output = run("import page", tmp_path)
+    assert len(re.findall(r"^(?:keras|tf_keras): \d\d\.\d%$", output, re.MULTILINE)) == 2
+    assert "but the optimizer Adam of keras" in output
+
+    (shell,) = (code for language, code in blocks if language == "sh")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where "python" is this one
+    done = subprocess.run(
+        ["bash", "-e", "-c", shell], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["exit code 137", "the same"]
+
+
 def test_the_page_on_images_runs_and_names_every_stage(tmp_path):
     page = (DOCS / "images.md").read_text()
     output = run("".join(code for _, code in _BLOCK.findall(page)), tmp_path)
