@@ -1,11 +1,12 @@
 """Microseconds per training step: the runners and the whole Trainer beside plain loops, Keras fit and PyTorch.
 
-    python benchmarks/runners.py [--models mlp,mlp-sgd,cnn,transformer] [--rounds 7] [--torch /path/to/python]
+    python benchmarks/runners.py [--models mlp,cnn,transformer] [--seconds 70] [--torch /path/to/python]
 
 Each model is one Keras 3 model for all TensorFlow candidates (PyTorch: the same layers), with cross-entropy and AdamW
 (mlp-sgd: plain gradient descent); the data repeat one batch, so that the loop is measured and not the input. The
 candidates run in turns, so that a busy machine slows all of them alike; median and range over the rounds are printed
-and written to benchmarks/results.csv, and ratios are taken within each round.
+and written to benchmarks/results.csv, and ratios are taken within each round. Each model takes about ``--seconds``,
+compilation included, but at least three rounds. The last lines say whether what is promised holds.
 
 *plain graph* and *plain xla* call a ``tf.function`` of model, tape and the optimizer of Keras once per batch. *Keras
 fit* is ``steps_per_execution=100, jit_compile=True``. *Trainer* is the whole loop with a real pipeline, a line of
@@ -33,7 +34,8 @@ import tensorflow as tf
 from tftoolkit import pipelines, trainers
 
 STEPS_PER_CALL = 100
-STEPS = {"mlp": 2000, "mlp-sgd": 2000, "cnn": 100, "transformer": 100}  # per round
+STEPS = {"mlp": 1000, "mlp-sgd": 1000, "cnn": 100, "transformer": 100}  # per round
+LEAST_ROUNDS = 3
 FEW = ("eager", "PyTorch eager", "PyTorch compile")  # a fifth of the steps suffices
 Run = Callable[[int], float | None]
 
@@ -203,7 +205,9 @@ class Torch:
         return float(self._process.stdout.readline())
 
 
-def measure(name: str, rounds: int, torch: Torch | None) -> dict[str, list[float]]:
+def measure(name: str, seconds: float, torch: Torch | None) -> dict[str, list[float]]:
+    """Microseconds per step of each candidate, one figure for each round."""
+    end = time.perf_counter() + seconds
     candidates: dict[str, Run] = {
         "plain graph": with_plain_loop(name, jit=False),
         "plain xla": with_plain_loop(name, jit=True),
@@ -217,36 +221,64 @@ def measure(name: str, rounds: int, torch: Torch | None) -> dict[str, list[float
     for run in candidates.values():
         run(STEPS_PER_CALL)  # compiles
     times: dict[str, list[float]] = {candidate: [] for candidate in candidates}
-    for _ in range(rounds):
+    while time.perf_counter() < end or len(times["Trainer"]) < LEAST_ROUNDS:
         for candidate, run in candidates.items():
             steps = STEPS[name] // 5 if candidate in FEW else STEPS[name]
             begin = time.perf_counter()
-            seconds = run(steps) or time.perf_counter() - begin
-            times[candidate].append(seconds / steps * 1e6)
+            taken = run(steps) or time.perf_counter() - begin
+            times[candidate].append(taken / steps * 1e6)
     return times
+
+
+def ratios(slow: list[float], fast: list[float]) -> list[float]:
+    """How many times as fast, round by round."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
+
+
+def promises(name: str, times: dict[str, list[float]]) -> list[tuple[str, list[float], float]]:
+    """What is promised of a model's speed: (what, ratio in each round, the least that its median may be)."""
+    if name.startswith("mlp"):
+        found = [("xla_chunk is 2.5 × as fast as Keras fit", ratios(times["Keras fit"], times["xla_chunk"]), 2.5)]
+        others = min(("eager", "graph", "xla"), key=lambda kind: statistics.median(times[kind]))
+        return [*found, (f"xla_chunk is as fast as {others}", ratios(times[others], times["xla_chunk"]), 1.0)]
+    baseline = min(("Keras fit", "plain graph", "plain xla"), key=lambda kind: statistics.median(times[kind]))
+    runner = "graph" if name == "cnn" else "xla_chunk"  # what auto picks
+    return [(f"{runner} is as fast as {baseline}", ratios(times[baseline], times[runner]), 1.0)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(STEPS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", default="mlp,cnn,transformer")
+    parser.add_argument("--seconds", type=float, default=70.0, help="for each model")
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     arguments = parser.parse_args()
     where = results.machine()
     torch = Torch(arguments.torch) if arguments.torch else None
     versions = {"keras": keras.__version__} | ({"torch": torch.version} if torch else {})
-    figures, console = {}, sys.stderr
+    figures: dict[tuple[str, str], list[float]] = {}
+    units: dict[str, str] = {}
+    verdicts, console = [], sys.stderr
     for name in arguments.models.split(","):
         with open(os.devnull, "w") as sys.stderr:  # the trainer's progress
-            times = measure(name, arguments.rounds, torch)
+            times = measure(name, arguments.seconds, torch)
         sys.stderr = console
-        print(f"\n{name:16} {'µs/step':>9} {'range':>15} {'× Keras fit':>12}")
+        print(f"\n{name:16} {'µs/step':>9} {'range':>15} {'× Keras fit':>12}   {len(times['Trainer'])} rounds")
+        units |= {name: "µs", f"{name}, Keras fit / this": "times"}
         for candidate, values in times.items():
-            ratio = statistics.median(fit / own for fit, own in zip(times["Keras fit"], values, strict=True))
+            ratio = ratios(times["Keras fit"], values)
             spread = f"{min(values):.0f}–{max(values):.0f}"
-            print(f"{candidate:16} {statistics.median(values):9.0f} {spread:>15} {ratio:12.2f}", flush=True)
-        figures |= {(candidate, name): values for candidate, values in times.items()}
-    results.save("runners", figures, "µs", where, **versions)
+            print(
+                f"{candidate:16} {statistics.median(values):9.0f} {spread:>15} {statistics.median(ratio):12.2f}",
+                flush=True,
+            )
+            figures |= {(candidate, name): values, (candidate, f"{name}, Keras fit / this"): ratio}
+        for promise, ratio, least in promises(name, times):
+            verdict = "holds" if statistics.median(ratio) >= least else "DOES NOT HOLD"
+            verdicts.append(
+                f"{name}: {promise}: {statistics.median(ratio):.2f} ({min(ratio):.2f}–{max(ratio):.2f}) {verdict}"
+            )
+    print("", *verdicts, sep="\n")
+    results.save("runners", figures, units, where, **versions)
 
 
 if __name__ == "__main__":

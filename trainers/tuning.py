@@ -15,12 +15,14 @@ from tftoolkit.trainers.runner import Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
 
+_SMOOTHING_STEPS = 10
+
 
 class LearningRates(NamedTuple):
     """The outcome of :func:`find_lr`."""
 
     suggestion: float
-    """Where the smoothed loss falls fastest per decade; a schedule's peak, or a constant."""
+    """Where the smoothed loss falls fastest per decade, after its first ten steps; a schedule's peak, or a constant."""
     learning_rates: np.ndarray
     losses: np.ndarray
     """Smoothed, one for each learning rate, up to where the loss ran away."""
@@ -73,7 +75,8 @@ def find_lr(
     if len(losses) < 3:
         raise ValueError(f"find_lr: the loss ran away at once; lower low={low}, or look for NaN in the data")
     slopes = np.gradient(losses, np.log10(rates[: len(losses)]))
-    return LearningRates(float(rates[int(np.argmin(slopes))]), rates[: len(losses)], losses)
+    begin = min(_SMOOTHING_STEPS, len(losses) // 2)  # before, the mean is over too few losses
+    return LearningRates(float(rates[begin + int(np.argmin(slopes[begin:]))]), rates[: len(losses)], losses)
 
 
 def find_batch_size(

@@ -52,6 +52,26 @@ def test_find_lr_on_a_quadratic_stops_where_it_must_diverge(example):
     assert 1e-3 < found.suggestion < 1
 
 
+def test_find_lr_is_not_misled_by_a_first_batch_that_is_hard():
+    class Falling(trainers.Step):
+        """The loss falls from 2 to 1 as the learning rate passes 1e-2; the first batch is worse by a half."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = tf.Variable(0.0)
+            self.update = trainers.Update([self.weight], trainers.optimizers.Sgd(0.1))
+
+        def __call__(self, batch, key):
+            rate = self.update.apply([tf.constant(0.0)])["learning_rate"]
+            return {"loss": 2.0 - tf.sigmoid(3.0 * (tf.math.log(rate) - np.log(1e-2))) + batch["x"][0]}
+
+    hard = np.zeros(200, np.float32)
+    hard[0] = 0.5
+    pipeline = pipelines.Pipeline(pipelines.sources.arrays({"x": hard})).batch(1)
+    found = trainers.find_lr(Falling(), pipeline, low=1e-5, high=10.0, runner="graph")
+    assert 3e-3 < found.suggestion < 1e-1
+
+
 @pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "schedule"])
 @pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
 def test_find_lr_sweeps_an_optimizer_of_keras(package, scheduled, example):
