@@ -60,7 +60,9 @@ def test_leaves_every_promised_file(finished):
     assert list((directory / "tensorboard").glob("events.out.tfevents.*"))
     rows = json.loads((directory / "export/report.json").read_text())["rows"]
     int8 = "TFLite int8, 1 op in float"  # the converter leaves the normalisation's square there
-    assert [row["format"] for row in rows] == ["SavedModel", "SavedModel, native", "TFLite float32", int8]
+    assert [row["format"] for row in rows] == [
+        "SavedModel", "SavedModel, native", "TFLite float32", "TFLite float16", int8, "ONNX",
+    ]  # fmt: skip
     for row in rows:
         assert row["metric"] >= row["golden_metric"] - 0.01
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def run(config: ConfigDict, directory: Path) -> None:
     is_chief = Workers(strategy).is_chief
     if is_chief:
         run_folder.claim(directory, config.to_dict())
-    test = _all_test_examples(config)
+    test = all_test_examples(config)
     with strategy.scope() if strategy else contextlib.nullcontext():
         step = _step(config)
     trainer = _trainer(config, directory, step, test)
@@ -124,7 +125,7 @@ def _trainer(config: ConfigDict, directory: Path, step: Classifier, test: dict[s
     )
 
 
-def _all_test_examples(config: ConfigDict) -> dict[str, np.ndarray]:
+def all_test_examples(config: ConfigDict) -> dict[str, np.ndarray]:
     batches = _pipeline(config, "test").map(pipelines.image.normalize(config.max_pixel)).batch(256).dataset(epochs=1)
     parts = list(batches.as_numpy_iterator())
     return {name: np.concatenate([part[name] for part in parts]) for name in ("image", "label")}
@@ -158,7 +159,13 @@ def _export(config: ConfigDict, folder: Path, model: DigitsCnn, test: dict[str, 
     proof = export.saved_model(model, folder / "saved_model", **arguments)
     proof += export.saved_model(model, folder / "saved_model_native", ops="native", **arguments)
     proof += export.tflite(model, folder / "model.tflite", **arguments)
+    proof += export.tflite(model, folder / "model_float16.tflite", quantize="float16", **arguments)
     proof += export.tflite(model, folder / "model_int8.tflite", quantize="int8", **arguments)
+    missing = [name for name in ("tf2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"No ONNX file, since {', '.join(missing)} is not installed: pip install 'tftoolkit[onnx]'")
+    else:
+        proof += export.onnx(model, folder / "model.onnx", **arguments)
     run_folder.write_text(folder / "report.json", proof.to_json() + "\n")
     return proof
 
