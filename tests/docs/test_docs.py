@@ -102,7 +102,7 @@ def test_the_page_on_training_runs(tmp_path):
     (tmp_path / "page.py").write_text("".join(code for code in programs if code is not script))
     output = run("import page", tmp_path)
     assert len(re.findall(r"^(?:keras|tf_keras): \d\d\.\d%$", output, re.MULTILINE)) == 2
-    assert "but the optimizer Adam of keras" in output
+    assert "but the optimizer Adam of Keras 3" in output
 
     (shell,) = (code for language, code in blocks if language == "sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where "python" is this one
