@@ -179,6 +179,8 @@ def usual(exporter: Callable[..., export.ExportReport], **settings: Any) -> Expo
 
 
 def trainable(model: Model, path: Path, data: Data) -> export.ExportReport:
+    if model.step is None:
+        raise ValueError("a SavedModel holds no training step")
     infer = model.signatures["serving_default"] if model.signatures else None
     report = export.trainable_tflite(model.step, path, batches=data.batches, infer=infer)
     found = export.verify(path, metric=data.accuracy).rows[0]
@@ -202,7 +204,10 @@ TARGETS: dict[str, tuple[str, Export]] = {
     "TFLite int8": ("int8.tflite", usual(export.tflite, quantize="int8")),
     "TFLite int8, integer I/O": ("int8_io.tflite", usual(export.tflite, quantize="int8", integer_io=True)),
     "TFLite int16x8": ("int16.tflite", usual(export.tflite, quantize="int16x8")),
-    "TFLite int8, a layer in float": ("kept.tflite", usual(export.tflite, quantize="int8", keep_float=["MatMul"])),
+    "TFLite int8, a layer in float": (
+        "kept.tflite",
+        usual(export.tflite, quantize="int8", keep_float=["(?i).*matmul.*"]),
+    ),
     "TFLite, a recipe": ("recipe.tflite", usual(export.tflite, quantize=recipe.static_wi8_ai8())),
     "TFLite, native ops": ("delegate.tflite", usual(export.tflite, ops="native")),
     "ONNX": ("model.onnx", usual(export.onnx)),

@@ -1,4 +1,4 @@
-"""Eight ways in which TensorFlow's tools write a wrong file without a word, each with and without our gate.
+"""Nine ways in which TensorFlow's tools write a wrong file without a word, each with and without our gate.
 
 "Without" runs the usual tool and shows that its result is wrong: where a later version mends it, that assertion fails
 and the guard can be looked at again. "With" shows that ours refuses such a file, or writes a right one.
@@ -200,3 +200,21 @@ def test_8_state_that_outlives_a_call(tmp_path):
     runner = Interpreter(str(tmp_path / "right")).get_signature_runner()
     for _ in range(2):
         np.testing.assert_allclose(runner(x=x)["y"], model(x), atol=1e-6)
+
+
+def test_9_a_saved_model_whose_weights_are_lost(tmp_path):
+    """from_saved_model of a module that holds a Keras 3 model."""
+    model = keras.Sequential([keras.Input([6], name="x"), keras.layers.Dense(400), keras.layers.Dense(2)])
+    module = tf.Module()
+    module.model = model
+    spec = tf.TensorSpec([1, 6], tf.float32, "x")
+    function = tf.function(lambda x: {"y": model(x)}, input_signature=[spec])
+    folder = tmp_path / "saved"
+    tf.saved_model.save(module, str(folder), {"serving_default": function})
+    wrong = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serving_default"]).convert()
+    assert len(wrong) < 4 * model.count_params()
+
+    refused(tmp_path, wrong, folder, r"structure failed: holds .* they were lost")
+    export.tflite(folder, tmp_path / "right")
+    x = np.ones([1, 6], np.float32)
+    np.testing.assert_allclose(run(tmp_path / "right", x=x)["y"], model(x), atol=1e-5)

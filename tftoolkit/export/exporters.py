@@ -109,7 +109,7 @@ def tflite(
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
         source = native if custom else decomposed_copy(native, folder / "decomposed", name)
-        if is_saved_model_path(model) and len(original.signatures) > 1:
+        if is_saved_model_path(model):
             source = separate(source, folder / "separate")
         built = folder / "result.tflite"
         with stage("convert", name):

@@ -167,7 +167,7 @@ class _Case:
         if not real.get(default_signature(original.signatures)):
             raise ValueError("representative holds no inputs for the default signature: errors are taken on real ones")
         decomposed = decomposed_copy(native, folder / "decomposed", "quantization errors")
-        if is_saved_model_path(model) and len(original.signatures) > 1:
+        if is_saved_model_path(model):
             decomposed = separate(decomposed, folder / "separate")
         case = cls(original, convert(decomposed, original.signatures), real, quantize, folder)
         flatbuffer.inspect(case._written(case.float_file))  # refuses what is rounded already

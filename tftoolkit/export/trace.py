@@ -62,7 +62,8 @@ def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
 def separate(saved_model: Path, folder: Path) -> Path:
     """The SavedModel with a function of its own for each signature, without custom ops.
 
-    Keras 3 gives one function two signatures ("serve" and "serving_default"), of which the TFLite converter loses one.
+    TensorFlow's TFLite converter needs that of SavedModels that others wrote: Keras 3 gives one function two signatures
+    ("serve" and "serving_default"), of which it loses one; where a module holds a Keras 3 model, it loses the weights.
     """
     loaded = tf.saved_model.load(str(saved_model))
     holder = tf.Module()
