@@ -194,7 +194,8 @@ def test_the_report_shows_the_run_and_fetches_nothing(finished):
     wrong = round(360 * (1 - last["accuracy"]))
     assert page.figures == ["wrong"] * wrong + [None] * (60 - wrong)
     assert text.count("<svg") == 3
-    for file in ("model.tflite", "model_int8.tflite", "saved_model", "saved_model_native"):
+    tflite = ("model.tflite", "model_float16.tflite", "model_int8.tflite")
+    for file in (*tflite, "model.onnx", "saved_model", "saved_model_native"):
         assert f"<td>{file}</td>" in text
 
 
