@@ -51,6 +51,17 @@ def test_round_trip_keeps_the_newest(tmp_path):
     assert _restored(tmp_path) == 123_456_789
 
 
+def test_the_best_and_every_hundredth_are_kept_besides_the_newest(tmp_path):
+    scores = {50: 0.1, 100: 0.5, 150: 0.9, 200: 0.2, 250: 0.9, 300: 0.3, 350: 0.4, 400: None}
+    with Checkpointer(tmp_path, keep=2, keep_best=2, keep_every=100) as checkpointer:
+        for step, score in scores.items():
+            checkpointer.save(step, _variables(step), {"step": step}, score=score)
+    # 150 and 250 are the best, 350 and 400 the newest; 50 was all of that once.
+    assert checkpointer.steps() == [100, 150, 200, 250, 300, 350, 400]
+    assert checkpointer.best_step() == 150  # the first of equals
+    assert _restored(tmp_path) == 400
+
+
 def test_nothing_to_restore(tmp_path):
     assert Checkpointer(tmp_path / "absent").restore(_variables(0)) is None
     assert not (tmp_path / "absent").exists()
