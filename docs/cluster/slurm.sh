@@ -19,5 +19,6 @@ srun --kill-on-bad-exit=1 \
   tftoolkit launch --workers=2 --hosts="$hosts" --port=$((20000 + SLURM_JOB_ID % 10000)) -- \
   train digits --directory=runs/digits
 code=$?
-[ $code -eq 0 ] || [ $code -eq 2 ] || scontrol requeue "$SLURM_JOB_ID"
+# Wrong usage (2) is not tried again, and nothing is for ever.
+[ $code -eq 0 ] || [ $code -eq 2 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ] || scontrol requeue "$SLURM_JOB_ID"
 exit $code
