@@ -10,7 +10,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("results.csv")
@@ -80,14 +80,19 @@ def table(benchmark: str) -> str:
     return f"{text}\n\n{rows[0]['machine']}; {rows[0]['date']}; {rows[0]['versions']}. Median (range).\n"
 
 
-def main() -> None:
-    page = re.sub(
+def insert(page: Path, table: Callable[[str], str]) -> None:
+    """Writes ``table(name)`` between each ``<!-- name -->`` and ``<!-- end -->`` of a page."""
+    text = re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}{table(match[2])}{match[3]}",
-        PAGE.read_text(),
+        page.read_text(),
         flags=re.DOTALL,
     )
-    PAGE.write_text(page)
+    page.write_text(text)
+
+
+def main() -> None:
+    insert(PAGE, table)
 
 
 if __name__ == "__main__":

@@ -273,9 +273,9 @@ def main() -> None:
     parser.add_argument("--target", default="", help="only targets that begin so")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from results import machine
+    import results
 
-    where, start = machine(), time.monotonic()
+    where, start = results.machine(), time.monotonic()
     tf.config.threading.set_intra_op_parallelism_threads(1)  # TensorFlow's latencies are those of one thread, too
     keras.utils.set_random_seed(0)
     tf_keras.utils.set_random_seed(0)
@@ -287,13 +287,7 @@ def main() -> None:
     text += f"\n\n{where}; {time.strftime('%Y-%m-%d')}; {versions}.\n"
     print(f"{text}\n{time.monotonic() - start:.0f} s")
     if (arguments.kind, arguments.target) == ("", ""):
-        page = re.sub(
-            r"(<!-- matrix -->\n).*?(<!-- end -->)",
-            lambda match: f"{match[1]}\n{text}\n{match[2]}",
-            PAGE.read_text(),
-            flags=re.DOTALL,
-        )
-        PAGE.write_text(page)
+        results.insert(PAGE, lambda _: f"\n{text}\n")
 
 
 def _rows(kinds: Iterable[str], targets: Iterable[str], data: Data) -> Iterable[tuple[str, dict[str, Cell]]]:

@@ -44,7 +44,7 @@ def test_replicas_together_see_the_batches(tmp_path: Path) -> None:
     assert "all the same" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("replicas", "workers"), [(2, 2), (4, 2), (8, 4)])
+@pytest.mark.parametrize(("replicas", "workers"), [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4)])
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""
 
@@ -82,8 +82,23 @@ def _servers() -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
         process.wait()
 
 
+class Counting:
+    """A pipeline's loader that counts the batches made in this process."""
+
+    def __init__(self, load: Any) -> None:
+        self.get_concrete_function = load.get_concrete_function
+        self._load = load
+        self.here = 0
+
+    def __call__(self, number: tf.Tensor) -> Any:
+        self.here += tf.executing_eagerly()  # not while the workers' function is traced
+        return self._load(number)
+
+
 @pytest.mark.slow
-def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(servers: Any, tmp_path: Path) -> None:
+def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(
+    servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address, workers = servers
     file = str(tmp_path / "x.tfrecord")
     with tf.io.TFRecordWriter(file) as writer:
@@ -97,11 +112,14 @@ def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(servers: Any
     p = Pipeline(sources.tfrecord(file), seed=1).shuffle().map(noisy).batch(9)
     expected = list(p.dataset(epochs=2))
     served = []
+    load = Counting(p.loader())
+    monkeypatch.setattr(Pipeline, "loader", lambda _: load)
     for batch in service.batches(p, address, start=3, epochs=2, patience=2.0):
         served.append(batch)
         if len(served) == 40:
             workers[0].kill()
     assert len(served) == len(expected) - 3
+    assert load.here < len(served) / 4, "the workers made too few"
     for one, other in zip(served, expected[3:], strict=True):
         assert one["record"].numpy().tolist() == other["record"].numpy().tolist()
         assert one["noise"].numpy().tobytes() == other["noise"].numpy().tobytes()

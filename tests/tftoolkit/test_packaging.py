@@ -16,7 +16,7 @@ NEEDED = [
     "tftoolkit/custom_ops/rms_norm/rms_norm.cc", "tftoolkit/custom_ops/rms_norm/rms_norm.cu",
     "tftoolkit/custom_ops/tflite_delegate/delegate.cc", "tftoolkit/custom_ops/tflite_delegate/tflite.h",
     "tftoolkit/pipelines/pipeline.py", "tftoolkit/trainers/recipes/digits.py", "tftoolkit/export/__init__.py",
-    "tftoolkit/report.html", "tftoolkit/py.typed", "tftoolkit/export/web_page/page.js",
+    "tftoolkit/report.html", "tftoolkit/contact_sheet.html", "tftoolkit/py.typed", "tftoolkit/export/web_page/page.js",
 ]  # fmt: skip
 
 
