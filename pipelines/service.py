@@ -28,7 +28,7 @@ def batches(
 
     The dispatcher deals out the batches' numbers. What comes back carries its number and is put in order here. A batch
     that a killed worker took with it is made in this process, after ``patience`` seconds in which no batch came, or
-    when 64 later ones or all of them are here.
+    when 64 later ones or all of them are here. Where workers or dispatcher are gone for good, so are all that follow.
 
     Args:
       pipeline: batched, with ``on_error="raise"``, and without Python code in source or stages: arrays, TFRecord files
@@ -58,18 +58,21 @@ def batches(
     stopped = threading.Event()
     threading.Thread(target=_receive, args=(served, arrived, stopped), daemon=True).start()
     waiting: dict[int, Example] = {}
+    wait = patience
     try:
         for number in range(start, end):
             while number not in waiting:
                 try:
-                    one = arrived.get(timeout=patience) if len(waiting) < _AHEAD else None
+                    one = arrived.get(timeout=wait) if len(waiting) < _AHEAD else None
                 except queue.Empty:
-                    one = None
+                    one, wait = None, 0.0  # until something comes again: one wait is enough for all that is lost
                 if isinstance(one, Exception):
                     raise one
                 if one is None:
                     waiting[number] = load(tf.constant(number, tf.int64))
-                elif one[0] >= number:
+                    continue
+                wait = patience
+                if one[0] >= number:
                     waiting[one[0]] = one[1]
             yield waiting.pop(number)
     finally:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers.progress import peak_memory
+from tftoolkit.trainers.replicas import strategy_of
 from tftoolkit.trainers.runner import Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
@@ -63,8 +64,10 @@ def find_lr(
         seed: from which each step's key is derived.
 
     Raises:
-        ValueError: a number out of range, no such metric, no loss was finite, or not exactly one ``Update``.
+        ValueError: a number out of range, no such metric, no loss was finite, not exactly one ``Update``, or the step
+            belongs to a strategy.
     """
+    _check_alone("find_lr", step)
     if not 0 < low < high < math.inf:
         raise ValueError(f"find_lr needs 0 < low < high, but got low={low}, high={high}")
     if steps < 10:
@@ -103,8 +106,9 @@ def find_batch_size(
         What was tried, in ascending order. The one to take has the most examples per second.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or the step belongs to a strategy.
     """
+    _check_alone("find_batch_size", step)
     if not 1 <= first <= most:
         raise ValueError(f"find_batch_size needs 1 <= first <= most, but got first={first}, most={most}")
     if gain < 1:
@@ -118,6 +122,15 @@ def find_batch_size(
             break
         size *= 2
     return tried
+
+
+def _check_alone(name: str, step: Step) -> None:
+    strategy = strategy_of(step.named_variables())
+    if strategy is not None:
+        raise ValueError(
+            f"{name} is for one process with one device, but the step's variables belong to a "
+            f"{type(strategy).__name__}: make the step outside of its scope to look for good settings"
+        )
 
 
 def _sweep(step: Step, pipeline: Pipeline, rates: np.ndarray, kind: str, loss: str, seed: int) -> np.ndarray:

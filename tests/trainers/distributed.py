@@ -56,12 +56,17 @@ def build(kind):
 class Classifier(trainers.Step):
     """Each example counts as its weight says: those of one replica more than those of another."""
 
-    def __init__(self, kind, accumulate):
+    def __init__(self, kind, accumulate, precision):
         super().__init__()
         self.kind = kind
         self.model, optimizer = build(kind)
         self.update = trainers.Update(
-            self.model, optimizer, clip_norm=1.0, ema=0.99, accumulate=accumulate, skip_spikes=5.0
+            *(self.model, optimizer),
+            clip_norm=1.0,
+            ema=0.99,
+            accumulate=accumulate,
+            skip_spikes=5.0,
+            precision=precision,
         )
 
     def __call__(self, batch, key):
@@ -69,7 +74,8 @@ class Classifier(trainers.Step):
             return self.update.apply([tf.zeros_like(weight) for weight in self.update.weights])
 
         def losses(batch, key):
-            logits = self.model(batch["image"], key)
+            images = tf.cast(batch["image"], self.update.compute_dtype)
+            logits = tf.cast(self.model(images, key), tf.float32)
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
             hits = tf.cast(tf.argmax(logits, 1, tf.int32) == batch["label"], tf.float32)
             return trainers.Losses(loss, batch["weight"], {"accuracy": hits})
@@ -88,8 +94,11 @@ def strategy_for(kind):
     return trainers.distributed_strategy(["CPU:0", "CPU:1"])
 
 
-def train(directory, strategy, runner="graph", accumulate=1, steps=70, model="module", batch=32):
-    """``strategy``: "none", "mirrored" (two devices), or "workers", those of TF_CONFIG."""
+def train(
+    directory, strategy, runner="graph", accumulate=1, steps=70, model="module", batch=32, precision="float32", bad=()
+):
+    """``strategy``: "none", "mirrored" (two devices), or "workers", those of TF_CONFIG; ``bad``: batches full of NaN,
+    in data that aren't shuffled."""
     strategy = strategy_for(strategy)
     tf.config.experimental.enable_op_determinism()
     tf.random.set_seed(0)
@@ -99,9 +108,13 @@ def train(directory, strategy, runner="graph", accumulate=1, steps=70, model="mo
         "label": data.target.astype(np.int32),
         "weight": np.linspace(0.1, 2, len(data.target), dtype=np.float32),
     }
-    pipeline = pipelines.Pipeline(pipelines.sources.arrays(arrays), seed=3).shuffle()
+    for number in bad:
+        arrays["image"][number * batch : (number + 1) * batch] = np.nan
+    pipeline = pipelines.Pipeline(pipelines.sources.arrays(arrays), seed=3)
+    if not bad:
+        pipeline = pipeline.shuffle()
     with strategy.scope() if strategy else contextlib.nullcontext():
-        step = Classifier(model, accumulate)
+        step = Classifier(model, accumulate, precision)
     images, labels = tf.constant(arrays["image"][:200]), arrays["label"][:200]
 
     def evaluate():
@@ -118,6 +131,7 @@ def train(directory, strategy, runner="graph", accumulate=1, steps=70, model="mo
         checkpoint_every=25,
         log_every=3,
         best=trainers.Best("accuracy"),
+        max_skipped_in_a_row=3,
     )
     trainer.run(steps)
     final = {name: variable.numpy() for name, variable in step.named_variables().items()}

@@ -142,6 +142,29 @@ def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "workers"])
+def test_replicas_roll_back_together(trainings, strategy):
+    """Batches 30 to 32 are NaN: back to step 25, and on with batch 33."""
+    name = f"diverged-{strategy}"
+    assert trainings.run("diverged", accumulate=2, bad=[30, 31, 32]) == [0]
+    assert trainings.run(name, strategy, bad=[30, 31, 32]) == ([0] if strategy == "mirrored" else [0, 0])
+    _assert_same(trainings.final(name), trainings.final("diverged"))
+    assert trainings.metrics(name) == trainings.metrics("diverged")
+    assert b'"kind": "rollback"' in trainings.metrics(name)
+
+
+@pytest.mark.slow
+def test_the_loss_scale_of_float16_is_that_of_micro_batches(trainings):
+    """Batch 10 is NaN, which halves it from 2^15."""
+    assert trainings.run("float16", accumulate=2, precision="float16", bad=[10]) == [0]
+    assert trainings.run("float16-mirrored", "mirrored", precision="float16", bad=[10]) == [0]
+    found = trainings.final("float16-mirrored")
+    _assert_same(found, trainings.final("float16"))
+    assert trainings.metrics("float16-mirrored") == trainings.metrics("float16")
+    assert found["update/loss_scale/scale"] == 2.0**14
+
+
+@pytest.mark.slow
 def test_the_number_of_workers_may_change(trainings, expected):
     assert trainings.run("changed", "workers", steps=25) == [0, 0]
     assert trainings.run("changed", accumulate=2, steps=45) == [0]

@@ -83,11 +83,11 @@ def test_killed_at_every_point(tmp_path, server):
         ("module", "eager", 300, 8),
         ("module", "graph", 1500, 8),
         ("module", "xla", 1500, 8),
-        ("module", "xla_chunk", 3000, 20),
-        ("keras", "graph", 1200, 14),
-        ("keras", "xla_chunk", 2000, 14),
-        ("tf_keras", "graph", 1200, 14),
-        ("tf_keras", "xla_chunk", 2000, 14),
+        ("module", "xla_chunk", 3000, 14),
+        *((kind, "eager", 200, 5) for kind in ("keras", "tf_keras")),
+        *((kind, "graph", 1200, 10) for kind in ("keras", "tf_keras")),
+        *((kind, "xla", 1200, 6) for kind in ("keras", "tf_keras")),
+        *((kind, "xla_chunk", 2000, 10) for kind in ("keras", "tf_keras")),
     ],
 )
 def test_killed_at_random_moments(tmp_path, server, kind, runner, steps, kills):

@@ -284,6 +284,14 @@ def test_bad_arguments(arguments, error, message):
         trainers.FakeQuantization(*arguments[:2], **names)
 
 
+def test_a_strategys_scope_is_refused():
+    with (
+        tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
+        pytest.raises(ValueError, match="can't be made within a strategy's scope"),
+    ):
+        trainers.FakeQuantization(Layer(), tf.TensorSpec([None, 3]))
+
+
 def test_refuses_what_it_cannot_find_again(example):
     model = example.Mlp()
     quantized = trainers.FakeQuantization(model, tf.TensorSpec([None, 64]), tf.TensorSpec([2], tf.int32))

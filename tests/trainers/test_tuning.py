@@ -31,6 +31,17 @@ def test_find_lr_suggests_a_rate_that_learns_and_leaves_no_trace(example):
     assert found.losses.min() < 0.7 * found.losses[0]
 
 
+def test_a_step_of_a_strategy_is_refused(example):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        step = example.Classifier(example.Mlp(0.0), trainers.optimizers.AdamW(3e-3))
+    for search in (
+        lambda: trainers.find_lr(step, example.pipeline()),
+        lambda: trainers.find_batch_size(step, lambda size: example.pipeline()),
+    ):
+        with pytest.raises(ValueError, match=r"find_\w+ is for one process .* belong to a MirroredStrategy"):
+            search()
+
+
 def test_find_lr_on_a_quadratic_stops_where_it_must_diverge(example):
     """Gradient descent on w² diverges for rates above 1: the sweep ends soon after."""
 
