@@ -250,9 +250,10 @@ class Plan:
 def in_parallel(elements: tf.data.Dataset, load: Callable[..., Rows]) -> tf.data.Dataset:
     """``load`` of each element, of several at a time, in order."""
     options = tf.data.Options()
-    # A call makes a whole batch: more of them at once than there are cores (the default begins with 16) help nothing,
-    # take memory, and on two cores made the first hundred batches of pictures cost a quarter more.
-    options.autotune.initial_parallelism = min(16, os.cpu_count() or 1)
+    # A call makes a whole batch, so the default of 16 at once takes memory, and on two cores made the first hundred
+    # batches of pictures cost a quarter more. One more than there are cores, since a batch that is ready before the one
+    # that is due counts as well: with none more a core waits meanwhile.
+    options.autotune.initial_parallelism = min(16, 1 + (os.cpu_count() or 1))
     return elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).with_options(options)
 
 
