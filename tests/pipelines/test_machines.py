@@ -73,11 +73,11 @@ def _server(*arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.fixture(name="servers")
 def _servers() -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """A dispatcher's address and two workers."""
+    """The dispatcher's address, the dispatcher and two workers; what is added to the list is ended as well."""
     dispatcher, address = _server("dispatcher")
-    workers = [_server("worker", address)[0] for _ in range(2)]
-    yield address, workers
-    for process in (*workers, dispatcher):
+    processes = [dispatcher, *(_server("worker", address)[0] for _ in range(2))]
+    yield address, processes
+    for process in reversed(processes):
         process.kill()
         process.wait()
 
@@ -96,10 +96,11 @@ class Counting:
 
 
 @pytest.mark.slow
-def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(
-    servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", ["a worker", "a worker that comes back", "all workers", "the dispatcher"])
+def test_a_service_delivers_the_stream_whoever_is_killed(
+    servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    address, workers = servers
+    address, processes = servers
     file = str(tmp_path / "x.tfrecord")
     with tf.io.TFRecordWriter(file) as writer:
         for number in range(1000):
@@ -117,9 +118,13 @@ def test_a_service_delivers_the_stream_also_when_a_worker_is_killed(
     for batch in service.batches(p, address, start=3, epochs=2, patience=2.0):
         served.append(batch)
         if len(served) == 40:
-            workers[0].kill()
+            for process in {"all workers": processes[1:], "the dispatcher": processes[:1]}.get(lost, processes[1:2]):
+                process.kill()
+            if lost == "a worker that comes back":
+                processes.append(_server("worker", address)[0])
     assert len(served) == len(expected) - 3
-    assert load.here < len(served) / 4, "the workers made too few"
+    if lost.startswith("a worker"):
+        assert load.here < len(served) / 4, "the workers made too few"
     for one, other in zip(served, expected[3:], strict=True):
         assert one["record"].numpy().tolist() == other["record"].numpy().tolist()
         assert one["noise"].numpy().tobytes() == other["noise"].numpy().tobytes()
