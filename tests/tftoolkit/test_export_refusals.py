@@ -47,6 +47,13 @@ def batches(count=200, size=6, name="x", dtype=np.float32):
     ("function", "arguments", "message"),
     [
         (export.saved_model, {"ops": "fuse"}, "ops must be 'decompose' or 'native', got 'fuse'"),
+        (export.saved_model, {"aliases": ["f"]}, "aliases must be a dict"),
+        (export.saved_model, {"aliases": {"a": "f"}, "signatures": {"g": (abs, [SPEC])}}, "'a' is to mean 'f'; .*'g'"),
+        (
+            export.saved_model,
+            {"aliases": {"a": "g", "b": "g"}, "signatures": {"g": (abs, [SPEC])}},
+            "one alias for each function",
+        ),
         (export.tflite, {"quantize": "int4"}, "quantize must be None, one of 'float16', .* got 'int4'"),
         (export.tflite, {"quantize": "int8"}, "needs representative"),
         (export.tflite, {"max_drop": 0.1}, "max_drop needs a metric"),
