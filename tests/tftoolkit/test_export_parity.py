@@ -11,6 +11,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import export
+from tftoolkit.export import parity, rehearsal
 from tftoolkit.export.parity import GoldenCase, compare
 from tftoolkit.export.samples import Case
 
@@ -114,3 +115,27 @@ def test_functions_of_any_type_in_loops_and_branches(tmp_path):
     checks = export.saved_model(tf.Module(), tmp_path / "m", signatures={"f": (function, [SPEC])}).rows[0].checks
     assert all(check.error == 0 for check in checks if check.bound is not None)
     assert all(check.bound > 0 for check in checks if check.inputs == "random")
+
+
+@pytest.mark.parametrize("exporter", [export.saved_model, export.tflite, export.onnx])
+def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
+    """The exponential of a large number is infinite, and stays above 1 whatever it is divided by."""
+    monkeypatch.setattr(parity, "SECONDS", 1.0)
+    monkeypatch.setattr(rehearsal, "EXTREME_SECONDS", 1.0)
+
+    def function(x):
+        return {"y": tf.while_loop(lambda v: tf.reduce_max(v) > 1.0, lambda v: (v * 0.5,), [tf.exp(x)])[0]}
+
+    checks = exporter(tf.Module(), tmp_path / "m.onnx", signatures={"f": (function, [SPEC])}).rows[0].checks
+    assert {check.inputs for check in checks} == {"random", "zeros", "nan"}
+
+
+def test_a_file_that_never_ends_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "SECONDS", 5.0)
+    endless = tf.function(
+        lambda x: tf.while_loop(lambda v: v[0, 0] < 2.0, lambda v: (v * 0.5,), [tf.abs(x)]), input_signature=[SPEC]
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([endless.get_concrete_function()], tf.Module())
+    (tmp_path / "m.tflite").write_bytes(converter.convert())
+    with pytest.raises(export.ExportError, match=r"structure failed: .*do not end within 5\.0 s"):
+        export.verify(tmp_path / "m.tflite")

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import cancellation
 
 from tftoolkit.export import decompose, rounding
 from tftoolkit.export.report import ExportError
@@ -41,9 +43,10 @@ class SavedModelRuntime:
         self._functions = {chosen: self._functions[chosen]}
         return self
 
-    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], seconds: float | None = None) -> Arrays:
+        """One call; after so many seconds a loop in it is cancelled, and TensorFlow raises its CancelledError."""
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
-        with tf.device("CPU:0"):
+        with tf.device("CPU:0"), _cancelled_after(seconds):
             outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
         return {name: np.asarray(value) for name, value in outputs.items()}
 
@@ -97,6 +100,21 @@ class SavedModelRuntime:
         copy._functions = {name: copy._functions[name] for name in self.signatures}
         copy.signatures = self.signatures
         return copy
+
+
+@contextlib.contextmanager
+def _cancelled_after(seconds: float | None) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+    manager = cancellation.CancellationManager()
+    timer = threading.Timer(seconds, manager.start_cancel)
+    timer.start()
+    try:
+        with cancellation.CancellationManagerContext(manager):
+            yield
+    finally:
+        timer.cancel()
 
 
 def _constants(proto: Any) -> list[Any]:
