@@ -202,7 +202,7 @@ def _golden(golden: SavedModelRuntime, cases: Sequence[Case], relative: float) -
 
 
 def _outputs(golden: SavedModelRuntime, cases: Mapping[int, Case]) -> dict[int, Arrays]:
-    """By position, without the made-up inputs that the model doesn't take: an index out of range, a loop without end."""
+    """By position, without the made-up inputs that the model does not take: a wrong index, a loop without end."""
     found = {}
     with golden.variables_changed(lambda array: array):  # a model that changes its variables leaves no trace
         for position, case in cases.items():
