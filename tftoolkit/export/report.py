@@ -56,7 +56,9 @@ class Latency:
 class Row:
     """What is known about one file. ``size`` in bytes, ``latency`` by number of threads.
 
-    ``memory``: bytes that the file needs in its runtime beyond the runtime itself (None for a SavedModel).
+    ``memory``: bytes that the file needs in its runtime beyond the runtime itself. None for SavedModels and web pages,
+    since a process with TensorFlow would cost many seconds and a browser's memory is not the file's, and where Linux's
+    /proc is missing.
     ``signatures``: inputs and outputs of each in the file's order, as ``name: dtype[shape]``.
     """
 
