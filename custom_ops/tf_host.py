@@ -69,9 +69,8 @@ def register(op: Op) -> str:
             name = f"{first}_{version}"
         if version > 1:
             logging.warning("tftoolkit: %s was registered before from another library; this one is now %s", first, name)
-        definition = op_def(name, op.schema).SerializeToString()
-        text = f"{op.name}{op.schema}".encode()
-        _check(_host().tk_register_op(definition, len(definition), text, wire_form(op.schema).encode()))
+        definition, text, wire = declaration(name, op)
+        _check(_host().tk_register_op(definition, len(definition), text, wire))
         for platform, handler in op.handlers.items():
             _check(_host().tk_register_kernel(name.encode(), platform.encode(), handler))
         tf.RegisterGradient(name)(functools.partial(_gradient, op))
@@ -79,6 +78,12 @@ def register(op: Op) -> str:
         _by_type[name] = op
         _types[op] = name
         return name
+
+
+def declaration(name: str, op: Op) -> tuple[bytes, bytes, bytes]:
+    """What the host's ``tk_register_op`` takes: the OpDef, the schema for messages and for shapes."""
+    definition = op_def(name, op.schema).SerializeToString()
+    return definition, f"{op.name}{op.schema}".encode(), wire_form(op.schema).encode()
 
 
 # Calling
@@ -364,7 +369,8 @@ def wire_form(schema: Schema) -> str:
 
 
 @functools.cache
-def _host_path() -> str:
+def host_path() -> str:
+    """The op host's library, built where it is not yet. Raises BuildError."""
     return str(builder.build(builder.host_recipe()))
 
 
@@ -374,7 +380,7 @@ def plain_ops() -> ModuleType:
 
     Raises BuildError, LoadError.
     """
-    path = _host_path()
+    path = host_path()
     folder = toolchain.tensorflow_dir()
     assert folder is not None
     try:
@@ -389,7 +395,7 @@ def plain_ops() -> ModuleType:
 @functools.cache
 def _host() -> ctypes.CDLL:
     plain_ops()  # the ops register when TensorFlow opens the host, not when ctypes does
-    library = ctypes.CDLL(_host_path())
+    library = ctypes.CDLL(host_path())
     library.tk_register_op.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
     library.tk_register_kernel.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
     library.tk_register_op.restype = library.tk_register_kernel.restype = ctypes.c_void_p

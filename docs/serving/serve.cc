@@ -1,8 +1,8 @@
 // Runs an exported SavedModel through TensorFlow's C API, without Python.
 //
-//   serve SAVED_MODEL INPUT OUTPUT DIM... < input.bin > output.bin
+//   serve [--library FILE] SAVED_MODEL INPUT OUTPUT DIM... < input.bin > output.bin
 //
-// INPUT and OUTPUT are the tensors of the signature as `saved_model_cli show --dir SAVED_MODEL --all` names them, such
+// FILE registers custom ops: SAVED_MODEL/assets.extra/register.so of a model exported with ops="native". INPUT and OUTPUT are the tensors of the signature as `saved_model_cli show --dir SAVED_MODEL --all` names them, such
 // as serving_default_image:0 and StatefulPartitionedCall:0. Standard input holds the float32 values of one tensor of
 // shape DIM...; the output's go to standard output, and its shape to standard error.
 //
@@ -99,7 +99,13 @@ void Serve(const char* folder, const char* input, const char* output, const std:
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 4) Fail("usage: serve SAVED_MODEL INPUT OUTPUT DIM... < input.bin > output.bin");
+  if (argc > 2 && std::strcmp(argv[1], "--library") == 0) {
+    Status status(TF_NewStatus());
+    TF_LoadLibrary(argv[2], status.get());
+    Check(status);
+    argc -= 2, argv += 2;
+  }
+  if (argc < 4) Fail("usage: serve [--library FILE] SAVED_MODEL INPUT OUTPUT DIM... < input.bin > output.bin");
   std::vector<int64_t> dims;
   for (int i = 4; i < argc; ++i) {
     char* end = nullptr;

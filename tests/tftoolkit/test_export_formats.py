@@ -1,6 +1,9 @@
 """Every number format and target of one small convolutional model, and what each refuses."""
 
+import json
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from tftoolkit import export
+from tftoolkit import custom_ops, export
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def test_a_format(tmp_path, model, saved, images, representative, expected):
     row = export.tflite(saved, path, representative=representative, **FORMATS[expected]).rows[0]
     assert row.format == expected
     assert set(row.latency) == {1, 2}
-    assert row.memory is None or 1e5 < row.memory < 1e8
+    if os.path.exists("/proc/self/status"):
+        assert 1e5 < row.memory < 1e8
     assert {check.inputs for check in row.checks} == {"real", "random", "zeros", "large", "nan"}
     # By hand, in another interpreter than the gate's: as near as the format allows, and not exact by accident.
     runner = Interpreter(str(path)).get_signature_runner("serving_default")
@@ -270,3 +274,88 @@ def test_a_changed_onnx_file(tmp_path):
     path.write_bytes(b"\x08\x99 not a model")
     with pytest.raises(export.ExportError, match="structure failed: onnxruntime cannot open"):
         export.verify(path, golden=small)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize(("exporter", "file"), [(export.tflite, "m.tflite"), (export.onnx, "m.onnx")])
+def test_peak_memory_is_that_of_the_file(tmp_path, exporter, file):
+    """A few megabytes for a small model; with an intermediate result of 64 MiB that and a few more."""
+    spec, size = tf.TensorSpec([1, 4096], tf.float32, "x"), 4 * 4096**2
+
+    def small(x):
+        return {"y": tf.reduce_sum(tf.sin(x), 1)}
+
+    def large(x):
+        return {"y": tf.reduce_sum(tf.sin(tf.matmul(x, x, transpose_a=True)), 1)}
+
+    found = {}
+    for function in (small, large):
+        signatures = {"f": (function, [spec])}
+        found[function] = exporter(tf.Module(), tmp_path / file, signatures=signatures, overwrite=True).rows[0].memory
+    assert 0 < found[small] < 30e6
+    assert size < found[large] < 8 * size  # onnxruntime takes memory in powers of two
+
+
+def test_memory_of_a_saved_model_is_not_measured(tmp_path, model):
+    assert export.saved_model(model, tmp_path / "m").rows[0].memory is None
+
+
+IN_A_FRESH_PROCESS = """
+import json, sys
+import numpy as np, tensorflow as tf
+
+folder, inputs = sys.argv[1], np.load(sys.argv[2])
+options = tf.saved_model.LoadOptions(experimental_load_function_aliases=True)
+loaded = tf.saved_model.load(folder, options=options)
+found, shapes = {}, {}
+for name, function in loaded.signatures.items():
+    shapes[name] = function.structured_input_signature[1]["x"].shape.as_list()
+    sizes = (1, 2, 5) if shapes[name][0] is None else shapes[name][:1]  # TensorFlow doesn't check the size
+    found[name] = {n: {k: v.numpy().tolist() for k, v in function(x=tf.constant(inputs[:n])).items()} for n in sizes}
+aliases = {}
+for alias, functions in loaded.function_aliases.items():
+    (function,) = functions
+    aliases[alias] = {k: v.numpy().tolist() for k, v in function(x=tf.constant(inputs[:2])).items()}
+assert not any(name.split(".")[0] == "tftoolkit" for name in sys.modules)
+print(json.dumps({"signatures": found, "shapes": shapes, "aliases": aliases}))
+"""
+
+
+def test_signatures_and_aliases_of_a_saved_model_in_a_fresh_process(tmp_path):
+    """With TensorFlow alone: every signature by its name, functions by their aliases, free and fixed batch sizes."""
+    weight, gamma = tf.Variable(tf.random.stateless_normal([6, 4], [0, 1])), tf.Variable(tf.linspace(0.5, 1.5, 6))
+    module = tf.Module()
+    module.weights = [weight, gamma]
+
+    def hidden(x):
+        return custom_ops.rms_norm(x, gamma)  # replaced in the file: names must survive it
+
+    def classify(x):
+        return {"scores": hidden(x) @ weight}
+
+    def embed(x):
+        return {"hidden": hidden(x)}
+
+    free, fixed = tf.TensorSpec([None, 6], tf.float32, "x"), tf.TensorSpec([2, 6], tf.float32, "x")
+    signatures = {"serving_default": (classify, [free]), "embed": (embed, [free]), "embed_two": (embed, [fixed])}
+    aliases = {"Classifier/call": "serving_default", "pair": "embed_two"}
+    export.saved_model(module, tmp_path / "first", signatures=signatures, aliases=aliases)
+    export.saved_model(tmp_path / "first", tmp_path / "second")  # of a SavedModel on disk
+    with pytest.raises(ValueError, match="it keeps its own"):
+        export.saved_model(tmp_path / "first", tmp_path / "third", aliases=aliases)
+
+    x = np.random.default_rng(0).standard_normal([5, 6]).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    for folder in ("first", "second"):
+        command = [sys.executable, "-c", IN_A_FRESH_PROCESS, tmp_path / folder, tmp_path / "x.npy"]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads(done.stdout)
+        assert found["shapes"] == {"serving_default": [None, 6], "embed": [None, 6], "embed_two": [2, 6]}
+        for name, (function, _) in signatures.items():
+            for size, outputs in found["signatures"][name].items():
+                for output, value in function(x[: int(size)]).items():
+                    np.testing.assert_allclose(outputs[output], value, rtol=1e-5, atol=1e-6)
+        assert found["aliases"].keys() == aliases.keys()
+        np.testing.assert_allclose(found["aliases"]["Classifier/call"]["scores"], classify(x[:2])["scores"], rtol=1e-5)
+        np.testing.assert_allclose(found["aliases"]["pair"]["hidden"], embed(x[:2])["hidden"], rtol=1e-5)

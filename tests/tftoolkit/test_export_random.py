@@ -69,6 +69,13 @@ def test_a_wrong_file_is_seen(tool, tmp_path):
     assert "serving_default/scores is off by 0.01" in tool.wrong(oracle, tmp_path / "wrong", "saved_model")
 
 
+def test_infinity_is_right_where_tensorflow_says_so(tool):
+    numbers = np.float32([np.inf, -np.inf, np.nan, 1])
+    assert tool._distance(numbers, numbers) == 0
+    for other in ([1, -np.inf, np.nan, 1], [np.inf, np.inf, np.nan, 1], [np.inf, -np.inf, 0, 1]):
+        assert tool._distance(numbers, np.float32(other)) == np.inf
+
+
 def test_an_interrupted_run_goes_on_and_a_crash_is_counted(tool, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.jsonl"
     done = dict.fromkeys(tool.TARGETS, "accepted: 0.25 of the bound") | {

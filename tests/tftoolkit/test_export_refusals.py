@@ -2,7 +2,9 @@
 
 import os
 import resource
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,13 @@ def batches(count=200, size=6, name="x", dtype=np.float32):
     ("function", "arguments", "message"),
     [
         (export.saved_model, {"ops": "fuse"}, "ops must be 'decompose' or 'native', got 'fuse'"),
+        (export.saved_model, {"aliases": ["f"]}, "aliases must be a dict"),
+        (export.saved_model, {"aliases": {"a": "f"}, "signatures": {"g": (abs, [SPEC])}}, "'a' is to mean 'f'; .*'g'"),
+        (
+            export.saved_model,
+            {"aliases": {"a": "g", "b": "g"}, "signatures": {"g": (abs, [SPEC])}},
+            "one alias for each function",
+        ),
         (export.tflite, {"quantize": "int4"}, "quantize must be None, one of 'float16', .* got 'int4'"),
         (export.tflite, {"quantize": "int8"}, "needs representative"),
         (export.tflite, {"max_drop": 0.1}, "max_drop needs a metric"),
@@ -160,6 +169,43 @@ def test_a_full_disk(empty_folder, exporter):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert error.value.stage in ("trace", "decompose", "convert", "write")
         assert os.listdir(empty_folder) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of so many kilobytes, by the kernel's own means."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def mount(kilobytes):
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", folder], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount program")
+@pytest.mark.parametrize("kilobytes", [8, 200])
+@pytest.mark.parametrize("exporter", [export.saved_model, export.tflite, export.onnx])
+def test_a_disk_that_is_really_full(small_disk, exporter, kilobytes):
+    folder = small_disk(kilobytes)
+    (folder / "m.onnx").write_text("precious")
+    module = tf.Module()
+    module.weight = tf.Variable(tf.random.Generator.from_seed(0).normal([512, 64]))  # 128 KiB, twice with the trace
+    signatures = {"f": (lambda x: x @ module.weight, [tf.TensorSpec([None, 512], tf.float32, "x")])}
+    with pytest.raises(export.ExportError, match=r"No space left on device") as error:
+        exporter(module, folder / "m.onnx", signatures=signatures, overwrite=True)
+    assert error.value.stage in ("trace", "decompose", "convert", "write")
+    assert os.listdir(folder) == ["m.onnx"]
+    assert (folder / "m.onnx").read_text() == "precious"
 
 
 def test_ops_that_tflite_lacks_are_named(empty_folder):

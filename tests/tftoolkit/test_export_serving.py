@@ -31,7 +31,7 @@ def serve(tmp_path_factory):
     return run
 
 
-def export_model(folder, batch):
+def export_model(folder, batch, **settings):
     """(folder, input tensor, output tensor) of a model with a custom op, which the export replaces."""
     gamma = tf.Variable(tf.linspace(0.5, 1.5, 8))
     weights = tf.Variable(tf.random.stateless_normal([8, 3], [1, 2]))
@@ -42,7 +42,7 @@ def export_model(folder, batch):
     def call(x):
         return {"y": tf.nn.relu(custom_ops.rms_norm(x, gamma) @ weights)}
 
-    export.saved_model(module, folder, signatures={"serving_default": (call, [spec])})
+    export.saved_model(module, folder, signatures={"serving_default": (call, [spec])}, **settings)
     graph = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
     signature = graph.signature_def["serving_default"]
     return folder, signature.inputs["x"].name, signature.outputs["y"].name
@@ -61,6 +61,23 @@ def test_computes_what_tensorflow_computes_in_python(serve, exported):
     assert done.returncode == 0, done.stderr
     assert b"shape 5 3\n" in done.stderr
     expected = tf.saved_model.load(str(folder)).signatures["serving_default"](x=x)["y"]
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32).reshape(5, 3), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_custom_ops_by_their_own_kernels(serve, tmp_path):
+    """Registered by the library beside the model, in a program that knows nothing of Python."""
+    folder, *names = export_model(tmp_path / "native", None, ops="native")
+    x = np.random.default_rng(0).standard_normal([5, 8]).astype(np.float32)
+    done = serve(folder, *names, 5, 8, values=x.tobytes())
+    assert done.returncode == 1
+    assert b"Op type not registered 'TfToolkit>RmsNorm'" in done.stderr
+    done = serve("--library", tmp_path / "none.so", folder, *names, 5, 8, values=x.tobytes())
+    assert done.returncode == 1
+    assert b"none.so" in done.stderr
+    done = serve("--library", folder / "assets.extra/register.so", folder, *names, 5, 8, values=x.tobytes())
+    assert done.returncode == 0, done.stderr
+    expected = tf.saved_model.load(str(folder)).signatures["serving_default"](x=x)["y"]  # registered here already
     np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32).reshape(5, 3), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -20,6 +20,7 @@ def saved_model(
     path: str | os.PathLike[str],
     *,
     signatures: Signatures | None = None,
+    aliases: Mapping[str, str] | None = None,
     ops: Literal["decompose", "native"] = "decompose",
     representative: Representative | None = None,
     metric: Metric | None = None,
@@ -35,6 +36,8 @@ def saved_model(
         ``(callable, [tf.TensorSpec(shape, dtype, name), ...])``. Functions that return a dict name their outputs;
         others get TensorFlow's ``output_0``, ``output_1``, .... TensorFlow orders inputs and outputs by name. None: the
         model's own (a functional Keras model, a module whose ``__call__`` has an input_signature, a SavedModel).
+      aliases: from a name to the signature whose function has it as TensorFlow's function alias, for tools that look
+        functions up by those (``tf.saved_model.SaveOptions(function_aliases=...)``). A SavedModel keeps its own.
       ops: "decompose" replaces custom ops by their plain-TensorFlow references, so that the file loads anywhere;
         "native" keeps them and puts their libraries and ``load.py`` into ``assets.extra``.
       representative, metric, max_drop: what else the file is proven on; see ``verify``.
@@ -46,7 +49,7 @@ def saved_model(
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
-        native = _native(model, signatures, folder, name)
+        native = _native(model, signatures, folder, name, aliases)
         built = folder / "result"
         if ops == "native":
             shutil.copytree(native, built)
@@ -234,12 +237,14 @@ def write_proven(built: Path, folder: Path, path: str | os.PathLike[str], proof:
             shutil.rmtree(to_delegate)  # that of the file which stood there before
 
 
-def _native(model: Any, signatures: Signatures | None, folder: Path, name: str) -> Path:
+def _native(
+    model: Any, signatures: Signatures | None, folder: Path, name: str, aliases: Mapping[str, str] | None = None
+) -> Path:
     """The model as a SavedModel in which custom ops are still themselves."""
     if is_saved_model_path(model):
-        return saved_model_path(model, signatures)
+        return saved_model_path(model, signatures, aliases)
     with stage("trace", name):
-        return trace(model, signatures, folder / "native")
+        return trace(model, signatures, folder / "native", aliases)
 
 
 def decomposed_copy(native: Path, folder: Path, name: str) -> Path:

@@ -6,7 +6,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from absl import logging
+
 from tftoolkit.custom_ops import ops
+from tftoolkit.custom_ops.errors import BuildError
 from tftoolkit.custom_ops.library import builtin_folders, load_builtin, open_library
 from tftoolkit.export.report import ExportError
 
@@ -73,7 +76,9 @@ def check_names(custom: Mapping[str, ops.Op]) -> None:
 
 
 def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
-    """Copies the op libraries into ``assets.extra`` of the SavedModel, with a loader (TensorFlow itself loads none)."""
+    """Copies the op libraries into ``assets.extra`` of the SavedModel, with loaders (TensorFlow itself loads none)."""
+    from tftoolkit.export import registration  # needs TensorFlow
+
     check_names(custom)
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
@@ -83,3 +88,7 @@ def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
         files.setdefault(source.name, []).append(op_type)
         shutil.copyfile(source, extra / source.name)
     (extra / "load.py").write_text(_LOADER.replace("{libraries}", json.dumps(files, indent=4)))
+    try:
+        registration.pack(extra, custom)
+    except BuildError as error:  # no compiler here, and the libraries came from elsewhere; Python needs load.py alone
+        logging.warning("%s: programs other than Python cannot load its custom ops: %s", folder, error)

@@ -192,7 +192,9 @@ def _bounded(found: Sequence[GoldenCase]) -> list[GoldenCase]:
             magnitude = np.max(np.abs(item.outputs[name]), initial=1.0)
             tolerance = TOLERANCE * float(magnitude if np.isfinite(magnitude) else 1.0)
             promised = (item.case.signature, name) == (TRAIN, "loss")
-            bounds[name] = tolerance if promised else None if bound is None else tolerance + COARSE * bound
+            wide = None if bound is None else tolerance + COARSE * bound
+            # That of an integer output is a fraction of its elements.
+            bounds[name] = tolerance if promised else wide if item.outputs[name].dtype.kind == "f" else bound
         bounded.append(dataclasses.replace(item, bounds=bounds))
     return bounded
 

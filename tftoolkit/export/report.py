@@ -32,8 +32,9 @@ class ExportError(RuntimeError):
 class Check:
     """Parity of one output on one kind of inputs: ``error`` is max|file - TensorFlow|, ``bound`` what is allowed.
 
-    For integer, bool and string outputs both are fractions of elements that differ. ``bound`` is None where no bound
-    can be derived (an int8 file on inputs outside its calibrated range), and the error only informs.
+    For integer, bool and string outputs both are fractions of elements that differ; a bound above 1 says that nearly
+    all of an integer output changes by rounding alone, and both are differences. ``bound`` is None where no bound can
+    be derived (an int8 file on inputs outside its calibrated range), and the error only informs.
     """
 
     signature: str
@@ -55,7 +56,9 @@ class Latency:
 class Row:
     """What is known about one file. ``size`` in bytes, ``latency`` by number of threads.
 
-    ``memory``: bytes that the file needs in its runtime beyond the runtime itself (None for a SavedModel).
+    ``memory``: bytes that the file needs in its runtime beyond the runtime itself. None for SavedModels and web pages,
+    since a process with TensorFlow would cost many seconds and a browser's memory is not the file's, and where Linux's
+    /proc is missing.
     ``signatures``: inputs and outputs of each in the file's order, as ``name: dtype[shape]``.
     """
 

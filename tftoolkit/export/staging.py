@@ -31,11 +31,19 @@ def workspace(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        if error.errno not in FULL:
+        full = _full(error)
+        if full is None:
             raise
-        raise ExportError("write", f"no room for {destination}: {error.strerror}; free some space there") from error
+        raise ExportError("write", f"no room for {destination}: {os.strerror(full)}; free some space there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _full(error: OSError) -> int | None:
+    """The number of an error that says there is no room; None for another error."""
+    if isinstance(error, shutil.Error):  # copytree's: a list of errors as text, without a number of its own
+        return next((number for number in FULL if f"[Errno {number}]" in str(error)), None)
+    return error.errno if error.errno in FULL else None
 
 
 def commit(built: Path, path: str | os.PathLike[str], overwrite: bool, beside: Mapping[Path, Path]) -> None:

@@ -3,14 +3,16 @@
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import cancellation
 
-from tftoolkit.export import decompose
+from tftoolkit.export import decompose, rounding
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtime import Arrays, Signature, Tensor, checked_inputs
 
@@ -41,9 +43,10 @@ class SavedModelRuntime:
         self._functions = {chosen: self._functions[chosen]}
         return self
 
-    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], seconds: float | None = None) -> Arrays:
+        """One call; after so many seconds a loop in it is cancelled, and TensorFlow raises its CancelledError."""
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
-        with tf.device("CPU:0"):
+        with tf.device("CPU:0"), _cancelled_after(seconds):
             outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
         return {name: np.asarray(value) for name, value in outputs.items()}
 
@@ -69,35 +72,62 @@ class SavedModelRuntime:
             for variable, value in before:
                 variable.assign(value)
 
-    def constants_changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "SavedModelRuntime":
-        """A copy with ``change(array)`` for floating constants, except where they are the limits of a range.
+    def changed(
+        self, constants: Callable[[np.ndarray], np.ndarray] | None = None, functions: float | None = None
+    ) -> "SavedModelRuntime":
+        """A copy with ``constants(array)`` for floating constants, and elementary functions ``functions`` off.
 
-        Those decide over shapes. It is itself where there is no such constant.
+        Constants that are the limits of a range stay, since they decide over shapes. ``functions`` is relative; see
+        ``rounding``. It is itself where there is nothing to change.
         """
         proto = decompose.read(self.path)
-        tensors = [
-            node.attr["value"].tensor
-            for meta in proto.meta_graphs
-            for graph in (meta.graph_def.node, *(f.node_def for f in meta.graph_def.library.function))
-            for node in _constants(graph)
-        ]
-        if not tensors:
+        tensors = _constants(proto) if constants is not None else []
+        inexact = functions is not None and rounding.has_functions(self.path)
+        if not tensors and not inexact:
             return self
         for tensor in tensors:
-            tensor.CopyFrom(tf.make_tensor_proto(change(tf.make_ndarray(tensor))))
+            assert constants is not None
+            tensor.CopyFrom(tf.make_tensor_proto(constants(tf.make_ndarray(tensor))))
         with tempfile.TemporaryDirectory() as folder:
             for part in self.path.iterdir():
                 if part.name not in ("saved_model.pb", "fingerprint.pb"):
                     (Path(folder) / part.name).symlink_to(part.absolute())
             (Path(folder) / "saved_model.pb").write_bytes(proto.SerializeToString())
+            if inexact:
+                assert functions is not None
+                rounding.perturb_functions(Path(folder), functions)
             copy = SavedModelRuntime(folder)
         copy._functions = {name: copy._functions[name] for name in self.signatures}
         copy.signatures = self.signatures
         return copy
 
 
-def _constants(graph: Iterable[Any]) -> list[Any]:
-    """The nodes of the floating constants of one graph, without the limits of ranges."""
+@contextlib.contextmanager
+def _cancelled_after(seconds: float | None) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+    manager = cancellation.CancellationManager()
+    timer = threading.Timer(seconds, manager.start_cancel)
+    timer.start()
+    try:
+        with cancellation.CancellationManagerContext(manager):
+            yield
+    finally:
+        timer.cancel()
+
+
+def _constants(proto: Any) -> list[Any]:
+    """The floating constants of a SavedModel, without the limits of ranges."""
+    graphs = [
+        graph
+        for meta in proto.meta_graphs
+        for graph in (meta.graph_def.node, *(function.node_def for function in meta.graph_def.library.function))
+    ]
+    return [node.attr["value"].tensor for graph in graphs for node in _constant_nodes(graph)]
+
+
+def _constant_nodes(graph: Iterable[Any]) -> list[Any]:
     limits = {name.split(":")[0] for node in graph if node.op in ("Range", "LinSpace") for name in node.input}
     constants = [node for node in graph if node.op == "Const" and node.name not in limits]
     return [node for node in constants if tf.as_dtype(node.attr["dtype"].type).is_floating]

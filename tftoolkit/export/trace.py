@@ -20,9 +20,13 @@ def is_saved_model_path(model: object) -> bool:
     return isinstance(model, str | os.PathLike)
 
 
-def saved_model_path(path: str | os.PathLike[str], signatures: Signatures | None) -> Path:
+def saved_model_path(
+    path: str | os.PathLike[str], signatures: Signatures | None, aliases: Mapping[str, str] | None = None
+) -> Path:
     """The folder of an existing SavedModel, checked."""
     folder = Path(path)
+    if aliases is not None:
+        raise ValueError("aliases must be None for a SavedModel on disk: it keeps its own")
     if signatures is not None:
         raise ValueError("signatures must be None for a SavedModel on disk: it has its own, and all are exported")
     if folder.suffix in (".keras", ".h5", ".hdf5") and folder.is_file():
@@ -34,10 +38,11 @@ def saved_model_path(path: str | os.PathLike[str], signatures: Signatures | None
     return folder
 
 
-def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
+def trace(model: Any, signatures: Signatures | None, folder: Path, aliases: Mapping[str, str] | None = None) -> Path:
     """Writes the model natively (custom ops stay) into ``folder`` and returns it.
 
-    Raises ValueError where the signatures are missing or unusable, ExportError where TensorFlow cannot save them.
+    ``aliases``: further names of functions, from alias to signature. Raises ValueError where the signatures are missing
+    or unusable, ExportError where TensorFlow cannot save them.
     """
     if isinstance(model, type):
         raise ValueError(f"model is the class {model.__name__}; give an object of it, with its trained weights")
@@ -45,18 +50,33 @@ def trace(model: Any, signatures: Signatures | None, folder: Path) -> Path:
         signatures = _own_signatures(model)
     if not isinstance(signatures, Mapping) or not signatures:
         raise ValueError(f"signatures must be a dict from name to function with at least one entry, got {signatures!r}")
+    aliases = {} if aliases is None else aliases
+    _check_aliases(aliases, signatures)
     functions = {name: _concrete(name, entry) for name, entry in signatures.items()}
+    aliased = {alias: functions[name] for alias, name in aliases.items()}
     holder = tf.Module()
+    holder.aliased = list(aliased.values())  # TensorFlow restores what a function reads only if an object holds it
     # Only what the signatures read: saving the model itself would drag in every other function traced on it.
     holder.variables_read = list({id(v): v for cf in functions.values() for v in cf.variables}.values())
     holder.resources = _resources(model)
-    options = tf.saved_model.SaveOptions(namespace_whitelist=sorted(_namespaces(functions.values())))
+    namespaces = sorted(_namespaces(functions.values()))
+    options = tf.saved_model.SaveOptions(namespace_whitelist=namespaces, function_aliases=aliased)
     try:
         with quiet():
             tf.saved_model.save(holder, str(folder), signatures=functions, options=options)
     except (AssertionError, ValueError, TypeError, tf.errors.OpError) as error:
         raise ExportError("trace", f"TensorFlow could not save the model: {error}") from error
     return folder
+
+
+def _check_aliases(aliases: Mapping[str, str], signatures: Signatures) -> None:
+    if not isinstance(aliases, Mapping):
+        raise ValueError(f"aliases must be a dict from alias to the name of a signature, got {aliases!r}")
+    for alias, name in aliases.items():
+        if not isinstance(alias, str) or not alias or name not in signatures:
+            raise ValueError(f"aliases: {alias!r} is to mean {name!r}; the signatures are {sorted(signatures)}")
+    if len(set(aliases.values())) < len(aliases):
+        raise ValueError(f"aliases: TensorFlow stores one alias for each function, got {dict(aliases)}")
 
 
 def separate(saved_model: Path, folder: Path) -> Path:

@@ -39,6 +39,11 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     Raises what the function raises, and ExportError of stage "convert" where it ends its process.
     """
+    return call_within(None, function, *args, **kwargs)
+
+
+def call_within(seconds: float | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``call``, but after so many seconds the child is ended and TimeoutError raised."""
     global _child
     request = pickle.dumps((function, args, kwargs))
     with _lock:
@@ -47,7 +52,7 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             while answer is None:  # once; twice where the child has just ended for lack of work
                 if _child is None or _child.process.poll() is not None:
                     _child = _Child()
-                answer = _child.ask(request)
+                answer = _child.ask(request, seconds)
         except BaseException:  # KeyboardInterrupt too: a late answer would be taken for that to the next request
             _forget()
             raise
@@ -69,8 +74,11 @@ class _Child:
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"},
         )
 
-    def ask(self, request: bytes) -> tuple[Any, Exception | None] | None:
-        """Value and error; None where the child had ended for lack of work. Raises ExportError where it crashes."""
+    def ask(self, request: bytes, seconds: float | None) -> tuple[Any, Exception | None] | None:
+        """Value and error; None where the child had ended for lack of work.
+
+        Raises ExportError where it crashes, TimeoutError where it hasn't begun to answer after so many seconds.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._log.seek(0)
@@ -78,6 +86,8 @@ class _Child:
         try:
             self.process.stdin.write(request)
             self.process.stdin.flush()
+            if not select.select([self.process.stdout], [], [], seconds)[0]:
+                raise TimeoutError(f"no answer within {seconds} s")
             return pickle.load(self.process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the last: it died while it answered
             status = self.process.wait()

@@ -113,7 +113,8 @@ def wrong(oracle: Oracle, path: Path, target: str) -> str | None:
             if value.dtype.kind in "iu" and target in ROUNDING:
                 continue  # the index of the largest of nearly equal numbers
             error = _distance(found[name], value)
-            allowed = TOLERANCE.get(target, 1e-3) * max(np.abs(value).max(), 1e-3) + 4 * moved[name]
+            magnitude = np.abs(value).max(where=np.isfinite(value), initial=1e-3)
+            allowed = TOLERANCE.get(target, 1e-3) * magnitude + 4 * moved[name]
             if not error <= allowed:
                 return f"{signature}/{name} is off by {error:.3g}, allowed {allowed:.3g}"
     return None
@@ -126,8 +127,11 @@ def _rounded(value: np.ndarray, rounding: float, rng: np.random.Generator) -> np
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    gap = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    return float(np.where(np.isnan(one) & np.isnan(other), 0.0, gap).max(initial=0.0)) if one.size else 0.0
+    """The largest difference; infinite where only one of two numbers is finite."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gap = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
+    return float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def through_every_target(made: RandomModel, seed: int, folder: Path) -> dict[str, str]:
