@@ -211,9 +211,8 @@ SHARED: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "arrays" else pytest.param(name, marks=pytest.mark.slow) for name in SHARED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
 def test_any_number_of_workers_has_the_stream_and_may_change_within_an_epoch(
     random_pipelines: ModuleType, source_files: Path, name: str
 ) -> None:
