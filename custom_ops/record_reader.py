@@ -41,13 +41,18 @@ def read_records(path: Any, offsets: Any, lengths: Any, numbers: Any = None, *, 
     return tf_host.plain_ops().tf_toolkit_read_records(path, offsets, lengths, numbers, name=name)
 
 
-def index_records(path: Any, *, name: str | None = None) -> tf.Tensor:
-    """The lengths of all records of a TFRecord file, from their headers; what lies between is not read.
+def index_records(
+    path: Any, offset: Any = 0, number: Any = 0, limit: Any = tf.int64.max, *, name: str | None = None
+) -> tf.Tensor:
+    """The lengths of the records of a TFRecord file, from their headers; what lies between is not read.
 
     Record i begins at the sum of ``lengths[:i] + FRAME_BYTES``.
 
     Args:
       path: string, an uncompressed file.
+      offset: int64, where a record begins, or the file's end; from there on.
+      number: int64, what error messages call the record at ``offset``.
+      limit: int64, how many records at most: for those who do a long file in parts, to show how far they are.
 
     Returns:
       int64[n], bytes of data in each record.
@@ -56,5 +61,6 @@ def index_records(path: Any, *, name: str | None = None) -> tf.Tensor:
       tf.errors.NotFoundError: there is no such file.
       tf.errors.DataLossError: a length field is damaged, or the file ends inside a record: all that follows is lost.
         Names the file, the record and its offset.
+      tf.errors.InvalidArgumentError: a negative number.
     """
-    return tf_host.plain_ops().tf_toolkit_index_records(path, name=name)
+    return tf_host.plain_ops().tf_toolkit_index_records(path, offset, number, limit, name=name)

@@ -451,7 +451,9 @@ class Pipeline:
     def profile(self, batches: int = 50) -> Profile:
         """Runs the first batches stage by stage and names the slowest: ``print(p.profile())``, ``.slowest``.
 
-        Each stage's time is that without any parallelism; the last line tells what the data set delivers with it.
+        Each stage's time is that without any parallelism; the last line tells what the data set delivers with it. What
+        is done once, when the pipeline is made (``filter``, filling a ``cache``, planning), shows a bar then and is no
+        part of it.
         """
         self._need_batch()
         return profiling.profile(self._plan, self.dataset(), integer("batches", batches, 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.pipelines.caching import Cached
 from tftoolkit.pipelines.mapping import Map
 from tftoolkit.pipelines.plan import Plan
 from tftoolkit.pipelines.stages import Stage, Where
@@ -93,7 +94,8 @@ class _Parts:
         """(part, seconds, result) of all parts for one batch."""
         plan, self._durations = self._plan, []
         assert plan.batching is not None
-        kind = plan.source.fingerprint().get("kind", "source")
+        kept = bool(plan.stages) and isinstance(plan.stages[0], Cached)
+        kind = "cache" if kept else plan.source.fingerprint().get("kind", "source")
         self.elements, where, contexts = self._order(number)
         if plan.stages:
             first = plan.stages[0]
@@ -103,7 +105,9 @@ class _Parts:
         for stage, context in zip(plan.stages, contexts, strict=True):
             for part in stage.parts() if isinstance(stage, Map) else [stage]:
                 if isinstance(stage, Map) or type(part).build is not Stage.build:
-                    rows, where = self._time(part.label, part.build, rows, where, context)
+                    # A cache's own label names the stages behind it, which cost nothing any more.
+                    name = "cache" if isinstance(part, Cached) else part.label
+                    rows, where = self._time(name, part.build, rows, where, context)
         rows = self._time(plan.batching.label, plan.padded, number, rows, self.elements)
         if plan.paired:
             paired = plan.paired

@@ -363,13 +363,22 @@ class IndexRecords : public OpKernel {
     if (!TensorShapeUtils::IsScalar(path.shape())) {
       return absl::InvalidArgumentError(absl::StrCat("path must be a scalar, got shape ", path.shape().DebugString()));
     }
+    for (int i : {1, 2, 3}) {
+      const Tensor& other = context->input(i);
+      if (TensorShapeUtils::IsScalar(other.shape()) && other.scalar<int64_t>()() >= 0) continue;
+      return absl::InvalidArgumentError("offset, number and limit must be scalars and not negative");
+    }
+    const int64_t start = context->input(1).scalar<int64_t>()();
+    const int64_t first = context->input(2).scalar<int64_t>()();
+    const auto limit = static_cast<size_t>(context->input(3).scalar<int64_t>()());
     RecordFile file(context->env(), path.scalar<tstring>()());
     TF_RETURN_IF_ERROR(file.Open());
     std::vector<int64_t> lengths;
-    for (uint64_t offset = 0; offset < file.size(); offset += lengths.back() + kFrameBytes) {
+    for (uint64_t offset = start; offset < file.size() && lengths.size() < limit;) {
       uint64_t length = 0;
-      TF_RETURN_IF_ERROR(file.ReadLength({static_cast<int64_t>(lengths.size()), offset}, &length));
+      TF_RETURN_IF_ERROR(file.ReadLength({first + static_cast<int64_t>(lengths.size()), offset}, &length));
       lengths.push_back(static_cast<int64_t>(length));
+      offset += length + kFrameBytes;
     }
     Tensor* output = nullptr;
     TF_RETURN_IF_ERROR(context->allocate_output(0, {static_cast<int64_t>(lengths.size())}, &output));
@@ -391,8 +400,8 @@ absl::Status ReadRecordsShape(tensorflow::shape_inference::InferenceContext* con
 }
 
 absl::Status IndexRecordsShape(tensorflow::shape_inference::InferenceContext* context) {
-  tensorflow::shape_inference::ShapeHandle path;
-  TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 0, &path));
+  tensorflow::shape_inference::ShapeHandle scalar;
+  for (int i : {0, 1, 2, 3}) TF_RETURN_IF_ERROR(context->WithRank(context->input(i), 0, &scalar));
   context->set_output(0, context->UnknownShapeOfRank(1));
   return absl::OkStatus();
 }
@@ -407,7 +416,13 @@ REGISTER_OP("TfToolkit>ReadRecords")
     .SetShapeFn(ReadRecordsShape);
 REGISTER_KERNEL_BUILDER(Name("TfToolkit>ReadRecords").Device(tensorflow::DEVICE_CPU), ReadRecords);
 
-REGISTER_OP("TfToolkit>IndexRecords").Input("path: string").Output("lengths: int64").SetShapeFn(IndexRecordsShape);
+REGISTER_OP("TfToolkit>IndexRecords")
+    .Input("path: string")
+    .Input("offset: int64")
+    .Input("number: int64")
+    .Input("limit: int64")
+    .Output("lengths: int64")
+    .SetShapeFn(IndexRecordsShape);
 REGISTER_KERNEL_BUILDER(Name("TfToolkit>IndexRecords").Device(tensorflow::DEVICE_CPU), IndexRecords);
 
 }  // namespace

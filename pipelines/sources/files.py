@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def list_files(files: FilePath | Sequence[FilePath]) -> list[str]:
             continue
         found = sorted(match for match in tf.io.gfile.glob(path) if not match.endswith(INDEX_SUFFIX))
         if not found:
+            _check_listable(os.path.dirname(path))
             raise FileNotFoundError(f"files: nothing matches {path}")
         paths += found
     for path in paths:
@@ -145,12 +147,24 @@ def _check_readable(path: str) -> None:
         if not tf.io.gfile.exists(path):
             raise FileNotFoundError(f"files: there is no file {path}")
         return
-    if os.path.isdir(path):
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError as error:  # not the same as no file, which os.path.exists would make of it
+        raise PermissionError(
+            f"files: the folder of {path} must not be read by this user; mend its permissions"
+        ) from error
+    except OSError as error:  # nothing of that name, or a folder in the path is none
+        raise FileNotFoundError(f"files: there is no file {path}") from error
+    if is_folder:
         raise IsADirectoryError(f"files: {path} is a folder; name its files, e.g. with a pattern: {path}/*")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"files: there is no file {path}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"files: {path} must not be read by this user; mend its permissions")
+
+
+def _check_listable(folder: str) -> None:
+    """Where nothing was found: whether it is because the folder's names must not be read."""
+    if not is_remote(folder) and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(f"files: the folder {folder} must not be read by this user; mend its permissions")
 
 
 def _check_shards(paths: Sequence[str]) -> None:

@@ -70,7 +70,8 @@ def text(files: FilePath | Sequence[FilePath], by: str = "line") -> TextSource:
     """A source over UTF-8 text: example i is ``{"text": string}``, the i-th line, paragraph or file.
 
     The files are searched once for where the examples begin; their contents are read when an example is fetched. A byte
-    order mark at a file's beginning is left out.
+    order mark at a file's beginning is left out. Text has no checksum: a file that was cut off is a shorter text. An
+    empty file has no line and no paragraph; as a whole it is one empty example.
 
     Args:
       files: one or more files, or patterns with ``*``, in order.

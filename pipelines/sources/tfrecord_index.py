@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from tftoolkit.custom_ops import builder
 from tftoolkit.custom_ops.errors import BuildError
@@ -19,6 +20,7 @@ from tftoolkit.pipelines.sources import files as _files
 
 _GZIP = b"\x1f\x8b"
 _HEADER = 12
+_AT_ONCE = 4096  # records between two looks at the progress bar; a disk that must seek takes half a minute for them
 
 
 def lengths_of(paths: list[str]) -> list[np.ndarray]:
@@ -32,9 +34,9 @@ def lengths_of(paths: list[str]) -> list[np.ndarray]:
     sizes = [_files.size_of(path) for path in paths]
     lengths = []
     with progress("indexing TFRecord files", sum(sizes), "B") as bar:
-        for path, size in zip(paths, sizes, strict=True):
-            lengths.append(_lengths(path))
-            bar.update(size)
+        for path, end in zip(paths, np.cumsum(sizes).tolist(), strict=True):
+            lengths.append(_lengths(path, bar))
+            bar.update(end - bar.n)  # what was not read to know it
     return lengths
 
 
@@ -50,14 +52,14 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(lengths + FRAME_BYTES) - (lengths + FRAME_BYTES)
 
 
-def _lengths(path: str) -> np.ndarray:
+def _lengths(path: str, bar: tqdm.tqdm) -> np.ndarray:
     stamp = _stamp(path)
     for place in _places(path):
         lengths = _read_index(place, stamp)
         if lengths is not None:
             return lengths
     try:
-        lengths = index_records(path).numpy()
+        lengths = _lengths_by_parts(path, bar)
     except tf.errors.OpError as error:
         lengths = _lengths_of_damaged(path) if isinstance(error, tf.errors.DataLossError) else None
         if lengths is None:
@@ -65,6 +67,18 @@ def _lengths(path: str) -> np.ndarray:
             raise SourceError(f"{source_error(error)}{hint if _is_gzip(path) else ''}") from None
     write_beside(path, lengths)
     return lengths
+
+
+def _lengths_by_parts(path: str, bar: tqdm.tqdm) -> np.ndarray:
+    parts: list[np.ndarray] = []
+    offset = number = 0
+    while not parts or len(parts[-1]) == _AT_ONCE:
+        part = index_records(path, offset, number, _AT_ONCE).numpy()
+        parts.append(part)
+        size = int((part + FRAME_BYTES).sum())
+        offset, number = offset + size, number + len(part)
+        bar.update(size)
+    return np.concatenate(parts)
 
 
 def _stamp(path: str) -> np.ndarray:

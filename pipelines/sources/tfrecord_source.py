@@ -87,7 +87,7 @@ def tfrecord(
     Both checksums of every record are checked when it is read. Where the records lie stands in ``<file>.index.npz``
     beside each file (where that folder cannot be written, in tftoolkit's cache). It is made once, from the record's
     length fields, and anew when the file's size or time of change is another. Local files are mapped: their pages in
-    the page cache count as shared memory of the process.
+    the page cache count as shared memory of the process. A file of 0 bytes is one without records.
 
     Args:
       files: one or more uncompressed files, or patterns with ``*``, in order.

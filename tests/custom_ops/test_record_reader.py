@@ -33,6 +33,15 @@ def test_the_index_holds_all_lengths(path: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(custom_ops.index_records(path), LENGTHS)
     (tmp_path / "empty").touch()
     assert custom_ops.index_records(str(tmp_path / "empty")).shape == [0]
+    begin = int(np.sum(LENGTHS[:2])) + 2 * custom_ops.record_reader.FRAME_BYTES
+    np.testing.assert_array_equal(custom_ops.index_records(path, begin, 2), LENGTHS[2:])
+    np.testing.assert_array_equal(custom_ops.index_records(path, begin, 2, 1), LENGTHS[2:3])
+    assert custom_ops.index_records(path, Path(path).stat().st_size, len(LENGTHS)).shape == [0]
+    with pytest.raises(tf.errors.DataLossError, match=f"record 2 at offset {begin + 1}"):
+        custom_ops.index_records(path, begin + 1, 2)
+    for wrong in ((-1,), (0, -1), (0, 0, -1)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="not negative"):
+            custom_ops.index_records(path, *wrong)
 
 
 @settings(deadline=None, max_examples=50)

@@ -169,6 +169,77 @@ def test_workers_come_and_go(random_pipelines: ModuleType, source_files: Path, s
     check(random_pipelines, case, source_files, position=3, workers=(2, 3))
 
 
+# ---- numbers of workers, all of them
+
+# Every source and every kind of stage, in batches with rows for eight workers; the last one of an epoch has too few.
+SHARED: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
+    "arrays": ("arrays", [("shuffle", {}), ("map", {"function": "noisy"}), ("batch", {"batch_size": 8})]),
+    "pairs": ("arrays", [("shuffle", {}), ("batch", {"batch_size": 8}), ("map", {"function": "blended"})]),
+    "stack": (
+        "arrays",
+        [("shuffle", {}), ("batch", {"batch_size": 8, "drop_remainder": True}), ("stack", {"count": 3})],
+    ),
+    "filter, cache": (
+        "text",
+        [("filter", {"predicate": "even_size"}), ("cache", {}), ("repeat", {"count": 2}), ("batch", {"batch_size": 8})],
+    ),
+    "window": (
+        "arrays",
+        [("shuffle", {}), ("window", {"size": 3, "shift": 1}), ("take", {"count": 15}), ("batch", {"batch_size": 8})],
+    ),
+    "pack": (
+        "tokens",
+        [("shuffle", {}), ("pack", {"size": 5, "features": "tokens"}), ("batch", {"batch_size": 8})],
+    ),
+    "bucket": (
+        "tfrecord",
+        [("shuffle", {}), ("bucket", {"batch_size": 8, "boundaries": [1, 9], "feature": "values"})],
+    ),
+    "array_record": ("array_record", [("shuffle", {}), ("map", {"function": "drawn"}), ("batch", {"batch_size": 8})]),
+    "images": (
+        "images",
+        [("map", {"function": "decode"}), ("shuffle", {}), ("batch", {"batch_size": 8, "padded": True})],
+    ),
+    "text": ("text", [("shuffle", {}), ("batch", {"batch_size": 8})]),
+    "csv": ("csv", [("shuffle", {}), ("map", {"function": "measured"}), ("batch", {"batch_size": 8})]),
+    "parquet": ("parquet", [("shuffle", {}), ("batch", {"batch_size": 8, "padded": True, "pad_to": {"values": 6}})]),
+    "audio": ("audio", [("shuffle", {}), ("repeat", {"count": 2}), ("batch", {"batch_size": 8})]),
+    "tokens": ("tokens", [("shuffle", {}), ("batch", {"batch_size": 8})]),
+    "token_windows": ("token_windows", [("shuffle", {}), ("batch", {"batch_size": 8})]),
+    "tfds": ("tfds", [("shuffle", {}), ("map", {"function": "noisy"}), ("batch", {"batch_size": 8})]),
+    "mix": ("mix", [("shuffle", {}), ("map", {"function": "noisy"}), ("batch", {"batch_size": 8})]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_any_number_of_workers_has_the_stream_and_may_change_within_an_epoch(
+    random_pipelines: ModuleType, source_files: Path, name: str
+) -> None:
+    """What each number of workers has up to a batch within an epoch, and from there on with the state of that batch,
+    is the one stream: so after any number any other may follow, and nothing is lost or seen twice."""
+    lib, (source, stages) = random_pipelines, SHARED[name]
+    case = lib.Case(source, 5, tuple(stages))
+    p = case.build(source_files)
+    stacked = max(p._plan.stacked, 1)
+    position, after = 1, 2
+    assert position * stacked % p.batches_per_epoch, "it must lie within an epoch"
+    whole = lib.batches_of(p, 0, position + after)
+    state = json.dumps(p.state(position))
+    for count in WORKERS:
+        workers = lib.workers_of(case, source_files, count)
+        before = [lib.batches_of(worker, 0, position) for worker in workers]
+        for worker in workers:
+            worker.restore(json.loads(state))
+        rest = [lib.batches_of(worker, worker.position, after) for worker in workers]
+        joined = together(before) + together(rest)
+        assert_same([padded_like(rows, like) for rows, like in zip(joined, whole, strict=True)], whole)
+
+
+def test_every_source_is_shared_among_workers(random_pipelines: ModuleType) -> None:
+    assert {source for source, _ in SHARED.values()} == random_pipelines.SOURCES.keys()
+
+
 # ---- states
 
 

@@ -2,13 +2,14 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tftoolkit.pipelines import Pipeline
+from tftoolkit.pipelines import Pipeline, sources, text
 from tftoolkit.pipelines.sources.source import fetch_in_python
 from tftoolkit.pipelines.stages import Paired, Vectorized
 
@@ -88,6 +89,66 @@ def test_the_slow_stage_is_named(planted: str, name: str) -> None:
     marked = [line for line in str(profile).splitlines() if line.endswith("<- slowest")]
     assert len(marked) == 1
     assert marked[0].startswith(name)
+
+
+LONG = 3_000_000  # places that a stage must fill, so that it takes as long as anything planted above
+
+
+class SlowOrder(Source):
+    def order(self, epoch: tf.Tensor, index: tf.Tensor, seed: int, shuffled: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        return epoch, slow(index)
+
+
+class Varied(Source):
+    """One example is long, so that nearly all of a padded batch is made by padding the others."""
+
+    def _read(self, rows: np.ndarray) -> list[Any]:
+        return [[np.ones(LONG // 6 if i == 0 else 1) for i in rows], rows]
+
+
+def large(example: dict[str, Any]) -> dict[str, Any]:
+    return {"x": tf.fill([LONG // 12], tf.cast(example["i"], tf.float32))}
+
+
+def begins(example: dict[str, Any]) -> dict[str, Any]:
+    return {"x": example["x"][0]}
+
+
+def only_i(example: dict[str, Any]) -> dict[str, Any]:
+    return {"i": example["i"]}
+
+
+# What these stages do is no function of the user, so they are given more to do instead of a pause.
+LADEN = {
+    "order": (lambda folder: Pipeline(SlowOrder(False)).map(only_i).window(2).batch(2), "order"),
+    "batch": (lambda folder: Pipeline(Source(False)).batch(4, padded=True, pad_to={"x": LONG}), "batch(4, padded to"),
+    "ragged batch": (lambda folder: Pipeline(Varied(False)).batch(24, padded=True), "batch(24, padded to the longest"),
+    "bucket": (
+        lambda folder: Pipeline(Source(False)).bucket(4, [LONG], "x", pad_to_boundary=True),
+        f"bucket('x', boundaries=[{LONG}]",
+    ),
+    "pack": (lambda folder: Pipeline(Source(False)).pack(LONG, "x").batch(1), f"pack({LONG}, x"),
+    "cache": (lambda folder: Pipeline(Source(False)).map(large).cache(folder).map(begins).batch(12), "read cache"),
+    "after a filter": (
+        lambda folder: Pipeline(Source(False)).filter(lambda example: example["i"] > 2).map(sleepy).batch(4),
+        "map sleepy",
+    ),
+    "tokenize": (
+        lambda folder: (
+            Pipeline(sources.arrays({"text": [b"some words " * 5_000] * 4}))
+            .map(text.tokenize(text.byte_tokenizer()))
+            .batch(2)
+        ),
+        "map tokenize(",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LADEN)
+def test_a_stage_with_much_to_do_is_named(name: str, tmp_path: Path) -> None:
+    make_one, start = LADEN[name]
+    profile = make_one(tmp_path / "cache").profile(batches=5)
+    assert profile.slowest.startswith(start), str(profile)
 
 
 def test_every_stage_has_its_line() -> None:

@@ -2,8 +2,11 @@
 
 import gzip
 import os
+import pty
 import re
 import stat
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +243,10 @@ def test_the_index_is_kept_beside_the_file_and_renewed_with_it(tmp_path: Path) -
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert path.stat().st_size == before.st_size
     assert everything(sources.tfrecord(path)) == swapped
+    before = path.stat()  # another size, while the time is the same
+    write(path, [*swapped, b"more"])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert everything(sources.tfrecord(path)) == [*swapped, b"more"]
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-30], lambda content: b"x" * 500])
@@ -280,6 +287,45 @@ def test_the_cache_holds_the_index_where_the_folder_cannot_be_written(
     made = index.stat().st_mtime_ns
     assert everything(sources.tfrecord(path)) == RECORDS
     assert index.stat().st_mtime_ns == made
+
+
+def test_indexing_a_long_file_shows_on_a_terminal_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file, so it is the records that count; and a disk on which each part of them takes a tenth of a second."""
+    path = write(tmp_path / "long", [b"x" * 10] * 20 * tfrecord_index._AT_ONCE)
+    index_records = tfrecord_index.index_records
+    starts = []
+
+    def slowly(path: str, offset: int, *rest: int) -> tf.Tensor:
+        time.sleep(0.1)
+        starts.append(offset)
+        return index_records(path, offset, *rest)
+
+    monkeypatch.setattr(tfrecord_index, "index_records", slowly)
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+
+        def shown() -> str:
+            stderr.write("|")
+            stderr.flush()
+            text = ""
+            while not text.endswith("|"):
+                text += os.read(screen, 1 << 16).decode(errors="replace")
+            return text
+
+        assert len(sources.tfrecord(path)) == 20 * tfrecord_index._AT_ONCE
+        percent = [int(one) for one in re.findall(r"indexing TFRecord files: +(\d+)%", shown())]
+        assert percent == sorted(percent)
+        assert any(0 < one < 100 for one in percent)
+        assert percent[-1] == 100
+        parts = len(starts)
+        sources.tfrecord(path)
+        assert len(starts) == parts, "with an index nothing is read"
+        assert shown() == "|", "quick work shows no bar"
+    os.close(screen)
 
 
 def test_a_file_that_vanishes_in_the_middle_of_a_run_is_named_and_nothing_is_lost(tmp_path: Path) -> None:

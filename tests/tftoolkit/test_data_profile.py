@@ -26,6 +26,14 @@ def test_names_the_slowest_stage(name, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(PIPELINE)
     assert data.run(["profile", f"{tmp_path}/mine.py:{name}", "--batches=5"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["stage", "ms/batch", "share", "records/s", "MB/batch"]
+    assert [line.split("  ")[0] for line in lines[1:-1]] == [
+        "order",
+        "read arrays",
+        "map slow",
+        "batch(10)",
+        "all stages",
+    ]
     assert [line for line in lines if line.startswith("map slow") and line.endswith("<- slowest")]
     assert "batches/s" in lines[-1]
 

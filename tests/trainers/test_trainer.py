@@ -3,12 +3,14 @@
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tftoolkit import pipelines, trainers
+from tftoolkit.pipelines.sources.source import fetch_in_python
 from tftoolkit.trainers.events import EVENTS
 from tftoolkit.trainers.metrics_log import MetricsLog
 
@@ -289,6 +291,64 @@ def test_progress_is_one_line_per_interval(tmp_path, capsys):
     rates = r"\S+ steps/s  \S+ examples/s  data wait \d+%  (\S+ GFLOP/s  )?peak \d+ MiB  ETA 0:00"
     assert re.fullmatch(rf"step 4/6  loss \S+  {rates}", lines[2])
     assert len(lines) == 4
+
+
+class OneAtATime:
+    """Rows that take a while, however many threads ask for them."""
+
+    element_spec = pipelines.sources.arrays({"x": np.zeros([1, 64], np.float32), "y": np.zeros([1, 64], np.float32)})
+    element_spec = element_spec.element_spec
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+        self._lock = threading.Lock()
+
+    def __len__(self):
+        return 40
+
+    def fetch(self, indices):
+        def read(rows):
+            with self._lock:
+                time.sleep(self._seconds)
+            return [np.ones([len(rows), 64])] * 2
+
+        return fetch_in_python(read, indices, self.element_spec)
+
+    def fingerprint(self):
+        return {"kind": "slow"}
+
+
+class Pausing(Line):
+    def __init__(self, seconds):
+        super().__init__()
+        self._seconds = seconds
+
+    def __call__(self, batch, key):
+        if self._seconds:
+            with tf.control_dependencies([tf.numpy_function(lambda: time.sleep(self._seconds), [], [])]):
+                batch = {name: tf.identity(one) for name, one in batch.items()}
+        return super().__call__(batch, key)
+
+
+@pytest.mark.parametrize(
+    ("runner", "data", "step", "least", "most"),
+    [
+        ("graph", 0.1, 0.0, 0.7, 1.0),
+        ("xla_chunk", 0.05, 0.0, 0.7, 1.0),
+        ("graph", 0.0, 0.1, 0.0, 0.3),
+        ("graph", 0.2, 0.1, 0.25, 0.75),  # half of the time: the next batch is being made during the step
+    ],
+    ids=["data", "data in stacks", "step", "both"],
+)
+def test_the_share_of_time_spent_waiting_for_data(tmp_path, capsys, runner, data, step, least, most):
+    # What was prepared while the step was compiled is used up before the second report, the first that tells rates.
+    pipeline = pipelines.Pipeline(OneAtATime(data)).batch(4, drop_remainder=True).prefetch(1)
+    options = {"runner": runner, "log_every": 8 if runner == "graph" else 64, "steps_per_call": 4}
+    trainer = _trainer(tmp_path, Pausing(step), pipeline, checkpoint_every=1000, **options)
+    trainer.run(2 * options["log_every"])
+    shown = re.findall(r"data wait (\d+)%", capsys.readouterr().err)
+    assert len(shown) == 1
+    assert least <= int(shown[0]) / 100 <= most
 
 
 @pytest.mark.parametrize(
