@@ -83,7 +83,7 @@ def _serve(resolver: Any, chief: str) -> NoReturn:
             if _listens(chief):
                 seen, misses = True, 0
             elif seen:
-                misses += 1
+                misses += _MISSES if stop.name else 1
             if stop.name:
                 deadline = min(deadline, time.monotonic() + _STAY) if seen else 0.0
             time.sleep(_POLL)
