@@ -201,6 +201,6 @@ def _check_step(step: Step, element_spec: Mapping[str, Any], strategy: tf.distri
     for module in step.submodules:
         if isinstance(module, KerasOptimizer):
             raise TypeError(
-                f"parameter servers: {module.name} of Keras overwrites what other workers wrote meanwhile: use "
+                "parameter servers: an optimizer of Keras overwrites what other workers wrote meanwhile: use "
                 "trainers.optimizers.AdamW or Sgd"
             )

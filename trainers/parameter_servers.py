@@ -6,6 +6,7 @@ they begin to serve: what the program imported and registered until then, such a
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -73,7 +74,7 @@ def _serve(resolver: Any, chief: str) -> NoReturn:
     # Otherwise calls to a server that is gone would wait for it instead of telling the chief.
     os.environ["GRPC_FAIL_FAST"] = "use_caller"
     name = f"{resolver.task_type} {resolver.task_id}"
-    server = tf.distribute.Server(
+    _server = tf.distribute.Server(  # serves as long as it is referred to
         resolver.cluster_spec(), job_name=resolver.task_type, task_index=resolver.task_id, protocol="grpc", start=True
     )
     print(f"{name}: serving the chief at {chief}", flush=True)
@@ -87,8 +88,9 @@ def _serve(resolver: Any, chief: str) -> NoReturn:
             if stop.name:
                 deadline = min(deadline, time.monotonic() + _STAY) if seen else 0.0
             time.sleep(_POLL)
-    del server
-    raise SystemExit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # tearing TensorFlow's server down has hung where the chief had left calls open
 
 
 def _listens(address: str) -> bool:
