@@ -3,7 +3,7 @@
 ``python asynchronous.py`` reads lines of JSON, a training each: arguments of ``train``, and
 
 * ``servers``: how many parameter servers; 0: one process alone,
-* ``disturb``: ``[step, task, signal]``: what the task ("worker 1") gets once this step is logged. A worker that is killed
+* ``disturb``: ``[step, task, signal]``: what a task ("worker 1") gets once this step is logged. A worker that is killed
   is started again.
 
 It answers with the exit codes by task (negative: the signal that killed it; those of a killed worker's successor). At
