@@ -1,17 +1,35 @@
-"""Which workers a gang has, and the environment that tells each of them."""
+"""Which processes a gang has, and the environment that tells each of them."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import random
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 LOOPBACK = "127.0.0.1"
 HOST_INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_NODEID")
 """Where Kubernetes (indexed Job) and Slurm say which host this is, from 0."""
 
+_FREE_PORTS = (10000, 32768)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One process of a gang."""
+
+    name: str
+    """Such as "worker 0", "chief", "ps 1"."""
+    label: str
+    """What stands before its lines."""
+    environment: Mapping[str, str]
+    leads: bool = True
+    """The gang has finished when all who lead have; they give heartbeats."""
+    replaceable: bool = False
+    """If it ends early the others go on, and it is started again on its own."""
 
 
 def check_hosts(hosts: Sequence[str]) -> None:
@@ -47,17 +65,21 @@ def host_index(hosts: Sequence[str], environment: Mapping[str, str], given: int 
 def addresses(hosts: Sequence[str], workers: int, port: int) -> list[str]:
     """Of all workers, ``workers`` on each host; ports count on from ``port``.
 
-    Without hosts: on this machine's loopback interface, with ports that are free now.
+    Without hosts: on this machine's loopback interface, with ports that are free now, below those that the system gives
+    to outgoing connections, which could take one before its worker does.
     """
     if hosts:
         return [
             f"{host}:{port + first * workers + number}" for first, host in enumerate(hosts) for number in range(workers)
         ]
     with contextlib.ExitStack() as open_sockets:  # all at once, so that they differ
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(workers)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [f"{LOOPBACK}:{each.getsockname()[1]}" for each in sockets]
+        ports: list[int] = []
+        while len(ports) < workers:
+            each = open_sockets.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind((LOOPBACK, random.randrange(*_FREE_PORTS)))
+                ports.append(each.getsockname()[1])
+        return [f"{LOOPBACK}:{each}" for each in ports]
 
 
 def check_port_is_free(address: str) -> None:
@@ -71,13 +93,35 @@ def check_port_is_free(address: str) -> None:
             raise OSError(f"port {port} of this machine is in use ({error.strerror}): choose another --port") from error
 
 
+def synchronous(addresses: Sequence[str], indices: Iterable[int]) -> list[Task]:
+    """Workers ``indices`` of those at ``addresses``."""
+    return [Task(f"worker {index}", str(index), environment(addresses, index)) for index in indices]
+
+
+def asynchronous(addresses: Sequence[str], workers: int) -> list[Task]:
+    """A chief, ``workers`` workers, and the rest of ``addresses`` parameter servers."""
+    kinds = {"chief": addresses[:1], "worker": addresses[1 : workers + 1], "ps": addresses[workers + 1 :]}
+    return [
+        Task(
+            *(name, name),
+            _variables({kind: list(places) for kind, places in kinds.items()}, kind, index),
+            leads=kind == "chief",
+            replaceable=kind == "worker",
+        )
+        for kind, places in kinds.items()
+        for index in range(len(places))
+        for name in ["chief" if kind == "chief" else f"{kind} {index}"]
+    ]
+
+
 def environment(workers: Sequence[str], index: int) -> dict[str, str]:
     """What worker ``index`` of those at the addresses ``workers`` needs: ``TF_CONFIG``, unless it is alone."""
-    if len(workers) == 1:
-        return {}
-    config = {"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}}
-    variables = {"TF_CONFIG": json.dumps(config)}
-    if workers[0].startswith(f"{LOOPBACK}:"):
+    return {} if len(workers) == 1 else _variables({"worker": list(workers)}, "worker", index)
+
+
+def _variables(cluster: Mapping[str, list[str]], kind: str, index: int) -> dict[str, str]:
+    variables = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
+    if all(address.startswith(f"{LOOPBACK}:") for addresses in cluster.values() for address in addresses):
         # TensorFlow asks Google's cloud whether this machine is about to be preempted, and waits long where there is
         # no answer. Nobody listens here.
         variables["GCE_METADATA_IP"] = os.environ.get("GCE_METADATA_IP", f"{LOOPBACK}:9")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import PerWeight
-from tftoolkit.trainers.replicas import own
+from tftoolkit.trainers.replicas import move, own
 
 
 class Ema(PerWeight):
@@ -37,8 +37,9 @@ class Ema(PerWeight):
         t = tf.cast(tf.maximum(self.updates, 1), tf.float64)
         rate = (1.0 - self.decay) / (1.0 - tf.pow(tf.constant(self.decay, tf.float64), t))
         for weight, average in zip(self.weights, self.slots["average"], strict=True):
-            moved = average + tf.cast(rate, weight.dtype) * (weight - average)
-            own(average).assign(tf.where(ok, moved, average))
+            before = average.read_value()
+            moved = before + tf.cast(rate, weight.dtype) * (weight - before)
+            move(average, before, tf.where(ok, moved, before))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -2,28 +2,30 @@
 
 TensorFlow's collectives need every worker: when one is lost, the others fail or wait for ever. So all are ended and all
 are started again, from the last checkpoint; since a run resumes exactly, the result is that of an undisturbed one.
+
+With parameter servers the workers are not needed one by one: a lost one is started again while the others go on. A lost
+chief or parameter server, which has variables that nobody else has, takes all with it as above.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-import selectors
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tftoolkit.trainers import cluster
+from tftoolkit.trainers.cluster import Task
+from tftoolkit.trainers.gang_crew import Crew, Patience
 from tftoolkit.trainers.gang_worker import Worker
 from tftoolkit.trainers.interrupts import TERMINATED, StopRequest, stop_requests
 
 ATTEMPT_VARIABLE = "TFTOOLKIT_ATTEMPT"
-_TICK = 0.05  # seconds between two looks at the workers
-_OVERSLEPT = 5.0  # seconds; a longer tick means that this process was stopped itself
+_TICK = 0.05  # seconds between two looks at a signal
 _CLEANUP = 5.0  # seconds that the others get to end when one has failed; what they lose is in the last checkpoint
 _LONGEST_WAIT = 60.0
 _WRONG_USAGE = 2  # exit code of a program that was called wrongly, by convention
@@ -44,11 +46,12 @@ class Gang:
     Args:
         command: program and arguments of each worker.
         workers: how many on this machine (on each host).
+        parameter_servers: how many, on this machine; then there is a chief as well. 0: the workers train synchronously.
         hosts: names of all machines, in the same order on each of them; empty: this one's loopback interface.
         host_index: which of them this is; None: as the environment of Kubernetes or Slurm says.
         port: of the first worker on the first host, the others count on from there. Without hosts, free ones are taken.
-        max_restarts: how often in a row all are started again without a newer checkpoint in between. Several hosts:
-            never, that is their scheduler's task.
+        max_restarts: how often in a row all are started again without a newer checkpoint in between, or with parameter
+            servers one worker. Several hosts: never, that is their scheduler's task.
         heartbeat_timeout: seconds without a heartbeat after which a worker counts as hanging; 0: never.
         start_timeout: the same before its first heartbeat, while it imports, waits for the others and compiles.
         grace: seconds to save and leave in after SIGTERM or SIGINT.
@@ -61,6 +64,7 @@ class Gang:
 
     command: Sequence[str]
     workers: int = 1
+    parameter_servers: int = 0
     hosts: Sequence[str] = ()
     host_index: int | None = None
     port: int = 20000
@@ -76,7 +80,12 @@ class Gang:
             raise ValueError("command is empty; it must name a program")
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, but is {self.workers}")
-        for name in ("max_restarts", "heartbeat_timeout", "start_timeout", "grace", "backoff"):
+        if self.parameter_servers and self.hosts:
+            raise ValueError(
+                "parameter_servers are started on this machine only: without hosts. On several machines start each "
+                "process yourself, with its TF_CONFIG"
+            )
+        for name in ("parameter_servers", "max_restarts", "heartbeat_timeout", "start_timeout", "grace", "backoff"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)}")
         cluster.check_hosts(self.hosts)
@@ -106,76 +115,95 @@ class _Supervisor:
         self._gang = gang
         self._stop = stop
         self._folder = folder
+        self._started = itertools.count()
         # One launcher alone can't know when those on other hosts have ended all of theirs.
         self._max_restarts = gang.max_restarts if len(gang.hosts) < 2 else 0
 
     def run(self) -> int:
-        failures, newest = 0, -1
+        patience = self._patience()
         for attempt in itertools.count():
-            with self._started(attempt) as workers:
-                failure = self._watch(workers)
+            with Crew(self._tasks(), functools.partial(self._start, attempt), _say) as crew:
+                failure = self._watch(crew)
                 if failure and not self._stop.name:
                     _say(f"{failure.text}; ending the others")
+                # A second signal, as KeyboardInterrupt, leads past this.
+                if self._stop.name:
+                    crew.end(signal.Signals[self._stop.name], self._gang.grace)
+                else:
+                    crew.end(signal.SIGTERM, min(_CLEANUP, self._gang.grace))
             if self._stop.name:
-                return self._stopped(workers)
+                return self._stopped(crew)
             if failure is None:
                 return 0
-            saved = max((worker.saved_step for worker in workers if worker.saved_step is not None), default=-1)
-            failures, newest = (1 if saved > newest else failures + 1), max(saved, newest)
-            if failures > self._max_restarts or failure.code == _WRONG_USAGE:
+            seconds = patience.failed(_saved_step(crew))
+            if seconds is None or failure.code == _WRONG_USAGE:
                 raise GangFailedError(self._report(failure), _WRONG_USAGE if failure.code == _WRONG_USAGE else 1)
-            seconds = min(self._gang.backoff * 2 ** (failures - 1), _LONGEST_WAIT)
-            _say(f"restart {failures} of {self._max_restarts} in {seconds:g} s")
+            _say(f"restart {patience.failures} of {patience.most} in {seconds:g} s")
             if self._wait(seconds):
                 return _exit_code(self._stop.name)
         raise AssertionError("unreachable")
 
-    @contextlib.contextmanager
-    def _started(self, attempt: int) -> Iterator[list[Worker]]:
-        """All workers; none of them is left at the end, whatever happens."""
-        gang = self._gang
-        first = gang.workers * cluster.host_index(gang.hosts, os.environ, gang.host_index)
-        addresses = cluster.addresses(gang.hosts, gang.workers, gang.port)
-        workers: list[Worker] = []
-        try:
-            for index in range(first, first + gang.workers):
-                if gang.hosts:
-                    cluster.check_port_is_free(addresses[index])
-                worker = Worker(
-                    index,
-                    gang.command,
-                    {**cluster.environment(addresses, index), ATTEMPT_VARIABLE: str(attempt)},
-                    self._folder / f"{attempt}-{index}",
-                    show=functools.partial(_show, index),
-                    log_file=Path(gang.log_dir) / f"worker-{index}.log" if gang.log_dir is not None else None,
-                )
-                workers.append(worker)
-                _say(f"worker {index} started, process {worker.pid}")
-            yield workers
-            # A second signal, as KeyboardInterrupt, leads past this.
-            if self._stop.name:
-                self._end(workers, signal.Signals[self._stop.name], gang.grace)
-            else:
-                self._end(workers, signal.SIGTERM, min(_CLEANUP, gang.grace))
-        finally:
-            self._kill(workers)
+    def _patience(self) -> Patience:
+        return Patience(self._max_restarts, self._gang.backoff, _LONGEST_WAIT)
 
-    def _watch(self, workers: list[Worker]) -> "_Failure | None":
-        """Until all have ended well (None), one has failed, or a signal came (None)."""
-        with self._listening(workers) as listen:
-            while not self._stop.name:
-                listen()
-                for worker in workers:
-                    if worker.exit_code is None and worker.reap():
-                        if worker.exit_code != 0:
-                            return _Failure(worker, f"worker {worker.index} {_how_it_ended(worker)}", worker.exit_code)
-                        _say(f"worker {worker.index} has finished")
-                running = [worker for worker in workers if worker.exit_code is None]
-                if not running:
-                    return None
-                if hanging := [worker for worker in running if self._hangs(worker)]:
-                    return _Failure(hanging[0], self._silence(hanging), None)
+    def _tasks(self) -> list[Task]:
+        """Those of this machine, with ports of their own in each attempt if there are no hosts."""
+        gang = self._gang
+        if gang.parameter_servers:
+            return cluster.asynchronous(
+                cluster.addresses((), 1 + gang.workers + gang.parameter_servers, gang.port), gang.workers
+            )
+        addresses = cluster.addresses(gang.hosts, gang.workers, gang.port)
+        first = gang.workers * cluster.host_index(gang.hosts, os.environ, gang.host_index)
+        mine = range(first, first + gang.workers)
+        if gang.hosts:
+            for index in mine:
+                cluster.check_port_is_free(addresses[index])
+        return cluster.synchronous(addresses, mine)
+
+    def _start(self, attempt: int, task: Task) -> Worker:
+        gang = self._gang
+        with_attempt = {**task.environment, ATTEMPT_VARIABLE: str(attempt)}
+        file = "-".join(task.name.split()) + ".log"
+        return Worker(
+            dataclasses.replace(task, environment=with_attempt),
+            gang.command,
+            self._folder / str(next(self._started)),
+            show=functools.partial(_show, task.label),
+            log_file=Path(gang.log_dir) / file if gang.log_dir is not None else None,
+        )
+
+    def _watch(self, crew: Crew) -> "_Failure | None":
+        """Until all who lead have ended well (None), one has failed, or a signal came (None)."""
+        patience = {worker.task.name: self._patience() for worker in crew.workers}
+        while not self._stop.name:
+            crew.listen()
+            for worker in crew.workers:
+                if worker.exit_code is None and crew.reap(worker):
+                    failure = self._ended(worker, crew, patience[worker.task.name])
+                    if failure:
+                        return failure
+            running = [worker for worker in crew.workers if worker.exit_code is None and worker.task.leads]
+            if not running:
+                return None
+            if hanging := [worker for worker in running if self._hangs(worker)]:
+                return _Failure(hanging[0], self._silence(hanging), None)
         return None
+
+    def _ended(self, worker: Worker, crew: Crew, patience: Patience) -> "_Failure | None":
+        """What it means to the others that ``worker`` has ended."""
+        name, code = worker.task.name, worker.exit_code
+        if worker.task.leads and code == 0:
+            _say(f"{name} has finished")
+            return None
+        text = f"{name} {_how_it_ended(worker)}"
+        if worker.task.replaceable and code != _WRONG_USAGE:
+            seconds = patience.failed(_saved_step(crew))
+            if seconds is not None:
+                _say(f"{text}; the others go on; start {patience.failures} of {patience.most} in {seconds:g} s")
+                crew.replace(worker, seconds)
+                return None
+        return _Failure(worker, text, code)
 
     def _hangs(self, worker: Worker) -> bool:
         if not self._gang.heartbeat_timeout:
@@ -185,7 +213,7 @@ class _Supervisor:
         return bool(limit) and seconds > limit
 
     def _silence(self, hanging: list[Worker]) -> str:
-        who = ", ".join(f"worker {worker.index}" for worker in hanging)
+        who = ", ".join(worker.task.name for worker in hanging)
         if hanging[0].silent_for()[1]:
             return f"{who}: no heartbeat for {self._gang.heartbeat_timeout:g} s"
         return (
@@ -193,51 +221,13 @@ class _Supervisor:
             "calls tftoolkit.trainers.heartbeat.beat(), or runs with --heartbeat_timeout=0)"
         )
 
-    @contextlib.contextmanager
-    def _listening(self, workers: list[Worker]) -> Iterator[Callable[[], None]]:
-        """A function that passes on what the workers write, for a tick."""
-        with selectors.DefaultSelector() as selector:
-            for worker in workers:
-                if worker.exit_code is None:
-                    selector.register(worker.output, selectors.EVENT_READ, worker)
-            looked = time.monotonic()
-
-            def listen() -> None:
-                nonlocal looked
-                for key, _ in selector.select(_TICK):
-                    if not key.data.read():
-                        selector.unregister(key.fileobj)
-                if time.monotonic() - looked > _OVERSLEPT:
-                    for worker in workers:
-                        worker.excuse()
-                looked = time.monotonic()
-
-            yield listen
-
-    def _end(self, workers: list[Worker], number: int, patience: float) -> None:
-        """Ask all to end, wait, and kill who doesn't."""
-        for worker in workers:
-            worker.signal(number)
-        deadline = time.monotonic() + patience
-        with self._listening([worker for worker in workers if not worker.reap()]) as listen:
-            while not all(worker.reap() for worker in workers) and time.monotonic() < deadline:
-                listen()
-        for worker in workers:
-            if worker.exit_code is None:
-                _say(f"worker {worker.index} did not end within {patience:g} s: SIGKILL")
-
-    def _kill(self, workers: list[Worker]) -> None:
-        for worker in workers:
-            worker.kill()
-        while not all(worker.reap() for worker in workers):
-            time.sleep(_TICK)
-
-    def _stopped(self, workers: list[Worker]) -> int:
-        if all(worker.exit_code == 0 for worker in workers):
+    def _stopped(self, crew: Crew) -> int:
+        leading = [worker for worker in crew.workers if worker.task.leads]
+        if all(worker.exit_code == 0 for worker in leading):
             return 0
-        for worker in workers:
+        for worker in leading:
             if worker.exit_code not in (0, TERMINATED):
-                _say(f"worker {worker.index} {_how_it_ended(worker)} before it had saved; the last checkpoint stands")
+                _say(f"{worker.task.name} {_how_it_ended(worker)} before it had saved; the last checkpoint stands")
         _say(f"{self._stop.name}: run the same command again to go on")
         return _exit_code(self._stop.name)
 
@@ -256,7 +246,7 @@ class _Supervisor:
         else:
             why = f"after {self._max_restarts} restarts without a newer checkpoint"
         tail = "\n".join(f"  {line}" for line in failure.worker.tail)
-        return f"{failure.text}, {why}. The last lines of worker {failure.worker.index}:\n{tail or '  (none)'}"
+        return f"{failure.text}, {why}. The last lines of {failure.worker.task.name}:\n{tail or '  (none)'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +254,10 @@ class _Failure:
     worker: Worker
     text: str
     code: int | None
+
+
+def _saved_step(crew: Crew) -> int | None:
+    return max((worker.saved_step for worker in crew.workers if worker.saved_step is not None), default=None)
 
 
 def _how_it_ended(worker: Worker) -> str:
@@ -280,6 +274,6 @@ def _say(text: str) -> None:
     print(f"tftoolkit launch: {text}", file=sys.stderr, flush=True)
 
 
-def _show(index: int, line: str) -> None:
+def _show(label: str, line: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
-    print(f"[{index}] {line}".encode(encoding, "replace").decode(encoding), flush=True)
+    print(f"[{label}] {line}".encode(encoding, "replace").decode(encoding), flush=True)

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tftoolkit.trainers import heartbeat
+from tftoolkit.trainers.cluster import Task
 
 _TAIL = 20  # lines
 _LONGEST_LINE = 1 << 16  # bytes; a longer one is shown in pieces
@@ -33,9 +34,8 @@ class Worker:
     """A running process, in a process group of its own.
 
     Args:
-        index: its number in the whole gang.
+        task: who it is; its environment is in addition to this process's own.
         command: what to run.
-        environment: in addition to this process's own.
         heartbeat_file: what the worker touches; a file that isn't there.
         show: gets each complete line of the output, without its end.
         log_file: the output is appended to it as it is.
@@ -43,14 +43,13 @@ class Worker:
 
     def __init__(
         self,
-        index: int,
+        task: Task,
         command: Sequence[str],
-        environment: Mapping[str, str],
         heartbeat_file: Path,
         show: Callable[[str], None],
         log_file: Path | None = None,
     ) -> None:
-        self.index = index
+        self.task = task
         self.tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
         self.saved_step: int | None = None
         self._show = show
@@ -62,7 +61,7 @@ class Worker:
         self._alive_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *command],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment, heartbeat.VARIABLE: str(heartbeat_file)},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **task.environment, heartbeat.VARIABLE: str(heartbeat_file)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

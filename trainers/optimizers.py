@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.trainers.naming import PerWeight, tf_variable
-from tftoolkit.trainers.replicas import own
+from tftoolkit.trainers.replicas import after, is_asynchronous, move, own
 from tftoolkit.trainers.schedules import Schedule, constant
 
 
@@ -125,11 +125,13 @@ class Sgd(Optimizer):
         for weight, velocity, gradient, factor in zip(
             self.weights, velocities, gradients, self.rate_factors, strict=True
         ):
-            move = -tf.cast(_scaled(learning_rate, factor), weight.dtype) * gradient
+            way = -tf.cast(_scaled(learning_rate, factor), weight.dtype) * gradient
             if velocity is not None:
-                new_velocity = assign_if(ok, velocity, self.momentum * velocity + move)
-                move = self.momentum * new_velocity + move if self.nesterov else new_velocity
-            assign_if(ok, weight, weight + move)
+                old_velocity = velocity.read_value()
+                new_velocity = assign_if(ok, velocity, old_velocity, self.momentum * old_velocity + way)
+                way = self.momentum * new_velocity + way if self.nesterov else new_velocity
+            old = weight.read_value()
+            assign_if(ok, weight, old, old + way)
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
 
@@ -179,23 +181,32 @@ class AdamW(Optimizer):
         ):
             rate = tf.cast(_scaled(learning_rate, factor), weight.dtype)
             m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (m_correction, v_correction))
-            new_m = assign_if(ok, m, self.beta_1 * m + (1.0 - self.beta_1) * gradient)
-            new_v = assign_if(ok, v, self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient))
-            direction = new_m * m_scale / (tf.sqrt(new_v * v_scale) + self.epsilon)
+            old, old_m = weight.read_value(), m.read_value()
+            with after(old_m):
+                old_v = v.read_value()
+            # v is written before m and read after it: with another worker's part of m, but without its part of v, a
+            # gradient that was 0 until now would be divided by epsilon.
+            new_v = assign_if(ok, v, old_v, self.beta_2 * old_v + (1.0 - self.beta_2) * tf.square(gradient))
+            with after(new_v):
+                new_m = assign_if(ok, m, old_m, self.beta_1 * old_m + (1.0 - self.beta_1) * gradient)
+            direction = new_m * m_scale / (_root(new_v * v_scale) + self.epsilon)
             decay = self.weight_decay if decays else 0.0
-            assign_if(ok, weight, weight - rate * (direction + decay * weight))
+            assign_if(ok, weight, old, old - rate * (direction + decay * old))
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
 
-def assign_if(ok: tf.Tensor, variable: tf.Variable, value: tf.Tensor) -> tf.Tensor:
-    """Assign ``value`` if ``ok`` (bool scalar). Returns what the variable holds then.
+def assign_if(ok: tf.Tensor, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Change ``variable`` from ``before``, what it holds, to ``value`` if ``ok`` (bool scalar), else not by a bit.
 
-    What depends on the new value should be computed from what this returns: XLA then updates the variable in place,
-    where it would otherwise copy it first to compute the value a second time.
+    Returns what the variable holds then. What depends on the new value should be computed from that: XLA then updates
+    the variable in place, where it would otherwise copy it first to compute the value a second time.
     """
-    kept = tf.where(ok, value, variable.read_value())
-    own(variable).assign(kept)
-    return kept
+    return move(variable, before, tf.where(ok, value, before))
+
+
+def _root(squares: tf.Tensor) -> tf.Tensor:
+    """Where workers subtract from one square side by side, its last bit may get lost twice."""
+    return tf.sqrt(tf.maximum(squares, 0.0) if is_asynchronous() else squares)
 
 
 def _scaled(learning_rate: tf.Tensor, factor: float) -> tf.Tensor:

@@ -4,6 +4,7 @@ A replica is a device that runs the step, a worker is a process. All replicas co
 same sums, so each writes its own copies of the variables, and no copy travels.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from tftoolkit.trainers import parameter_servers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,17 @@ class Replica:
         Raises:
             RuntimeError: called within ``strategy.scope()``, but outside of ``strategy.run``.
         """
-        if not tf.distribute.has_strategy():
+        if not tf.distribute.has_strategy() or is_asynchronous():
             return cls()
         context = tf.distribute.get_replica_context()
         if context is None:
             raise RuntimeError("under a strategy a step runs in strategy.run, once per replica; the Trainer does that")
         return cls(int(tf.get_static_value(context.replica_id_in_sync_group)), context.num_replicas_in_sync)
+
+
+def is_asynchronous(strategy: tf.distribute.Strategy | None = None) -> bool:
+    """Whether ``strategy``, by default the one in whose scope this runs, is that of parameter servers."""
+    return isinstance(strategy or tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
 
 
 def own(variable: tf.Variable) -> tf.Variable:
@@ -44,10 +52,33 @@ def own(variable: tf.Variable) -> tf.Variable:
     return copies[Replica.current().index % len(copies)]
 
 
+def move(variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Write ``value``, which was computed from what ``variable`` held, ``before``. Returns ``value``.
+
+    Workers of parameter servers write the same variables while others compute: they add the difference, or the moves
+    that others made meanwhile would be lost, and what is returned is ready when that has been done. Every variable in
+    which moves add up must be written by this. What merely remembers something latest is assigned: differences from the
+    same value, added up, would be a value that nobody meant.
+    """
+    if not is_asynchronous():
+        own(variable).assign(value)
+        return value
+    with after(own(variable).assign_add(value - before, read_value=False)):
+        return tf.identity(value)
+
+
+def after(*events: Any) -> contextlib.AbstractContextManager[None]:
+    """Within, operations run after ``events`` where that matters: where other workers could come in between."""
+    return tf.control_dependencies(events) if is_asynchronous() else contextlib.nullcontext()
+
+
 def copies_of(variable: tf.Variable) -> tuple[tf.Variable, ...]:
     """Those of all replicas of this process."""
     strategy = getattr(variable, "distribute_strategy", None)
-    return (variable,) if strategy is None else strategy.experimental_local_results(variable)
+    if strategy is not None:
+        return strategy.experimental_local_results(variable)
+    # On a parameter server: what TensorFlow wraps, which is what graphs know.
+    return (variable.get() if parameter_servers.is_on_server(variable) else variable,)
 
 
 def total(values: Any) -> Any:
@@ -65,7 +96,7 @@ def strategy_of(variables: Mapping[str, tf.Variable]) -> tf.distribute.Strategy 
     Raises:
         ValueError: some were made elsewhere than others.
     """
-    homes = {name: getattr(variable, "distribute_strategy", None) for name, variable in variables.items()}
+    homes = {name: _home(variable) for name, variable in variables.items()}
     found = {id(home): home for home in homes.values() if home is not None}
     if not found:
         return None
@@ -79,20 +110,35 @@ def strategy_of(variables: Mapping[str, tf.Variable]) -> tf.distribute.Strategy 
     return strategy
 
 
+def _home(variable: tf.Variable) -> tf.distribute.Strategy | None:
+    if not parameter_servers.is_on_server(variable):
+        return getattr(variable, "distribute_strategy", None)
+    strategy = parameter_servers.strategy_of_variables()
+    if strategy is None:
+        raise ValueError("make the strategy of parameter servers by trainers.distributed_strategy(), not by yourself")
+    return strategy
+
+
 def distributed_strategy(devices: Sequence[str] | None = None) -> tf.distribute.Strategy | None:
-    """The synchronous strategy for this process; None where there is one worker with one device.
+    """The strategy for this process; None where there is one worker with one device.
 
-    Several workers in the environment variable ``TF_CONFIG`` (``{"cluster": {"worker": ["host:port", …]}, "task":
-    {"type": "worker", "index": 0}}``): ``MultiWorkerMirroredStrategy``, which must be made before any operation runs.
-    Else ``MirroredStrategy`` if there are several ``devices`` (by default: all GPUs).
+    Parameter servers in the environment variable ``TF_CONFIG`` (``{"cluster": {"chief": ["host:port"], "worker":
+    ["host:port", …], "ps": ["host:port", …]}, "task": {"type": "chief", "index": 0}}``): the asynchronous
+    ``ParameterServerStrategy`` on the chief; on workers and parameter servers this doesn't return, but serves until the
+    chief is gone and ends the process. Several workers and no parameter servers: ``MultiWorkerMirroredStrategy``. Both
+    must be made before any operation runs. Else ``MirroredStrategy`` if there are several ``devices`` (by default: all
+    GPUs).
 
-    The workers' servers are TensorFlow's: they listen on all network interfaces, and whoever reaches them can run
+    The processes' servers are TensorFlow's: they listen on all network interfaces, and whoever reaches them can run
     operations in the process. Use them in a private network only.
 
     Raises:
         ValueError: ``TF_CONFIG`` isn't of that form.
     """
-    if _workers_in_environment() > 1:
+    config = _config_in_environment()
+    if "ps" in config["cluster"]:
+        return parameter_servers.join(config)
+    if _worker_count(config["cluster"]) > 1:
         implementation = tf.distribute.experimental.CommunicationImplementation
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         return tf.distribute.MultiWorkerMirroredStrategy(
@@ -104,21 +150,25 @@ def distributed_strategy(devices: Sequence[str] | None = None) -> tf.distribute.
     return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else None
 
 
-def _workers_in_environment() -> int:
+def _config_in_environment() -> dict[str, Any]:
+    """``TF_CONFIG``; one worker if it isn't set."""
     text = os.environ.get("TF_CONFIG", "")
     if not text:
-        return 1
+        return {"cluster": {"worker": [""]}}
     try:
-        cluster = json.loads(text)["cluster"]
-        workers = len(cluster.get("chief", [])) + len(cluster["worker"])
-        if workers > 1:
-            json.loads(text)["task"]["index"] + 0
-        return workers
+        config = json.loads(text)
+        if "ps" not in config["cluster"] and _worker_count(config["cluster"]) > 1:
+            config["task"]["index"] + 0
+        return config
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'TF_CONFIG must look like {{"cluster": {{"worker": ["host:port", …]}}, "task": {{"type": "worker", '
             f'"index": 0}}}}, but is {text!r} ({error!r})'
         ) from None
+
+
+def _worker_count(cluster: Mapping[str, Any]) -> int:
+    return len(cluster.get("chief", [])) + len(cluster["worker"])
 
 
 class Workers:
@@ -140,7 +190,8 @@ class Workers:
 
     def __init__(self, strategy: tf.distribute.Strategy | None) -> None:
         self.strategy = strategy
-        resolver = strategy.cluster_resolver if strategy else None
+        # With parameter servers the chief alone runs the program.
+        resolver = strategy.cluster_resolver if strategy and not is_asynchronous(strategy) else None
         tasks = resolver.cluster_spec().as_dict() if resolver else {}
         chiefs, workers = (len(tasks.get(kind, ())) for kind in ("chief", "worker"))
         self.count = max(1, chiefs + workers)

@@ -22,8 +22,8 @@ Metrics = dict[str, tf.Tensor]
 
 # XLA's own threshold (xla_cpu_small_while_loop_byte_threshold) is 1024 by its own count of bytes.
 _SMALL_LOOP_BYTES = 4096
-_STACK_BYTES = 256 << 20
-_SECONDS_PER_CALL = 1.0
+STACK_BYTES = 256 << 20
+SECONDS_PER_CALL = 1.0
 
 
 class Call(NamedTuple):
@@ -124,7 +124,7 @@ class Runner:
         number = tf.TensorSpec([], tf.int64)
         self._compiled = tf.function(self._one, jit_compile=True if self._whole else None)
         one = self._compiled.get_concrete_function(self._spec, number)  # traced; compiled when it is first called
-        self._check_trace(one)
+        check_trace(one, self._step, self._watch)
         self.graph = one.graph
         on_cpu = not any("GPU" in variable.device for variable in self._step.variables)
         convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(one))
@@ -141,8 +141,8 @@ class Runner:
             self._call = one
             return
         inputs = tf.nest.flatten(self._spec)
-        self.steps_per_call = max(1, min(steps_per_call, _STACK_BYTES // max(1, _bytes(inputs))))
-        small = on_cpu and _bytes((*self._step.variables, *inputs)) < _SMALL_LOOP_BYTES
+        self.steps_per_call = max(1, min(steps_per_call, STACK_BYTES // max(1, size_in_bytes(inputs))))
+        small = on_cpu and size_in_bytes((*self._step.variables, *inputs)) < _SMALL_LOOP_BYTES
         loop_outside_xla = not self._whole or convolves_on_cpu or small
         dtypes = {name: value.dtype for name, value in one.structured_outputs.items()}
         # A function that runs replicas can't be called from another one, but its code can be traced into it.
@@ -171,7 +171,7 @@ class Runner:
         metrics = self._call(portion.batches, tf.constant(portion.offset), tf.constant(portion.count), number)
         next(iter(metrics.values()), number).numpy()  # wait, to know the time
         seconds = time.perf_counter() - begin
-        long, not_short = self._workers.any([seconds > 2 * _SECONDS_PER_CALL, seconds * 2 >= _SECONDS_PER_CALL])
+        long, not_short = self._workers.any([seconds > 2 * SECONDS_PER_CALL, seconds * 2 >= SECONDS_PER_CALL])
         if long:
             self._length = max(1, self._length // 2)
         elif not not_short and portion.count == self._length:
@@ -198,7 +198,7 @@ class Runner:
         return {name: strategy.experimental_local_results(value)[0] for name, value in metrics.items()}
 
     def _replica(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
-        metrics = _checked_metrics(self._step(batch, step_key(self._seed, number)))
+        metrics = checked_metrics(self._step(batch, step_key(self._seed, number)))
         if self._watch is not None:
             self._watch.note(number)
         return metrics
@@ -225,24 +225,29 @@ class Runner:
         function = tf.function(many, jit_compile=True if jit else None)
         return function.get_concrete_function(stacked, scalar, scalar, tf.TensorSpec([], tf.int64))
 
-    def _check_trace(self, traced: Any) -> None:
-        """Refuse what a checkpoint would lose silently, and warn of what it can't repeat."""
-        mine = [*self._step.named_variables().values(), *(self._watch.variables if self._watch else ())]
-        held = {copy.ref() for variable in mine for copy in (variable, *copies_of(variable))}
-        used = {variable.ref() for variable in traced.graph.variables}
-        strangers = sorted(ref.deref().name for ref in used - held)
-        if strangers:
-            raise ValueError(
-                f"the step uses variables that it doesn't hold, so no checkpoint would: {', '.join(strangers)}. "
-                "Keep what owns them as an attribute of the step, and create them before training"
-            )
-        stateful = sorted({node.op for node in _nodes(traced) if _is_stateful_random(node.op)})
-        if stateful:
-            warnings.warn(
-                f"the step draws from stateful random operations ({', '.join(stateful)}): a resumed run won't repeat "
-                "them. Use stateless ones with the step's key, e.g. tf.nn.experimental.stateless_dropout(…, seed=key)",
-                stacklevel=4,
-            )
+
+def check_trace(traced: Any, step: Step, watch: DivergenceWatch | None) -> None:
+    """Refuse what a checkpoint would lose silently, and warn of what it can't repeat.
+
+    Raises:
+        ValueError: ``traced``, a concrete function of ``step``, uses variables that the step doesn't hold.
+    """
+    mine = [*step.named_variables().values(), *(watch.variables if watch else ())]
+    held = {copy.ref() for variable in mine for copy in (variable, *copies_of(variable))}
+    used = {variable.ref() for variable in traced.graph.variables}
+    strangers = sorted(ref.deref().name for ref in used - held)
+    if strangers:
+        raise ValueError(
+            f"the step uses variables that it doesn't hold, so no checkpoint would: {', '.join(strangers)}. "
+            "Keep what owns them as an attribute of the step, and create them before training"
+        )
+    stateful = sorted({node.op for node in _nodes(traced) if _is_stateful_random(node.op)})
+    if stateful:
+        warnings.warn(
+            f"the step draws from stateful random operations ({', '.join(stateful)}): a resumed run won't repeat "
+            "them. Use stateless ones with the step's key, e.g. tf.nn.experimental.stateless_dropout(…, seed=key)",
+            stacklevel=4,
+        )
 
 
 def _choose(obstacle: str | None, convolves_on_cpu: bool) -> tuple[str, str]:
@@ -273,7 +278,7 @@ def _nodes(traced: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def _bytes(tensors: Iterable[tf.Variable | tf.TensorSpec]) -> int:
+def size_in_bytes(tensors: Iterable[tf.Variable | tf.TensorSpec]) -> int:
     return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in tensors)
 
 
@@ -283,7 +288,7 @@ def _is_stateful_random(op: str) -> bool:
     )
 
 
-def _checked_metrics(metrics: Any) -> Metrics:
+def checked_metrics(metrics: Any) -> Metrics:
     if not isinstance(metrics, Mapping):
         raise TypeError(f"a step must return a dict of scalar tensors, but returned {type(metrics).__name__}")
     checked = {name: tf.convert_to_tensor(value) for name, value in metrics.items()}

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers import faults, heartbeat
+from tftoolkit.trainers.asynchronous import AsynchronousRunner
 from tftoolkit.trainers.best import Best
 from tftoolkit.trainers.checkpoint_files import snapshot
 from tftoolkit.trainers.checkpointer import Checkpointer, Restored
@@ -22,7 +23,7 @@ from tftoolkit.trainers.feed import Feed
 from tftoolkit.trainers.interrupts import StopRequest, TrainingTerminated, stop_requests
 from tftoolkit.trainers.metrics_log import MetricsLog
 from tftoolkit.trainers.progress import Progress
-from tftoolkit.trainers.replicas import Workers, strategy_of
+from tftoolkit.trainers.replicas import Workers, is_asynchronous, strategy_of
 from tftoolkit.trainers.runner import Call, Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update import Update
@@ -82,6 +83,9 @@ class Trainer:
     batch. Several workers share the run folder; only the first, the chief, writes it, and they all save and stop after
     the same step, whichever of them a signal reaches. Hooks run on every worker (``trainer.is_chief`` tells which one
     this is), those of event "checkpoint" on the chief; ``sinks`` on the chief. ``docs/distributed.md`` says more.
+
+    With parameter servers the chief alone runs the loop; each step runs on one of the workers, beside others, on the
+    weights that it finds. Nothing is exactly repeatable then.
 
     Rolling back is deterministic, too: a checkpoint counts as good if it was saved on schedule (not by the clock or a
     signal) when the latest update wasn't skipped. All batches from there to the one that was the last straw are left
@@ -169,20 +173,11 @@ class Trainer:
         self._updates = [module for module in step.submodules if isinstance(module, Update)]
         self._variables = step.named_variables()
         strategy = strategy_of(self._variables)
-        self._workers = workers = Workers(strategy)
+        self._workers = Workers(strategy)
         with strategy.scope() if strategy else contextlib.nullcontext():
             self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
-        self._runner = Runner(
-            step,
-            tuple(pipeline.shard(replica, workers.replica_count).element_spec for replica in workers.replicas)
-            if strategy
-            else pipeline.element_spec,
-            kind=runner,
-            steps_per_call=steps_per_call,
-            seed=seed,
-            watch=self._watch,
-            workers=workers if strategy else None,
-        )
+        self._asynchronous = strategy is not None and is_asynchronous(strategy)
+        self._runner = self._make_runner(strategy, runner, steps_per_call)
         self._checkpointer = Checkpointer(
             self.directory / "checkpoints",
             keep=keep,
@@ -195,6 +190,23 @@ class Trainer:
         self._good_step: int | None = None  # the checkpoint to roll back to
         self._rollbacks: list[dict[str, int]] = []
         self._log: MetricsLog | None = None
+
+    def _make_runner(
+        self, strategy: tf.distribute.Strategy | None, kind: str, steps_per_call: int
+    ) -> Runner | AsynchronousRunner:
+        options: dict[str, Any] = {
+            "kind": kind,
+            "steps_per_call": steps_per_call,
+            "seed": self._seed,
+            "watch": self._watch,
+        }
+        if strategy is None:
+            return Runner(self.step, self.pipeline.element_spec, **options)
+        if self._asynchronous:
+            return AsynchronousRunner(self.step, self.pipeline.element_spec, strategy, **options)
+        workers = self._workers
+        shares = (self.pipeline.shard(replica, workers.replica_count) for replica in workers.replicas)
+        return Runner(self.step, tuple(share.element_spec for share in shares), workers=workers, **options)
 
     def run(self, steps: int) -> Summary:
         """Train until ``steps`` steps are finished, those of earlier runs in the same folder included.
@@ -273,7 +285,7 @@ class Trainer:
         step = self.best_checkpoint
         if step is None:
             raise ValueError(f"{self.directory} has no best checkpoint: give best=Best(metric) and run")
-        self._checkpointer.restore(self._variables, step)
+        self._read_checkpoint(step)
         return step
 
     def _loop(self, steps: int, log: MetricsLog, progress: Progress, stop: StopRequest) -> bool:
@@ -371,11 +383,22 @@ class Trainer:
 
     def _restore_checkpoint(self, step: int | None = None) -> Restored | None:
         """On all workers the one that the chief takes: others might look while it puts a damaged one aside."""
-        restored = self._checkpointer.restore(self._variables, step) if self.is_chief else None
+        restored = self._read_checkpoint(step) if self.is_chief else None
         step = self._workers.from_chief(restored.step if restored else None)
         if self.is_chief or step is None:
             return restored
-        return self._checkpointer.restore(self._variables, step)
+        return self._read_checkpoint(step)
+
+    def _read_checkpoint(self, step: int | None) -> Restored | None:
+        if not self._asynchronous:
+            return self._checkpointer.restore(self._variables, step)
+        # TensorFlow would let each parameter server open the files, which perhaps only the chief can see.
+        copies = snapshot(self._variables)
+        restored = self._checkpointer.restore(copies, step)
+        if restored is not None:
+            for name, variable in self._variables.items():
+                variable.assign(copies[name])
+        return restored
 
     def _open_log(self) -> MetricsLog:
         self._log = MetricsLog(
@@ -417,8 +440,10 @@ class Trainer:
             "rollbacks": self._rollbacks,
         }
         protect = () if self._good_step is None else (self._good_step,)
-        # Some variables are means over all workers (statistics of tf_keras), which they all must read.
-        variables = snapshot(self._variables) if self._workers.count > 1 else self._variables
+        # Some variables are means over all workers (statistics of tf_keras), which they all must read. And parameter
+        # servers would write theirs themselves, wherever they are.
+        copied = self._workers.count > 1 or self._asynchronous
+        variables = snapshot(self._variables) if copied else self._variables
         if self.is_chief:
             self._checkpointer.save(self.finished_steps, variables, state, score=score, protect=protect)
 

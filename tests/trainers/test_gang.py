@@ -256,6 +256,8 @@ time.sleep(60)
     [
         ({"command": []}, "command is empty"),
         ({"workers": 0}, "workers must be at least 1, but is 0"),
+        ({"parameter_servers": -1}, "parameter_servers must be at least 0, but is -1"),
+        ({"parameter_servers": 1, "hosts": ["a"]}, "parameter_servers are started on this machine only: without hosts"),
         ({"max_restarts": -1}, "max_restarts must be at least 0"),
         ({"heartbeat_timeout": float("nan")}, "heartbeat_timeout must be at least 0, but is nan"),
         ({"hosts": ["a", "b:1"], "host_index": 0}, "without a port, but one is 'b:1'"),
@@ -284,3 +286,89 @@ def test_heartbeats(tmp_path, monkeypatch):
     assert path.read_text() == "120"
     heartbeat.pause()
     assert not path.exists()
+
+
+_SERVES = """
+kind = config["task"]["type"]
+me = kind if kind == "chief" else f"{kind} {index}"
+assert {name: len(places) for name, places in config["cluster"].items()} == {"chief": 1, "worker": 2, "ps": 1}
+def serve():
+    print("serving", flush=True)
+    time.sleep(60)
+"""
+_WITH_SERVERS = ("--workers=2", "--parameter_servers=1")
+
+
+def test_with_parameter_servers_the_chief_decides_when_it_is_over(launch, tmp_path):
+    code, out, err = launch(
+        _SERVES + "serve() if kind != 'chief' else time.sleep(1)", *_WITH_SERVERS, f"--log_dir={tmp_path / 'logs'}"
+    )
+    assert code == 0
+    assert sorted(out.splitlines()) == ["[ps 0] serving", "[worker 0] serving", "[worker 1] serving"]
+    assert "chief has finished" in err
+    assert "restart" not in err
+    logs = {file.name for file in (tmp_path / "logs").iterdir()}
+    assert logs == {"chief.log", "worker-0.log", "worker-1.log", "ps-0.log"}
+
+
+def test_with_parameter_servers_a_worker_is_started_again_alone(launch, tmp_path):
+    program = f"""
+first = not os.path.exists({str(tmp_path / "mark")!r})
+if me == "worker 1" and first:
+    open({str(tmp_path / "mark")!r}, "w").close()
+    print(config["cluster"]["worker"][1], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+if me == "worker 1":
+    print(config["cluster"]["worker"][1], flush=True)
+serve() if kind != "chief" else time.sleep(2)
+"""
+    code, out, err = launch(_SERVES + program, *_WITH_SERVERS)
+    assert code == 0
+    assert "worker 1 was ended by SIGKILL; the others go on; start 1 of 2 in 0.1 s" in err
+    assert "ending the others" not in err
+    addresses = re.findall(r"\[worker 1\] (127.*)", out)
+    assert len(addresses) == 2
+    assert addresses[0] == addresses[1]
+
+
+def test_with_parameter_servers_a_worker_that_keeps_dying_ends_it(launch):
+    code, _, err = launch(_SERVES + "sys.exit(3) if me == 'worker 0' else serve()", *_WITH_SERVERS, "--max_restarts=1")
+    assert code == 1
+    assert err.count("worker 0 ended with exit code 3; the others go on; start 1 of 1") == 2  # in each of two attempts
+    assert err.count("worker 0 ended with exit code 3; ending the others") == 2
+    assert "restart 1 of 1" in err
+
+
+@pytest.mark.parametrize("lost", ["chief", "ps 0"])
+def test_with_parameter_servers_all_start_again_without_chief_or_server(launch, lost):
+    program = f"""
+if attempt == 0 and me == {lost!r}:
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+serve() if kind != "chief" or attempt == 0 else time.sleep(1)
+"""
+    code, _, err = launch(_SERVES + program, *_WITH_SERVERS)
+    assert code == 0
+    assert f"{lost} was ended by SIGKILL; ending the others" in err
+    assert err.count("restart 1 of 2") == 1
+
+
+def test_with_parameter_servers_the_chief_saves_before_the_others_end(start):
+    program = """
+def leave(*_):
+    if kind == "chief":
+        time.sleep(0.5)
+        print("saved", flush=True)
+        sys.exit(75)
+    print("left", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+"""
+    launcher = start(_SERVES + program + _READY, *_WITH_SERVERS)
+    _wait_for_ready(launcher, 4)
+    launcher.terminate()
+    out, _ = launcher.communicate(timeout=30)
+    assert launcher.returncode == 75
+    lines = out.splitlines()
+    assert lines[0] == "[chief] saved"
+    assert sorted(lines[1:]) == ["[ps 0] left", "[worker 0] left", "[worker 1] left"]

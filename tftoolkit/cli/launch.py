@@ -55,6 +55,7 @@ def _parse(options: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """The options, and words that are none."""
     values = flags.FlagValues()
     flags.DEFINE_integer("workers", 1, "how many on this machine, or on each host", flag_values=values)
+    flags.DEFINE_integer("parameter_servers", 0, "how many, for asynchronous training", flag_values=values)
     flags.DEFINE_list("hosts", [], "all machines, in the same order on each of them", flag_values=values)
     flags.DEFINE_integer("host_index", None, "which of the hosts this is", flag_values=values)
     flags.DEFINE_integer("port", 20000, "with hosts: of the first worker, the others count on", flag_values=values)
