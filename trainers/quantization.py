@@ -52,8 +52,8 @@ class FakeQuantization(tf.Module):
 
     Raises:
         ValueError: unknown ``ranges``; ``decay`` isn't within 0 and 1; no convolution or matrix product was found; a
-            function for a model, whose variables ``Update`` wouldn't find, with learned ranges; made within the scope of
-            a ``tf.distribute`` strategy, whose replicas would each come to ranges of their own.
+            function for a model, whose variables ``Update`` wouldn't find, with learned ranges; made within the scope
+            of a ``tf.distribute`` strategy, whose replicas would each come to ranges of their own.
         TypeError: the specs aren't ``tf.TensorSpec``.
     """
 
@@ -67,8 +67,8 @@ class FakeQuantization(tf.Module):
             raise ValueError(f"decay must be at least 0 and below 1, but is {decay}")
         if tf.distribute.has_strategy():
             raise ValueError(
-                "FakeQuantization can't be made within a strategy's scope: each replica would come to ranges of its own. "
-                "Train with several replicas first, then with rounding in one process, from the same checkpoint"
+                "FakeQuantization can't be made within a strategy's scope: each replica would come to ranges of its "
+                "own. Train with several replicas first, then with rounding in one process, from the same checkpoint"
             )
         if not specs or not all(isinstance(spec, tf.TensorSpec) for spec in specs):
             raise TypeError(f"specs must be a tf.TensorSpec for each argument of the model, but are {specs}")
