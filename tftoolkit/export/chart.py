@@ -22,7 +22,7 @@ def bar_chart(report: ExportReport) -> str:
         figure = Figure(figsize=(11, 1.1 + 0.5 * len(names)), layout="constrained")
         for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
             bars = axes.barh(names, [value or 0.0 for value in values], color="#3b6ea8", height=0.6)
-            axes.bar_label(bars, ["–" if value is None else f"{value:.3g}" for value in values], padding=3)
+            axes.bar_label(bars, ["–" if value is None else _number(value) for value in values], padding=3)
             axes.set_title(title, loc="left", fontsize=10)
             axes.margins(x=0.25)
             axes.invert_yaxis()  # shared: three calls would turn it thrice, which is once
@@ -31,3 +31,7 @@ def bar_chart(report: ExportReport) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]  # without the XML prologue
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
