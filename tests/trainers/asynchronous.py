@@ -125,7 +125,7 @@ def train(
     def evaluate():
         if model == "counter":
             return {"accuracy": 0.0}
-        images = tf.constant(digits.data[:500] / 16, step.update.compute_dtype)
+        images = tf.constant(digits.data[:500] / 16, tf.float32)
         return {"accuracy": float(np.mean(np.argmax(step.model(images, None), 1) == digits.target[:500]))}
 
     trainers.Trainer(
