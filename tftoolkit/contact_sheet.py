@@ -45,6 +45,10 @@ class Card:
     sequences: list["Sequence"] = dataclasses.field(default_factory=list)
     values: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
+    def is_row(self, features: int) -> bool:
+        """Whether a row of a table can show it: there is a value of each feature, and nothing to look at or hear."""
+        return bool(self.error) or (len(self.values) == features and not self.pictures and not self.sounds)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
@@ -92,6 +96,8 @@ def render(title: str, survey: Survey, tokenizer: Any = None) -> str:
         more_labels=len(labels) - len(labels[:_LABELS]),
         lengths=[(name, len(lengths), _histogram(lengths)) for name, lengths in survey.lengths.items()],
         cards=cards,
+        is_table=all(card.is_row(len(survey.features)) for card in cards),
+        numeric={name for name, one in survey.features.items() if one.low is not None},
     )
 
 
@@ -279,9 +285,9 @@ def _histogram(lengths: np.ndarray) -> str:
         axes.axvline(median, color="#c62828", linewidth=1)
         if is_skewed(lengths):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         title = f"{lengths.min():,} to {lengths.max():,}, median {median:,.0f} (red), mean {lengths.mean():,.1f}"
         axes.set_title(title, loc="left", fontsize=10)

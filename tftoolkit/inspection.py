@@ -268,13 +268,17 @@ def shown(value: Any) -> str:
             value.decode() if _is_text(value) else f"{len(value):,} bytes {value[:16].hex(' ')} …"
         )
     elif getattr(value, "size", 1) > 16:
-        text = (
-            f"{list(value.shape)} from {value.min()} to {value.max()}: {str(value.reshape(-1)[:16].tolist())[:-1]}, …]"
-        )
+        first = _numbers(value.reshape(-1)[:16]).removesuffix("]")
+        text = f"{list(value.shape)} from {value.min()!s} to {value.max()!s}: {first}, …]"
     else:
-        text = str(value.tolist() if hasattr(value, "tolist") else value)
+        text = _numbers(value)
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+
+
+def _numbers(value: Any) -> str:
+    """As a list, each number in its own precision: a float32 has no more than nine digits."""
+    return f"[{', '.join(map(_numbers, value))}]" if getattr(value, "ndim", 0) else str(value)
 
 
 def _is_text(value: bytes) -> bool:

@@ -107,6 +107,21 @@ def test_other_labels_and_small_pixels() -> None:
     assert page.count('class="enlarged"') == 3
 
 
+def test_rows_of_a_table_stand_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.csv").write_text("alcohol,a_long_name_of_a_column,kind\n14.23,0.1,<red>\n1,2\n11.03,1e-6,white\n")
+    assert main(["data", "inspect", "a.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "  alcohol: float32(), 11.03 to 14.23" in printed
+    assert "  a_long_name_of_a_column: 1e-06\n" in printed
+    assert "defaults" not in printed
+    page = Path("inspect.html").read_text()
+    assert _is_one_file(page)
+    assert 'class="card' not in page
+    assert page.count('<th class="number">alcohol</th>') == 1
+    assert '<td class="number">14.23</td><td class="number">0.1</td><td>&lt;red&gt;</td></tr>' in page
+    assert 'line 3</td>\n<td class="bad" colspan="3">' in page
+
+
 def test_a_page_of_ones_own_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.csv").write_text("label,x\n0,1\n1,2\n")
     Path("mine.html").write_text("<p>mine</p>")

@@ -176,7 +176,7 @@ def _print_survey(found: Any) -> None:
     print(f"bytes as tensors: {about}{bytes_text(found.example_bytes * found.count)}, "
           f"{bytes_text(found.example_bytes)} each")  # fmt: skip
     for name, value in found.identity.items():
-        if name not in ("kind", "length"):
+        if name not in ("kind", "length") and value != {}:
             print(f"{name}: {_listed(value)}")
     for name, feature in found.features.items():
         span = "" if feature.low is None else f", {shown(feature.low)} to {shown(feature.high)}"
