@@ -100,7 +100,13 @@ def test_no_update_is_lost_and_a_skipped_one_adds_nothing(trainings):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"runner": "xla_chunk"}, "ValueError: runner 'xla_chunk': XLA programs can't reach variables on parameter"),
+        pytest.param(
+            *(
+                {"runner": "xla_chunk"},
+                "ValueError: runner 'xla_chunk': XLA programs can't reach variables on parameter",
+            ),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"runner": "eager"}, "ValueError: runner 'eager' can't run on other machines", marks=pytest.mark.slow
         ),
