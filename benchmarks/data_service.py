@@ -1,6 +1,6 @@
 """What a killed worker of a tf.data service costs: seconds, and batches lost or made by the client.
 
-    python benchmarks/data_service.py [--turns 3] [--batches 400]
+    python benchmarks/data_service.py [--turns 3] [--batches 300]
 
 A dispatcher and two workers run as processes of their own on this machine. The client asks for ``--batches`` batches
 of 32 records, each multiplied with a matrix of its own (about 10 ms of work for a batch), undisturbed, then with one
@@ -133,7 +133,7 @@ def measure(client: Callable[..., Iterator[Any]], case: str, pipeline: Pipeline)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--batches", type=int, default=300)
     options = parser.parse_args()
     where = results.machine()
     figures: dict[tuple[str, str], list[float]] = {}
