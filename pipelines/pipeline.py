@@ -337,12 +337,21 @@ class Pipeline:
         return self._with(stacked=integer("count", count, 1))
 
     def prefetch(self, buffer_size: int = tf.data.AUTOTUNE, device: str | None = None) -> "Pipeline":
-        """How many batches ``dataset`` prepares in advance, and where: ``device="/GPU:0"`` has them copied there."""
+        """How many batches ``dataset`` prepares in advance, and where: ``device="/GPU:0"`` has them copied there.
+
+        Iterate over that data set itself: what tf.data is told to do with it (``take``, ``map``) is done on the CPU.
+        Features that come as RaggedTensor stay on the CPU; pad or pack them.
+
+        Raises:
+          TypeError, ValueError: no number above 0, or TensorFlow has no such device.
+        """
         self._need_batch()
         if buffer_size != tf.data.AUTOTUNE:
             buffer_size = integer("buffer_size", buffer_size, 1)
         if device is not None:
-            known = [one.name.removeprefix("/physical_device:") for one in tf.config.list_physical_devices()]
+            known = [one.name.removeprefix("/device:") for one in tf.config.list_logical_devices()]
+            if not isinstance(device, str):
+                raise TypeError(f"device: expected a name such as '/GPU:0', got {device!r}")
             if device.lstrip("/").upper().removeprefix("DEVICE:") not in [name.upper() for name in known]:
                 raise ValueError(f"device={device!r}: there is no such device, only {', '.join(known)}")
         new = self._with()

@@ -44,6 +44,59 @@ def test_replicas_together_see_the_batches(tmp_path: Path) -> None:
     assert "all the same" in done.stdout, done.stderr[-3000:]
 
 
+ON_A_DEVICE = """
+import numpy as np
+import tensorflow as tf
+from tftoolkit.pipelines import Pipeline, SourceError, sources
+
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+
+def checked(example):
+    return {**example, "x": tf.debugging.check_numerics(example["x"], "no number")}
+
+def make(**bad):
+    x = np.arange(30, dtype=np.float32)
+    x[bad.get("row", 0)] = bad.get("value", 0)
+    rows = tf.ragged.constant([[1] * (i % 3) for i in range(30)])
+    return Pipeline(sources.arrays({"x": x, "rows": rows}), seed=3).shuffle().map(checked).batch(4)
+
+plain = list(make().dataset(2).take(9))
+for device in ("/device:CPU:1", "cpu:1"):
+    make().prefetch(device=device)
+p = make().prefetch(2, "/CPU:1")
+moved = [batch for _, batch in zip(range(9), p.dataset(2))]
+for one, other in zip(plain, moved, strict=True):
+    assert one["x"].device.endswith("CPU:0"), one
+    assert other["x"].device.endswith("CPU:1"), other
+    assert np.array_equal(one["x"], other["x"]) and one["rows"].to_list() == other["rows"].to_list()
+p = make(row=5, value=np.nan).prefetch(device="/CPU:1")
+try:
+    for _, batch in zip(range(8), p):
+        pass
+except SourceError as error:
+    assert "arrays, row 5: no number" in str(error), error
+else:
+    raise AssertionError("the bad row was not found")
+print("all there")
+"""
+
+
+def test_batches_lie_on_the_device_that_was_named(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(ON_A_DEVICE)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
+    assert "all there" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("device", ["/GPU:7", "CPU:9", "TPU", "", "/job:worker/CPU:0"])
+def test_a_device_that_does_not_exist_is_named(device: str) -> None:
+    p = Pipeline(sources.arrays({"x": np.arange(4)})).batch(2)
+    with pytest.raises(ValueError, match=f"device='{device}': there is no such device, only CPU:0"):
+        p.prefetch(device=device)
+    with pytest.raises(TypeError, match="device: expected a name such as '/GPU:0', got 0"):
+        p.prefetch(device=0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("replicas", "workers"), [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4)])
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""

@@ -334,7 +334,7 @@ class Pausing(Line):
     ("runner", "data", "step", "least", "most"),
     [
         ("graph", 0.1, 0.0, 0.7, 1.0),
-        ("xla_chunk", 0.05, 0.0, 0.7, 1.0),
+        pytest.param("xla_chunk", 0.05, 0.0, 0.7, 1.0, marks=pytest.mark.slow),
         ("graph", 0.0, 0.1, 0.0, 0.3),
         ("graph", 0.2, 0.1, 0.25, 0.75),  # half of the time: the next batch is being made during the step
     ],
