@@ -115,7 +115,7 @@ def array_record_with_every_byte_flipped(path: Path, group_size: int, zeros: boo
             costly.append(len(lost))
             os.pwrite(file.fileno(), bytes([byte]), position)
     assert max(costly) == group_size
-    assert sum(map(bool, costly)) > 150  # the rest is padding, and copies of what stands elsewhere
+    assert sum(map(bool, costly)) > 100  # the rest is padding, and copies of what stands elsewhere
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
