@@ -130,6 +130,20 @@ def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
     assert {check.inputs for check in checks} == {"random", "zeros", "nan"}
 
 
+def test_a_file_that_never_ends_on_nan_where_tensorflow_does_is_refused(tmp_path, monkeypatch):
+    """The largest of some NaN is NaN in TensorFlow, which isn't above 1; minus infinity in LiteRT."""
+    monkeypatch.setattr(rehearsal, "EXTREME_SECONDS", 10.0)
+
+    def function(x):
+        largest = tf.nn.max_pool2d(x + tf.reduce_sum(x), 2, 2, "VALID")
+        return {"y": tf.while_loop(lambda v: tf.reduce_max(tf.abs(v)) > 1.0, lambda v: (v * 0.6,), [largest])[0]}
+
+    spec = tf.TensorSpec([1, 4, 4, 1], tf.float32, "x")
+    with pytest.raises(export.ExportError, match=r"calls on nan inputs do not end, where TensorFlow's do"):
+        export.tflite(tf.Module(), tmp_path / "m.tflite", signatures={"f": (function, [spec])})
+    assert not (tmp_path / "m.tflite").exists()
+
+
 def test_a_file_that_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "SECONDS", 5.0)
     endless = tf.function(

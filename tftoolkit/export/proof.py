@@ -131,7 +131,7 @@ def prove(
         )
     with stage("parity", name):
         found = known or golden_cases(golden, cases(opened.file.signatures, real), opened.format)
-        checks = compare(opened.file, found, opened.format.name)
+        checks = compare(opened.file, found, opened.format.name, opened.endless)
     value, golden_value = None, None
     if metric is not None:
         with stage("metric", name):
@@ -153,7 +153,7 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
     real = real_inputs(representative, signatures)
     if known:
         with stage("parity", path.name):
-            checks = compare(opened.file, known[0], opened.format.name)
+            checks = compare(opened.file, known[0], opened.format.name, opened.endless)
         for item in known[0]:
             if item.case.kind == "real":
                 real.setdefault(item.case.signature, []).append(item.case.inputs)
@@ -188,11 +188,13 @@ def _measured(
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """A file in its runtime by number of threads, what it is for people, and its number format."""
+    """A file in its runtime by number of threads, what it is for people, its number format, and on which kinds of
+    inputs calls don't end."""
 
     runtimes: Mapping[int, Runtime]
     kind: str
     format: Format
+    endless: frozenset[str] = frozenset()
 
     @property
     def file(self) -> Runtime:
@@ -203,10 +205,10 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     if path.is_dir():
         return _open_saved_model(path)
     if path.suffix == ".onnx":
-        rehearse(path)
+        endless = rehearse(path)
         runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
         # An .onnx file of ours computes in the types of its model.
-        return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32)
+        return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32, endless)
     from tftoolkit.export import flatbuffer
 
     contents = flatbuffer.inspect(path)
@@ -226,14 +228,14 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:
         raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
-    rehearse(path)
+    endless = rehearse(path)
     runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
     kind = f"TFLite {contents.format.name}"
     if contents.format.calibrated and contents.float_ops:
         kind += f", {contents.float_ops} op{'s' * (contents.float_ops > 1)} in float"
     first = next(iter(runtimes[1].signatures.values()))
     integers = sorted({tensor.stored.split()[0] for tensor in (*first.inputs, *first.outputs) if tensor.stored})
-    return _Opened(runtimes, kind + f", {integers[0]} I/O" if integers else kind, contents.format)
+    return _Opened(runtimes, kind + f", {integers[0]} I/O" if integers else kind, contents.format, endless)
 
 
 def _open_saved_model(path: Path) -> _Opened:

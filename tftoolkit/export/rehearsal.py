@@ -11,13 +11,15 @@ from tftoolkit.export.samples import cases
 
 SECONDS = 300  # for calls on ordinary inputs
 EXTREME_SECONDS = 30  # on large numbers and NaN
+EXTREMES = ("large", "nan")
 
 
-def rehearse(path: Path) -> None:
+def rehearse(path: Path) -> frozenset[str]:
     """Opens the file and calls each signature on made-up inputs. Raises ExportError where it cannot, or crashes.
 
-    A loop that waits for a number to become small may never end on infinity. Whether a call on large numbers or NaN has
-    to end is not known here: parity leaves out those that TensorFlow doesn't finish either.
+    A loop that waits for a number to become small may never end on infinity or NaN. Whether such a call has to end is
+    not known here, so the kinds of inputs on which one doesn't are returned: parity refuses the file if TensorFlow does
+    finish, and must not call it itself, as it couldn't stop it.
     """
     try:
         worker.call_within(SECONDS, _run, path.absolute(), ("random", "zeros"))
@@ -27,11 +29,22 @@ def rehearse(path: Path) -> None:
     except ExportError as error:
         raise _in_structure(error) from None
     try:
-        worker.call_within(EXTREME_SECONDS, _run, path.absolute(), ("large", "nan"))
+        worker.call_within(EXTREME_SECONDS, _run, path.absolute(), EXTREMES)
     except TimeoutError:
-        pass
+        return frozenset(kind for kind in EXTREMES if not _ends(path, kind))
     except ExportError as error:
         raise _in_structure(error) from None
+    return frozenset()
+
+
+def _ends(path: Path, kind: str) -> bool:
+    try:
+        worker.call_within(EXTREME_SECONDS, _run, path.absolute(), (kind,))
+    except TimeoutError:
+        return False
+    except ExportError as error:
+        raise _in_structure(error) from None
+    return True
 
 
 def _in_structure(error: ExportError) -> ExportError:
