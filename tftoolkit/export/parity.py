@@ -93,7 +93,9 @@ def compare(
     for item in golden:
         case = item.case
         if case.kind in endless:
-            reason = f"calls on {case.kind} inputs do not end, where TensorFlow's do: a loop's condition differs on them"
+            reason = (
+                f"calls on {case.kind} inputs do not end, where TensorFlow's do: a loop's condition differs on them"
+            )
             raise ExportError("parity", reason, signature=case.signature)
         actual = _run(file, case)
         for name, value in item.outputs.items():
