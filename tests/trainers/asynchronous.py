@@ -15,9 +15,7 @@ As a program for ``tftoolkit launch``: ``python asynchronous.py '{"directory": â
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -33,6 +31,7 @@ import tf_keras
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
+from tftoolkit.trainers import cluster
 
 sys.path.insert(0, str(Path(__file__).parent))
 from exact import Module
@@ -141,24 +140,13 @@ def train(
     np.savez(f"{directory}.npz", **{name: variable.numpy() for name, variable in step.named_variables().items()})
 
 
-def _free_ports(count):
-    ports = []
-    while len(ports) < count:
-        port = random.randrange(10000, 32000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(f"127.0.0.1:{port}")
-    return ports
-
-
-def _fork(job, config):
+def _fork(job, environment):
     child = os.fork()
     if child:
         return child
     signal.alarm(200)
     code = 1
-    if config:
-        os.environ["TF_CONFIG"] = json.dumps(config)
-        os.environ["GCE_METADATA_IP"] = "127.0.0.1:9"
+    os.environ.update(environment)
     try:
         train(**job)
         code = 0
@@ -178,16 +166,11 @@ def _logged(directory):
 
 def _run(job):
     servers, disturb = job.pop("servers", 1), job.pop("disturb", None)
-    configs = {"chief": None}
+    environments = {"chief": {}}
     if servers:
-        ports = _free_ports(1 + WORKERS + servers)
-        cluster = {"chief": ports[:1], "worker": ports[1 : 1 + WORKERS], "ps": ports[1 + WORKERS :]}
-        configs = {
-            "chief" if kind == "chief" else f"{kind} {i}": {"cluster": cluster, "task": {"type": kind, "index": i}}
-            for kind, places in cluster.items()
-            for i in range(len(places))
-        }
-    running = {_fork(job, config): task for task, config in configs.items()}
+        tasks = cluster.asynchronous(cluster.addresses((), 1 + WORKERS + servers, port=1), WORKERS)
+        environments = {task.name: task.environment for task in tasks}
+    running = {_fork(job, environment): task for task, environment in environments.items()}
     codes = {}
     while running:
         time.sleep(0.05)
@@ -200,7 +183,7 @@ def _run(job):
                 del running[pid]
                 codes[task] = status
                 if task.startswith("worker") and status == -signal.SIGKILL and "chief" in running.values():
-                    running[_fork(job, configs[task])] = task
+                    running[_fork(job, environments[task])] = task
     return codes
 
 

@@ -1,9 +1,6 @@
 """Several replicas and several workers end as one process does, whatever happens to them."""
 
-import contextlib
 import json
-import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit import trainers
+from tftoolkit.trainers import cluster
 from tftoolkit.trainers.replicas import Workers, strategy_of
 
 _SCRIPT = Path(__file__).with_name("distributed.py")
@@ -28,7 +26,7 @@ class Trainings:
         """Trains in the run folder ``name``; returns the exit codes, one per worker."""
         jobs = [{"directory": str(self.folder / name), "strategy": strategy, **options}]
         if strategy == "workers":
-            workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+            workers = cluster.addresses((), 2, port=1)
             jobs = [
                 {
                     **jobs[0],
@@ -51,16 +49,6 @@ class Trainings:
 
     def error(self, name):
         return (self.folder / f"{name}.txt").read_text()
-
-
-def _free_ports(count):
-    """Below those that the system gives to outgoing connections, which could take them before the workers do."""
-    ports = []
-    while len(ports) < count:
-        port = random.randrange(15000, 32000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
-    return ports
 
 
 @pytest.fixture(scope="module")
