@@ -6,8 +6,9 @@ records  TFRecords of 784 bytes, 1,000,000 of them, shuffled, in batches of 256 
          records, checks both checksums of each and can be resumed anywhere; tf.data reads in order (and checks, too)
          and shuffles within a buffer of 10,000. Grain reads ArrayRecord files, its own format, with checksums as well;
          DataLoader reads the TFRecord file with os.pread at known offsets, with its checksums and without.
-images   JPEG files of 320 x 320 pixels -> decode, RandAugment(2, 9), float32, batches of 32. tf.data runs the same
-         functions of TensorFlow in a parallel map, Grain and DataLoader do the same with Pillow.
+images   JPEG files of 320 x 320 pixels -> decode, RandAugment(2, 9), float32, batches of 32. tf.data does that with
+         TensorFlow's operations in a parallel map, and once more with the compiled op that ours uses; Grain and
+         DataLoader do the same with Pillow.
 tokens   windows of 1024 tokens out of a file of 20 million 16-bit tokens, at random, in batches of 32. tf.data reads
          records of that length in order and shuffles within a buffer of 1,000; the others take them from a memory map.
 
@@ -117,11 +118,14 @@ def tfdata_records(folder: Path, workers: int) -> Batches:
     return _sizes(data.prefetch(tf.data.AUTOTUNE), "record")
 
 
-def tfdata_images(folder: Path, workers: int) -> Batches:
+def tfdata_images(folder: Path, workers: int, compiled: bool = False) -> Batches:
     import tensorflow as tf
 
     from tftoolkit.pipelines import image
+    from tftoolkit.pipelines.image import augmenting
 
+    if not compiled:
+        augmenting.operation = lambda: augmenting.in_tensorflow
     augment, normalize, decode = image.rand_augment(2, 9), image.normalize(255.0), image.decode(channels=3)
 
     def load(number: Any, path: Any) -> Any:
@@ -295,6 +299,7 @@ def grain(work: str, folder: Path, workers: int) -> Batches:
 LOADERS: dict[str, tuple[Callable[[str], Callable[[Path, int], Batches]], tuple[int, ...]]] = {
     "tftoolkit": (lambda work: globals()[f"ours_{work}"], (0,)),
     "tf.data": (lambda work: globals()[f"tfdata_{work}"], (0,)),
+    "tf.data, compiled op": (lambda work: lambda folder, workers: tfdata_images(folder, workers, compiled=True), (0,)),
     "Grain": (lambda work: lambda folder, workers: grain(work, folder, workers), (0, 2)),
     "DataLoader": (lambda work: lambda folder, workers: dataloader(work, folder, workers), (0, 2)),
     "DataLoader, no checksums": (
@@ -302,7 +307,7 @@ LOADERS: dict[str, tuple[Callable[[str], Callable[[Path, int], Batches]], tuple[
         (0, 2),
     ),
 }
-FRAMEWORK = {"tftoolkit": "tensorflow", "tf.data": "tensorflow", "Grain": "grain"}  # else: torch
+ONLY = {"tf.data, compiled op": "images", "DataLoader, no checksums": "records"}  # else: all work
 WORK = ("records", "images", "tokens")
 
 
@@ -310,7 +315,7 @@ WORK = ("records", "images", "tokens")
 
 
 def child(loader: str, work: str, folder: Path, workers: int, seconds: float) -> dict[str, float]:
-    framework = FRAMEWORK.get(loader, "torch")
+    framework = "torch" if "DataLoader" in loader else "grain" if loader == "Grain" else "tensorflow"
     __import__(framework)
     if framework == "tensorflow":
         import tensorflow as tf
@@ -384,7 +389,7 @@ UNITS = {
 
 
 def measure(work: str, folder: Path, options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
-    loaders = {name: counts for name, (_, counts) in LOADERS.items() if work == "records" or "checksums" not in name}
+    loaders = {name: counts for name, (_, counts) in LOADERS.items() if ONLY.get(name, work) == work}
     candidates = [(loader, workers) for loader, counts in loaders.items() for workers in counts]
     measured: dict[tuple[str, int], list[dict[str, float]]] = {candidate: [] for candidate in candidates}
     for turn in range(options.turns):

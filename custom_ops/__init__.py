@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.available import available
     from tftoolkit.custom_ops.jax_host import as_jax
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
+    from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.record_reader import index_records, read_records
     from tftoolkit.custom_ops.rms_norm import rms_norm
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_inline",
     "opcheck",
     "open_library",
+    "rand_augment",
     "read_records",
     "rms_norm",
 ]

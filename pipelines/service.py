@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tftoolkit.custom_ops import tf_host
 from tftoolkit.pipelines.arguments import integer
+from tftoolkit.pipelines.image import augmenting
 from tftoolkit.pipelines.pipeline import Pipeline
 from tftoolkit.pipelines.sources.source import Example
 
@@ -111,7 +112,8 @@ def main(arguments: list[str]) -> None:
     """Runs a server until it is ended, and prints its address."""
     kind, *rest = arguments or [""]
     service = tf.data.experimental.service
-    tf_host.plain_ops()  # registers the op that reads records, which dispatcher and workers must know
+    tf_host.plain_ops()  # registers the ops that read records and change pictures, which the servers must know
+    augmenting.operation()
     if kind == "dispatcher":
         server = service.DispatchServer(service.DispatcherConfig(port=int(rest[0]) if rest else 0))
         print(server.target, flush=True)

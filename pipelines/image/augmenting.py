@@ -1,10 +1,13 @@
 """RandAugment (Cubuk et al., 2020)."""
 
+import functools
 import math
 from collections.abc import Callable
 
 import tensorflow as tf
+from absl import logging
 
+from tftoolkit.custom_ops.errors import BuildError, LoadError
 from tftoolkit.pipelines.image import color
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import channels_of, height_width, integer, named, need_dtype, picture
@@ -36,7 +39,9 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]
     changes give the integers of Pillow. (In the authors' code solarize and posterize grow weaker with
     the magnitude, and small magnitudes make pictures dark; as in torchvision, that is not so here.)
 
-    A stage for ``Pipeline.map``; put it before ``normalize``. Shape and dtype are kept.
+    A stage for ``Pipeline.map``; put it before ``normalize``. Shape and dtype are kept. It is compiled on first use
+    (``custom_ops.rand_augment``); where that can't be done TensorFlow operations give the same pictures, some ten times
+    slower.
 
     Raises:
       TypeError, ValueError: ``num_ops`` below 1, ``magnitude`` not an integer 0 … 30; the image is missing, not uint8,
@@ -44,21 +49,41 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]
     """
     integer("num_ops", num_ops, 1)
     integer("magnitude", magnitude, 0, MAX_MAGNITUDE)
+    augment = operation()
 
     def stage(example: Example, key: tf.Tensor) -> Example:
         image = picture("rand_augment", example)
         need_dtype("rand_augment", image, tf.uint8)
         channels_of("rand_augment", image)
         draws = tf.reshape(uniform(key[tf.newaxis], 2 * num_ops), [num_ops, 2])
-        shape = image.shape  # of which the loop would lose what is not known
-
-        def change(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-            sign = tf.cast(2 * below(draw[1], 2) - 1, tf.float32)
-            return tf.ensure_shape(changed(image, below(draw[0], len(CHANGES)), sign, magnitude), shape)
-
-        return {**example, "image": tf.foldl(change, draws, initializer=image)}
+        numbers, signs = below(draws[:, 0], len(CHANGES)), 2 * below(draws[:, 1], 2) - 1
+        return {**example, "image": augment(image, numbers, signs, magnitude)}
 
     return named(f"rand_augment(num_ops={num_ops}, magnitude={magnitude})", stage)
+
+
+@functools.cache
+def operation() -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]:
+    """``custom_ops.rand_augment``, or where it can't be compiled what stands in for it."""
+    try:
+        from tftoolkit.custom_ops import rand_augment
+    except (BuildError, LoadError) as error:
+        reason = str(error).partition("\n")[0]
+        logging.warning("tftoolkit: RandAugment runs in TensorFlow operations, which is much slower: %s", reason)
+        return in_tensorflow
+    return rand_augment
+
+
+def in_tensorflow(image: tf.Tensor, numbers: tf.Tensor, signs: tf.Tensor, magnitude: int) -> tf.Tensor:
+    """What ``custom_ops.rand_augment`` computes, in TensorFlow operations."""
+    shape = image.shape  # of which the loop would lose what is not known
+    any_pixel = tf.cast(tf.size(image) > 0, tf.int32)  # an empty picture has no extrema: change 0 leaves it as it is
+
+    def change(image: tf.Tensor, one: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        number, sign = one
+        return tf.ensure_shape(changed(image, number, tf.cast(sign, tf.float32), magnitude), shape)
+
+    return tf.foldl(change, (numbers * any_pixel, signs), initializer=image)
 
 
 def changed(image: tf.Tensor, number: tf.Tensor | int, sign: tf.Tensor, magnitude: int) -> tf.Tensor:
@@ -96,13 +121,14 @@ def _matrices(image: tf.Tensor, sign: tf.Tensor, part: float) -> tf.Tensor:
     # Counter-clockwise about the middle, if sign is 1.
     cos, sin = math.cos(math.radians(30 * part)), -sign * math.sin(math.radians(30 * part))
     x, y = width / 2.0, height / 2.0
+    rest = 1.0 - cos  # sums of two terms, for the reason given in affine()
     return tf.stack(
         [
             tf.stack([1.0, shear, 0.0, 0.0, 1.0, 0.0]),
             tf.stack([1.0, 0.0, 0.0, shear, 1.0, 0.0]),
             tf.stack([1.0, 0.0, right, 0.0, 1.0, 0.0]),
             tf.stack([1.0, 0.0, 0.0, 0.0, 1.0, down]),
-            tf.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]),
+            tf.stack([cos, sin, rest * x - sin * y, -sin, cos, rest * y + sin * x]),
         ]
     )
 
@@ -115,11 +141,14 @@ def affine(image: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     height, width = height_width(image)
     a, b, c, d, e, f = tf.unstack(matrix)
     x, y = (tf.range(size, dtype=tf.float32) + 0.5 for size in (width, height))
+    # Sums of few terms, smaller ones first: others are put into this order inside of graphs, which rounds differently.
+    source_x = a * x + (b * y + c)[:, tf.newaxis]
+    source_y = d * x + (e * y + f)[:, tf.newaxis]
     # One line of the fill colour around the picture takes up all that comes from outside of it.
-    source_x = a * x + (b * y + c + 1.0)[:, tf.newaxis]
-    source_y = d * x + (e * y + f + 1.0)[:, tf.newaxis]
-    column = tf.cast(tf.clip_by_value(tf.floor(source_x), 0.0, tf.cast(width + 1, tf.float32)), tf.int32)
-    row = tf.cast(tf.clip_by_value(tf.floor(source_y), 0.0, tf.cast(height + 1, tf.float32)), tf.int32)
+    column, row = (
+        tf.cast(tf.clip_by_value(tf.floor(source), -1.0, tf.cast(size, tf.float32)), tf.int32) + 1
+        for source, size in ((source_x, width), (source_y, height))
+    )
     framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=_FILL)
     return tf.gather(tf.reshape(framed, [-1, image.shape[-1]]), row * (width + 2) + column)
 

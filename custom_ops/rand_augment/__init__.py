@@ -1,0 +1,43 @@
+"""RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719) of one picture: changes one after the other.
+
+``TfToolkit>RandAugment`` makes all of them in one call, each in one pass over the picture. What a change does, and its
+range, is said at :func:`tftoolkit.pipelines.image.rand_augment`, which draws the changes. The reference is the plain
+TensorFlow code of that module; the kernel agrees with it in every value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tftoolkit.custom_ops import library
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_library = library.load_builtin("rand_augment")
+_op = _library.op("RandAugment")
+
+
+def rand_augment(image: Any, numbers: Any, signs: Any, magnitude: int, *, name: str | None = None) -> tf.Tensor:
+    """Makes the given changes of RandAugment, in this order.
+
+    Args:
+      image: uint8 [height, width, channels], 1 or 3 channels.
+      numbers: int32 [layers]; which changes, 0 … 13 in the order of ``tftoolkit.pipelines.image.augmenting.CHANGES``.
+      signs: int32 [layers]; -1 or 1 for each.
+      magnitude: 0 … 30.
+
+    Returns:
+      A tensor of the image's shape and dtype. Without gradient.
+
+    Raises:
+      tf.errors.InvalidArgumentError: another shape, number of channels, change, sign or magnitude than these.
+    """
+    return _op(image, numbers, signs, magnitude=magnitude, name=name)
+
+
+@_op.reference
+def _(image: tf.Tensor, numbers: tf.Tensor, signs: tf.Tensor, *, magnitude: int) -> tf.Tensor:
+    from tftoolkit.pipelines.image import augmenting
+
+    return augmenting.in_tensorflow(image, numbers, signs, magnitude)
