@@ -18,26 +18,26 @@ _library = library.load_builtin("rand_augment")
 _op = _library.op("RandAugment")
 
 
-def rand_augment(image: Any, numbers: Any, signs: Any, magnitude: int, *, name: str | None = None) -> tf.Tensor:
+def rand_augment(image: Any, numbers: Any, negative: Any, magnitude: int, *, name: str | None = None) -> tf.Tensor:
     """Makes the given changes of RandAugment, in this order.
 
     Args:
       image: uint8 [height, width, channels], 1 or 3 channels.
       numbers: int32 [layers]; which changes, 0 … 13 in the order of ``tftoolkit.pipelines.image.augmenting.CHANGES``.
-      signs: int32 [layers]; -1 or 1 for each.
+      negative: bool [layers]; the sign of each.
       magnitude: 0 … 30.
 
     Returns:
       A tensor of the image's shape and dtype. Without gradient.
 
     Raises:
-      tf.errors.InvalidArgumentError: another shape, number of channels, change, sign or magnitude than these.
+      tf.errors.InvalidArgumentError: another shape, number of channels, change or magnitude than these.
     """
-    return _op(image, numbers, signs, magnitude=magnitude, name=name)
+    return _op(image, numbers, negative, magnitude=magnitude, name=name)
 
 
 @_op.reference
-def _(image: tf.Tensor, numbers: tf.Tensor, signs: tf.Tensor, *, magnitude: int) -> tf.Tensor:
+def _(image: tf.Tensor, numbers: tf.Tensor, negative: tf.Tensor, *, magnitude: int) -> tf.Tensor:
     from tftoolkit.pipelines.image import augmenting
 
-    return augmenting.in_tensorflow(image, numbers, signs, magnitude)
+    return augmenting.in_tensorflow(image, numbers, negative, magnitude)

@@ -258,7 +258,7 @@ void Apply(const Picture& picture, int32_t number, float sign, int32_t magnitude
   }
 }
 
-ffi::Error RandAugment(ffi::Buffer<ffi::U8> image, ffi::Buffer<ffi::S32> numbers, ffi::Buffer<ffi::S32> signs,
+ffi::Error RandAugment(ffi::Buffer<ffi::U8> image, ffi::Buffer<ffi::S32> numbers, ffi::Buffer<ffi::PRED> negative,
                        ffi::Result<ffi::Buffer<ffi::U8>> changed, int32_t magnitude) {
   const auto sizes = image.dimensions();
   const Picture picture{changed->typed_data(), sizes[0], sizes[1], sizes[2]};
@@ -276,14 +276,12 @@ ffi::Error RandAugment(ffi::Buffer<ffi::U8> image, ffi::Buffer<ffi::S32> numbers
   const std::unique_ptr<int32_t[]> sources(new (std::nothrow) int32_t[picture.width]);
   if (!copy || !sources) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a copy of the picture");
   for (size_t i = 0; i < numbers.element_count(); ++i) {
-    const int32_t number = numbers.typed_data()[i], sign = signs.typed_data()[i];
+    const int32_t number = numbers.typed_data()[i];
     if (number < 0 || number >= kChanges) {
       return ffi::Error::InvalidArgument("numbers must be 0 to 13, got " + std::to_string(number));
     }
-    if (sign != -1 && sign != 1) {
-      return ffi::Error::InvalidArgument("signs must be -1 or 1, got " + std::to_string(sign));
-    }
-    Apply(picture, number, static_cast<float>(sign), magnitude, copy.get(), sources.get());
+    const float sign = negative.typed_data()[i] ? -1.0f : 1.0f;
+    Apply(picture, number, sign, magnitude, copy.get(), sources.get());
   }
   return ffi::Error::Success();
 }
@@ -294,11 +292,11 @@ XLA_FFI_DEFINE_HANDLER(RandAugmentCpu, RandAugment,
                        ffi::Ffi::Bind()
                            .Arg<ffi::Buffer<ffi::U8>>()
                            .Arg<ffi::Buffer<ffi::S32>>()
-                           .Arg<ffi::Buffer<ffi::S32>>()
+                           .Arg<ffi::Buffer<ffi::PRED>>()
                            .Ret<ffi::Buffer<ffi::U8>>()
                            .Attr<int32_t>("magnitude"));
 
 TK_OP(RandAugment,
-      "(image: u8[height width channels], numbers: i32[layers], signs: i32[layers], *, magnitude: i32)"
+      "(image: u8[height width channels], numbers: i32[layers], negative: bool[layers], *, magnitude: i32)"
       " -> (changed: u8[height width channels])");
 TK_KERNEL(RandAugment, CPU, RandAugmentCpu);

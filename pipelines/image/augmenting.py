@@ -56,8 +56,8 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]
         need_dtype("rand_augment", image, tf.uint8)
         channels_of("rand_augment", image)
         draws = tf.reshape(uniform(key[tf.newaxis], 2 * num_ops), [num_ops, 2])
-        numbers, signs = below(draws[:, 0], len(CHANGES)), 2 * below(draws[:, 1], 2) - 1
-        return {**example, "image": augment(image, numbers, signs, magnitude)}
+        numbers, negative = below(draws[:, 0], len(CHANGES)), draws[:, 1] < 0.5
+        return {**example, "image": augment(image, numbers, negative, magnitude)}
 
     return named(f"rand_augment(num_ops={num_ops}, magnitude={magnitude})", stage)
 
@@ -74,16 +74,16 @@ def operation() -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]:
     return rand_augment
 
 
-def in_tensorflow(image: tf.Tensor, numbers: tf.Tensor, signs: tf.Tensor, magnitude: int) -> tf.Tensor:
+def in_tensorflow(image: tf.Tensor, numbers: tf.Tensor, negative: tf.Tensor, magnitude: int) -> tf.Tensor:
     """What ``custom_ops.rand_augment`` computes, in TensorFlow operations."""
     shape = image.shape  # of which the loop would lose what is not known
     any_pixel = tf.cast(tf.size(image) > 0, tf.int32)  # an empty picture has no extrema: change 0 leaves it as it is
 
     def change(image: tf.Tensor, one: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        number, sign = one
-        return tf.ensure_shape(changed(image, number, tf.cast(sign, tf.float32), magnitude), shape)
+        number, negative = one
+        return tf.ensure_shape(changed(image, number, tf.where(negative, -1.0, 1.0), magnitude), shape)
 
-    return tf.foldl(change, (numbers * any_pixel, signs), initializer=image)
+    return tf.foldl(change, (numbers * any_pixel, negative), initializer=image)
 
 
 def changed(image: tf.Tensor, number: tf.Tensor | int, sign: tf.Tensor, magnitude: int) -> tf.Tensor:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops import ops
 from tftoolkit.custom_ops.opcheck import pytest_checks
-from tftoolkit.custom_ops.rand_augment.cases import EMPTY_SHAPES, MAGNITUDES, SHAPES
+from tftoolkit.custom_ops.rand_augment.cases import CASES, MAGNITUDES
 from tftoolkit.pipelines.image import augmenting
 
 CHINA = load_sample_images().images[0]
@@ -22,7 +22,7 @@ assert custom_ops.rand_augment  # loads the library
 OP = ops.find("TfToolkit>RandAugment")
 CHANGES = range(len(augmenting.CHANGES))
 
-test_opcheck = pytest_checks(OP, CHINA[100:105, 200:207], np.int32([6, 13]), np.int32([1, -1]), magnitude=9)
+test_opcheck = pytest_checks(OP, CHINA[100:105, 200:207], np.int32([6, 13]), np.array([False, True]), magnitude=9)
 
 
 def pictures(shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -35,60 +35,62 @@ def pictures(shape: tuple[int, ...]) -> list[np.ndarray]:
 
 def plain(magnitude: int, channels: int):
     """The plain code in a graph, where TensorFlow puts operations into another order, for pictures of any size."""
-    integers = tf.TensorSpec([None], tf.int32)
+    types = {tf.uint8: [None, None, channels], tf.int32: [None], tf.bool: [None]}
     return tf.function(
-        lambda image, numbers, signs: augmenting.in_tensorflow(image, numbers, signs, magnitude),
-        input_signature=[tf.TensorSpec([None, None, channels], tf.uint8), integers, integers],
+        lambda image, numbers, negative: augmenting.in_tensorflow(image, numbers, negative, magnitude),
+        input_signature=[tf.TensorSpec(shape, dtype) for dtype, shape in types.items()],
     )
 
 
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
 def test_every_change_gives_the_values_of_the_plain_code(magnitude: int) -> None:
     in_graph = {channels: plain(magnitude, channels) for channels in (1, 3)}
-    for shape in SHAPES + EMPTY_SHAPES:
+    for shape, _ in CASES:
         for picture in pictures(shape):
             for number in CHANGES:
-                for sign in (-1, 1):
-                    actual = custom_ops.rand_augment(picture, [number], [sign], magnitude)
-                    expected = in_graph[shape[-1]](picture, tf.constant([number]), tf.constant([sign]))
-                    np.testing.assert_array_equal(actual, expected, f"{augmenting.CHANGES[number]} {sign} of {shape}")
+                for negative in (False, True):
+                    actual = custom_ops.rand_augment(picture, [number], [negative], magnitude)
+                    expected = in_graph[shape[-1]](picture, tf.constant([number]), tf.constant([negative]))
+                    np.testing.assert_array_equal(
+                        actual, expected, f"{augmenting.CHANGES[number]} {negative} of {shape}"
+                    )
 
 
 @hypothesis.given(
     st.tuples(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3])),
-    st.lists(st.tuples(st.sampled_from(CHANGES), st.sampled_from([-1, 1])), max_size=4),
+    st.lists(st.tuples(st.sampled_from(CHANGES), st.booleans()), max_size=4),
     st.sampled_from(MAGNITUDES),
     st.integers(0, 2**32 - 1),
 )
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_any_changes_one_after_the_other(shape, changes, magnitude, seed) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    numbers, signs = np.array(changes, np.int32).reshape(-1, 2).T
-    expected = augmenting.in_tensorflow(*map(tf.constant, (picture, numbers, signs)), magnitude)
-    np.testing.assert_array_equal(custom_ops.rand_augment(picture, numbers, signs, magnitude), expected)
+    numbers = np.array([number for number, _ in changes], np.int32)
+    negative = np.array([negative for _, negative in changes], bool)
+    expected = augmenting.in_tensorflow(*map(tf.constant, (picture, numbers, negative)), magnitude)
+    np.testing.assert_array_equal(custom_ops.rand_augment(picture, numbers, negative, magnitude), expected)
 
 
 def test_a_large_picture() -> None:
     for number in CHANGES:
-        expected = augmenting.in_tensorflow(tf.constant(CHINA), tf.constant([number]), tf.constant([-1]), 9)
-        np.testing.assert_array_equal(custom_ops.rand_augment(CHINA, [number], [-1], 9), expected)
+        expected = augmenting.in_tensorflow(tf.constant(CHINA), tf.constant([number]), tf.constant([True]), 9)
+        np.testing.assert_array_equal(custom_ops.rand_augment(CHINA, [number], [True], 9), expected)
 
 
 @pytest.mark.parametrize(
-    ("shape", "numbers", "signs", "magnitude", "message"),
+    ("shape", "numbers", "negative", "magnitude", "message"),
     [
-        ((4, 4, 2), [0], [1], 9, "image must have 1 or 3 channels, got 2"),
-        ((4, 4, 3), [14], [1], 9, "numbers must be 0 to 13, got 14"),
-        ((4, 4, 3), [0, -1], [1, 1], 9, "numbers must be 0 to 13, got -1"),
-        ((4, 4, 3), [0], [0], 9, "signs must be -1 or 1, got 0"),
-        ((4, 4, 3), [0], [1], 31, "magnitude must be 0 to 30, got 31"),
-        ((4, 4, 3), [0], [1], -1, "magnitude must be 0 to 30, got -1"),
-        ((4, 4), [0], [1], 9, "image has shape .* must have 3 dimensions"),
-        ((4, 4, 3), [0, 1], [1], 9, "signs"),
+        ((4, 4, 2), [0], [True], 9, "image must have 1 or 3 channels, got 2"),
+        ((4, 4, 3), [14], [True], 9, "numbers must be 0 to 13, got 14"),
+        ((4, 4, 3), [0, -1], [True, False], 9, "numbers must be 0 to 13, got -1"),
+        ((4, 4, 3), [0], [True], 31, "magnitude must be 0 to 30, got 31"),
+        ((4, 4, 3), [0], [True], -1, "magnitude must be 0 to 30, got -1"),
+        ((4, 4), [0], [True], 9, "image has shape .* must have 3 dimensions"),
+        ((4, 4, 3), [0, 1], [True], 9, "negative"),
     ],
 )
-def test_wrong_arguments(shape, numbers, signs, magnitude, message) -> None:
-    arguments = (np.zeros(shape, np.uint8), tf.constant(numbers), tf.constant(signs))
+def test_wrong_arguments(shape, numbers, negative, magnitude, message) -> None:
+    arguments = (np.zeros(shape, np.uint8), tf.constant(numbers), tf.constant(negative))
     for run in (custom_ops.rand_augment, tf.function(custom_ops.rand_augment, jit_compile=True)):
         with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):
             run(*arguments, magnitude)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tftoolkit.pipelines import Pipeline, service, sources
+from tftoolkit.pipelines import Pipeline, image, service, sources
 
 DISTRIBUTED = """
 import numpy as np
@@ -159,9 +159,13 @@ def test_a_service_delivers_the_stream_whoever_is_killed(
         for number in range(1000):
             writer.write(b"%d" % number)
 
+    augment = image.rand_augment()
+
     def noisy(example: Any, key: tf.Tensor) -> Any:
         work = tf.random.stateless_normal([200, 200], key)
-        return {**example, "noise": tf.linalg.trace(work @ work)}
+        picture = tf.random.stateless_uniform([20, 20, 1], key, 0, 256, tf.int32)
+        picture = augment({"image": tf.cast(picture, tf.uint8)}, key)["image"]  # a compiled op
+        return {**example, "noise": tf.linalg.trace(work @ work), "picture": picture}
 
     p = Pipeline(sources.tfrecord(file), seed=1).shuffle().map(noisy).batch(9)
     expected = list(p.dataset(epochs=2))
@@ -180,7 +184,8 @@ def test_a_service_delivers_the_stream_whoever_is_killed(
         assert load.here < len(served) / 4, "the workers made too few"
     for one, other in zip(served, expected[3:], strict=True):
         assert one["record"].numpy().tolist() == other["record"].numpy().tolist()
-        assert one["noise"].numpy().tobytes() == other["noise"].numpy().tobytes()
+        for feature in ("noise", "picture"):
+            assert one[feature].numpy().tobytes() == other[feature].numpy().tobytes()
 
 
 def in_python(example: Any) -> Any:

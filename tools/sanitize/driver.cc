@@ -230,8 +230,10 @@ struct Buffer {
         std::memcpy(value, small, element);
       } else if (dtype == XLA_FFI_DataType_F16 || dtype == XLA_FFI_DataType_BF16) {
         value[1] = dtype == XLA_FFI_DataType_F16 ? 0x38 : 0x3f;
-      } else {  // integers
-        std::memset(value + 1, 0, element - 1);
+      } else if (element > 1) {  // integers; bytes may be any
+        const char low = *value & 15;
+        std::memset(value, 0, element);
+        *value = low;
       }
     }
   }
