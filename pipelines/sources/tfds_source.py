@@ -51,6 +51,10 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     missing = [str(path) for path in info.filepaths if not path.exists()]
     if missing:
         raise _unreadable(builder.data_path, f"{missing[0]} is missing")
+    shards = [str(part.filename) for part in info.file_instructions if part.examples_in_shard]
+    empty = [shard for shard in shards if tf.io.gfile.stat(shard).length == 0]
+    if empty:
+        raise _unreadable(builder.data_path, f"{empty[0]} is empty")
     spec, decoders = _checked_spec(builder)
     identity = {"kind": "tfds", "name": builder.info.full_name, "split": split}
     if max(_decoded_bytes(spec, info.num_examples), info.num_bytes) <= MAX_BYTES_IN_MEMORY:
