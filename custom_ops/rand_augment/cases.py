@@ -1,6 +1,8 @@
 """Shapes of the picture that drive rand_augment's tests."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Case(NamedTuple):
@@ -16,3 +18,9 @@ EMPTY_SHAPES = ((0, 4, 3), (5, 0, 1))
 MAGNITUDES = (0, 1, 9, 14, 30)
 
 CASES = tuple(map(Case, SHAPES + EMPTY_SHAPES))
+
+
+def arguments() -> tuple[list[Any], dict[str, Any]]:
+    """What ``ops check`` calls the op with."""
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    return [picture, np.int32([6, 13]), np.array([False, True])], {"magnitude": 9}

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops import ops
 from tftoolkit.custom_ops.opcheck import pytest_checks
-from tftoolkit.custom_ops.rand_augment.cases import CASES, MAGNITUDES
+from tftoolkit.custom_ops.rand_augment.cases import CASES, MAGNITUDES, arguments
 from tftoolkit.pipelines.image import augmenting
 
 CHINA = load_sample_images().images[0]
@@ -22,7 +22,8 @@ assert custom_ops.rand_augment  # loads the library
 OP = ops.find("TfToolkit>RandAugment")
 CHANGES = range(len(augmenting.CHANGES))
 
-test_opcheck = pytest_checks(OP, CHINA[100:105, 200:207], np.int32([6, 13]), np.array([False, True]), magnitude=9)
+_INPUTS, _ATTRIBUTES = arguments()
+test_opcheck = pytest_checks(OP, *_INPUTS, **_ATTRIBUTES)
 
 
 def pictures(shape: tuple[int, ...]) -> list[np.ndarray]:
