@@ -9,59 +9,43 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops import ops
-from tftoolkit.custom_ops.adamw.cases import CASES, Case
+from tftoolkit.custom_ops.adamw.cases import CASES, arguments, lists, options
 from tftoolkit.custom_ops.opcheck import pytest_checks
 
 assert custom_ops.adamw  # loads the library
 REFERENCE = ops.find("TfToolkit>AdamW").run_reference
 MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
 MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-RATE, T, BETA_1, BETA_2, EPSILON = np.float32(0.1), np.float32(3), 0.9, 0.999, 1e-3
+RATE, T = np.float32(0.1), np.float32(3)
 
 
-def _weights(shapes, seed=0):
-    """Weights, both moments and gradients."""
-    rng = np.random.default_rng(seed)
-    w, m, v, g = ([np.float32(rng.standard_normal(shape)) for shape in shapes] for _ in range(4))
-    return w, m, [np.square(x) + np.float32(0.01) for x in v], g
-
-
-def _options(count):
-    return {
-        **{"beta_1": BETA_1, "beta_2": BETA_2, "epsilon": EPSILON},
-        "rate_factors": [1.0 + i % 3 for i in range(count)],
-        "weight_decays": [0.1 * (i % 2) for i in range(count)],
-    }
-
-
-def _float64(lists, options):
+def _float64(tensors, attributes):
     """The formulas of the kernel's header comment, in NumPy and float64."""
+    beta_1, beta_2, epsilon, factors, decays = attributes.values()
     new = []
-    for *tensors, factor, decay in zip(*lists, options["rate_factors"], options["weight_decays"], strict=True):
-        w, m, v, g = (x.astype(np.float64) for x in tensors)
-        m = BETA_1 * m + (1 - BETA_1) * g
-        v = BETA_2 * v + (1 - BETA_2) * g * g
-        direction = m / (1 - BETA_1 ** float(T)) / (np.sqrt(v / (1 - BETA_2 ** float(T))) + EPSILON)
+    for *each, factor, decay in zip(*tensors, factors, decays, strict=True):
+        w, m, v, g = (x.astype(np.float64) for x in each)
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g * g
+        direction = m / (1 - beta_1 ** float(T)) / (np.sqrt(v / (1 - beta_2 ** float(T))) + epsilon)
         new.append((w - RATE * factor * (direction + decay * w), m, v))
-    return [list(tensors) for tensors in zip(*new, strict=True)]
+    return [list(each) for each in zip(*new, strict=True)]
 
 
-_GIVEN = _weights(((5, 7), (3,), ()))
-# Betas that are in range, too, when a check makes them a quarter larger.
-_SMALL_BETAS = _options(3) | {"beta_1": 0.6, "beta_2": 0.79}
-test_all_checks = pytest_checks(custom_ops.adamw, True, RATE, T, *_GIVEN, **_SMALL_BETAS)
-test_all_checks_without_applying = pytest_checks(
-    *(custom_ops.adamw, False, RATE, T, *_GIVEN), **_SMALL_BETAS, checks=["written", "modes", "reference", "gradient"]
+_INPUTS, _ATTRIBUTES = arguments()
+test_all_checks = pytest.mark.slow(pytest_checks(custom_ops.adamw, *_INPUTS, **_ATTRIBUTES))
+test_checks_without_applying = pytest_checks(
+    *(custom_ops.adamw, False, *_INPUTS[1:]), **_ATTRIBUTES, checks=["written", "reference", "gradient"]
 )
 
 
 @MODE
 @pytest.mark.parametrize("case", CASES)
 def test_values(case, mode):
-    lists, options = _weights(case.shapes), _options(len(case.shapes))
-    found = mode(lambda *lists: custom_ops.adamw(True, RATE, T, *lists, **options))(*lists)
-    naive = REFERENCE(True, RATE, T, *lists, **options)
-    for ours, plains, rights in zip(found, naive, _float64(lists, options), strict=True):
+    tensors, attributes = lists(case.shapes), options(len(case.shapes))
+    found = mode(lambda *tensors: custom_ops.adamw(True, RATE, T, *tensors, **attributes))(*tensors)
+    naive = REFERENCE(True, RATE, T, *tensors, **attributes)
+    for ours, plains, rights in zip(found, naive, _float64(tensors, attributes), strict=True):
         for one, plain, right in zip(ours, plains, rights, strict=True):
             assert (one.shape, one.dtype) == (right.shape, tf.float32)
             if right.size:
@@ -71,9 +55,9 @@ def test_values(case, mode):
 
 @MODE
 def test_the_inputs_keep_their_values(mode):
-    tensors = [[tf.constant(x) for x in each] for each in _weights(((5, 7), (70_000,), ()))]
+    tensors = [[tf.constant(x) for x in each] for each in lists(((5, 7), (70_000,), ()))]
     before = [[x.numpy().copy() for x in each] for each in tensors]
-    new = mode(lambda *lists: custom_ops.adamw(True, RATE, T, *lists))(*tensors)
+    new = mode(lambda *each: custom_ops.adamw(True, RATE, T, *each))(*tensors)
     for each, old in zip(tensors, before, strict=True):
         for tensor, kept in zip(each, old, strict=True):
             np.testing.assert_array_equal(tensor, kept)
@@ -82,12 +66,12 @@ def test_the_inputs_keep_their_values(mode):
 
 @MODE
 def test_what_is_not_applied_keeps_every_bit(mode):
-    w, m, v, g = _weights(((5, 7), (70_000,), (), (0,)))
+    w, m, v, g = lists(((5, 7), (70_000,), (), (0,)))
     odd = np.array([0x7FC12345, 0xFF800001, 0x80000000, 0x00000001], np.uint32).view(np.float32)  # NaNs, -0, subnormal
     for each in (w, m, v):
         each[1][:4] = odd
     g = [np.full_like(x, np.nan) for x in g]
-    new = mode(lambda ok, *lists: custom_ops.adamw(ok, np.nan, T, *lists))(tf.constant(False), w, m, v, g)
+    new = mode(lambda ok, *each: custom_ops.adamw(ok, np.nan, T, *each))(tf.constant(False), w, m, v, g)
     for each, old in zip(new, (w, m, v), strict=True):
         for tensor, kept in zip(each, old, strict=True):
             assert tensor.numpy().tobytes() == kept.tobytes()
@@ -137,12 +121,11 @@ np.savez(sys.argv[2], custom_ops.global_norm(g), *(tensor for each in new for te
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
-    lists = dict(zip(("weights", "m", "v", "gradients"), _weights(((3,), (2, 2))), strict=True))
+    tensors = dict(zip(("weights", "m", "v", "gradients"), lists(((3,), (2, 2))), strict=True))
     with pytest.raises(error, match=message):
-        custom_ops.adamw(True, RATE, T, **(lists | change))
+        custom_ops.adamw(True, RATE, T, **(tensors | change))
 
 
 def test_the_op_itself_refuses_lists_of_attributes_that_do_not_fit():
-    options = {**_options(1), "rate_factors": [1.0, 1.0]}
     with pytest.raises(tf.errors.InvalidArgumentError, match="each of 1 weights needs a rate factor and a decay"):
-        ops.find("TfToolkit>AdamW")(True, RATE, T, *_weights(Case(((3,),)).shapes), **options)
+        ops.find("TfToolkit>AdamW")(*(True, RATE, T, *lists(((3,),))), **(options(1) | {"rate_factors": [1.0, 1.0]}))

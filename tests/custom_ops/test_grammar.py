@@ -34,7 +34,8 @@ static ffi::Error Grow(ffi::RemainingArgs, ffi::RemainingRets outputs) {
   *count = 0;
   for (size_t i = 0; i < 2 * n; ++i) {
     auto output = *outputs.get<ffi::AnyBuffer>(1 + i);
-    for (size_t j = 0; j < output->element_count(); ++j) static_cast<float*>(output->untyped_data())[j] += i < n ? 1 : 2;
+    float* data = static_cast<float*>(output->untyped_data());
+    for (size_t j = 0; j < output->element_count(); ++j) data[j] += i < n ? 1 : 2;
     *count += output->element_count();
   }
   return ffi::Error::Success();
@@ -48,14 +49,13 @@ TK_KERNEL(Grow, CPU, Cpu);
 @MODE
 def test_several_outputs_of_which_some_are_lists(mode):
     several = custom_ops.load_inline("Several", SEVERAL_LISTS)
-    xs, ys = [tf.zeros([2, 3]), tf.zeros([])], [tf.zeros([0]), tf.zeros([4])]
+    xs, ys = ([tf.zeros([2, 3]), tf.zeros([])] for _ in range(2))
     found = mode(lambda: several.grow(xs, ys))()
-    assert found.count == 11
-    assert [y.shape for y in found.new_ys] == [(0,), (4,)]
+    assert found.count == 14
     for new, old, added in ((found.new_xs, xs, 1), (found.new_ys, ys, 2)):
         for one, before in zip(new, old, strict=True):
             np.testing.assert_array_equal(one, before + added)
-    assert several.grow([xs[0].numpy().tolist()], [[0.0]]).new_ys[0].numpy() == [2]  # no tensors, no arrays
+    assert several.grow([[0.0]], [[0.0]]).new_ys[0].numpy() == [2]  # neither tensors nor arrays
 
 
 def test_lists_are_checked():
