@@ -171,6 +171,8 @@ class AdamW(Optimizer):
 
     Raises:
         BuildError: fused, and the ops can't be compiled.
+        ValueError, TypeError: a number out of range; from ``build`` (which the ``Update`` calls), fused, and a weight
+            that isn't float32, is on a GPU or on parameter servers.
     """
 
     def __init__(
@@ -265,11 +267,9 @@ def _check_fusible(weights: Sequence[tf.Variable]) -> None:
         raise ValueError("fused=True overwrites what other workers of parameter servers wrote meanwhile: leave it out")
     for weight in weights:
         if weight.dtype != tf.float32:
-            raise TypeError(
-                f"fused=True is for float32 weights, but {weight.name} is {weight.dtype.name}: leave it out"
-            )
+            raise TypeError(f"fused=True is for float32 weights, but {weight.name} is {weight.dtype.name}")
         if "GPU" in weight.device:
-            raise ValueError(f"fused=True is for the CPU, but {weight.name} is on {weight.device}: leave it out")
+            raise ValueError(f"fused=True is for weights on the CPU, but {weight.name} is on {weight.device}")
 
 
 def assign_if(ok: tf.Tensor, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
