@@ -12,7 +12,7 @@ import tensorflow as tf
 from tftoolkit import trainers
 from tftoolkit.trainers import optimizers
 
-KINDS = ["eager", "graph", "xla", "xla_chunk"]
+KINDS = ["eager", "graph", "xla_chunk"]  # that xla is xla_chunk bit for bit has a test of its own
 RATES = trainers.schedules.cosine(3e-3, 40, warmup_steps=5)
 OPTIONS = {
     "plain": {},
