@@ -9,8 +9,8 @@ and written to benchmarks/results.csv, and ratios are taken within each round. E
 compilation included, but at least three rounds. The last lines say whether what is promised holds.
 
 *plain graph* and *plain xla* call a ``tf.function`` of model, tape and the optimizer of Keras once per batch. *Keras
-fit* is ``steps_per_execution=100, jit_compile=True``; *fused* is ``AdamW(fused=True)``. *Trainer* is the whole loop with
-a real pipeline, a line of metrics every 100 steps and the runner that ``auto`` picks, without its start.
+fit* is ``steps_per_execution=100, jit_compile=True``; *fused* is ``AdamW(fused=True)``. *Trainer* is the whole loop
+with a real pipeline, a line of metrics every 100 steps and the runner that ``auto`` picks, without its start.
 """
 
 import argparse
