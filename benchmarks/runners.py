@@ -9,8 +9,8 @@ and written to benchmarks/results.csv, and ratios are taken within each round. E
 compilation included, but at least three rounds. The last lines say whether what is promised holds.
 
 *plain graph* and *plain xla* call a ``tf.function`` of model, tape and the optimizer of Keras once per batch. *Keras
-fit* is ``steps_per_execution=100, jit_compile=True``. *Trainer* is the whole loop with a real pipeline, a line of
-metrics every 100 steps and the runner that ``auto`` picks, without its start.
+fit* is ``steps_per_execution=100, jit_compile=True``; *fused* is ``AdamW(fused=True)``. *Trainer* is the whole loop
+with a real pipeline, a line of metrics every 100 steps and the runner that ``auto`` picks, without its start.
 """
 
 import argparse
@@ -83,11 +83,12 @@ def keras_optimizer(name: str) -> keras.Optimizer:
 
 
 class Training(trainers.Step):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, fused: bool = False) -> None:
         super().__init__()
         self.model = build(name)
         own = trainers.optimizers
-        self.update = trainers.Update(self.model, own.Sgd(1e-3) if name.endswith("sgd") else own.AdamW(1e-3))
+        optimizer = own.Sgd(1e-3) if name.endswith("sgd") else own.AdamW(1e-3, fused=fused)
+        self.update = trainers.Update(self.model, optimizer)
 
     def __call__(self, batch: dict[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -110,9 +111,9 @@ class Repeated:
         return Repeated({key: np.stack([value] * count) for key, value in self.batch.items()})
 
 
-def with_runner(name: str, kind: str) -> Run:
+def with_runner(name: str, kind: str, *, fused: bool = False) -> Run:
     data = Repeated(one_batch(name))
-    runner = trainers.Runner(Training(name), data.element_spec, kind=kind, steps_per_call=STEPS_PER_CALL)
+    runner = trainers.Runner(Training(name, fused=fused), data.element_spec, kind=kind, steps_per_call=STEPS_PER_CALL)
     feed = runner.feed(data)
     done = 0
 
@@ -212,6 +213,7 @@ def measure(name: str, seconds: float, torch: Torch | None) -> dict[str, list[fl
         "plain graph": with_plain_loop(name, jit=False),
         "plain xla": with_plain_loop(name, jit=True),
         **{kind: with_runner(name, kind) for kind in ("eager", "graph", "xla", "xla_chunk")},
+        **({} if name.endswith("sgd") else {"xla_chunk, fused": with_runner(name, "xla_chunk", fused=True)}),
         "Trainer": with_trainer(name),
         "Keras fit": with_keras(name),
     }

@@ -12,7 +12,9 @@ from tftoolkit.custom_ops.library import OpLibrary, builtin_folders, load, load_
 from tftoolkit.custom_ops.schema_parser import SchemaError
 
 if TYPE_CHECKING:
+    from tftoolkit.custom_ops.adamw import adamw
     from tftoolkit.custom_ops.available import available
+    from tftoolkit.custom_ops.global_norm import global_norm
     from tftoolkit.custom_ops.jax_host import as_jax
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
@@ -26,8 +28,10 @@ __all__ = [
     "OpLibrary",
     "OpReport",
     "SchemaError",
+    "adamw",
     "as_jax",
     "available",
+    "global_norm",
     "index_records",
     "load",
     "load_inline",

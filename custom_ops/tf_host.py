@@ -115,8 +115,11 @@ def _eagerly(op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, A
         tf_ops.raise_from_not_ok_status(error, name)
     except core._FallbackException:  # inputs that are neither tensors nor arrays
         return _eagerly_converted(op, op_type, inputs, stored, name)
-    single = len(op.schema.outputs) == 1 and not op.schema.outputs[0].variadic
-    return [outputs] if single else outputs
+    if len(op.schema.outputs) == 1:
+        return outputs if op.schema.outputs[0].variadic else [outputs]
+    return (
+        outputs if op.is_plain else op.flat_outputs(outputs)
+    )  # of several outputs, those that are lists come as lists
 
 
 def _eagerly_converted(

@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit import custom_ops
+from tftoolkit.trainers.gradients import wide
 from tftoolkit.trainers.naming import PerWeight, tf_variable
 from tftoolkit.trainers.replicas import after, is_asynchronous, move, own
 from tftoolkit.trainers.schedules import Schedule, constant
@@ -86,6 +88,19 @@ class Optimizer(PerWeight):
         """
         raise NotImplementedError
 
+    def global_norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Euclidean norm of all gradients together, float32, accumulated in at least float32.
+
+        It is taken as the norm of the columns' norms: XLA adds up a whole tensor one number after the other, which took
+        seven times as long, and the root between the two sums keeps it from merging them.
+        """
+        squares = []
+        for gradient in gradients:
+            values = tf.cast(gradient, wide(gradient.dtype))
+            columns = tf.sqrt(tf.reduce_sum(tf.square(values), axis=list(range(gradient.shape.rank - 1))))
+            squares.append(tf.cast(tf.reduce_sum(tf.square(columns)), tf.float32))
+        return tf.sqrt(tf.add_n(squares))
+
     @property
     def learning_rate(self) -> tf.Tensor:
         """The learning rate of the next update (float32 scalar tensor)."""
@@ -145,6 +160,19 @@ class AdamW(Optimizer):
         w <- w - learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * w)
 
     so the decay follows the learning-rate schedule, as in PyTorch. ``weight_decay=0`` is Adam (Kingma & Ba 2015).
+
+    Args:
+        learning_rate: a number or a schedule.
+        beta_1, beta_2, epsilon, weight_decay: as above.
+        fused: update all weights by one compiled op (:func:`tftoolkit.custom_ops.adamw`), and take the gradients' norm
+            by another, in place of a dozen TensorFlow operations per weight. It needs a C++ compiler, float32 weights
+            on the CPU and no parameter servers. Checkpoints are those of ``fused=False``; results differ from it by
+            rounding.
+
+    Raises:
+        BuildError: fused, and the ops can't be compiled.
+        ValueError, TypeError: a number out of range; from ``build`` (which the ``Update`` calls), fused, and a weight
+            that isn't float32, is on a GPU or on parameter servers.
     """
 
     def __init__(
@@ -155,6 +183,7 @@ class AdamW(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
+        fused: bool = False,
     ) -> None:
         _check_fraction("beta_1", beta_1)
         _check_fraction("beta_2", beta_2)
@@ -166,13 +195,52 @@ class AdamW(Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.weight_decay: float = weight_decay
+        self.fused = fused
+        if fused:  # compiled here, where an error can be shown, and not while a step is traced
+            _ = custom_ops.adamw, custom_ops.global_norm
+
+    def _adopt(self, weights: Sequence[Any], rate_factors: Sequence[float], decays: Sequence[bool]) -> None:
+        super()._adopt(weights, rate_factors, decays)
+        if self.fused:
+            _check_fusible(self.weights)
 
     def slot_names(self) -> tuple[str, ...]:
         return ("m", "v")
 
+    def global_norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        return custom_ops.global_norm(gradients) if self.fused else super().global_norm(gradients)
+
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
-        learning_rate = self.learning_rate
         t = tf.cast(self.iterations + 1, tf.float32)
+        if self.fused:
+            self._step_at_once(gradients, ok, t)
+        else:
+            self._step_by_weight(gradients, ok, t)
+        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
+
+    def _step_at_once(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor, t: tf.Tensor) -> None:
+        kept = [[own(variable) for variable in each] for each in (self.weights, self.slots["m"], self.slots["v"])]
+        w, m, v = ([variable.read_value() for variable in each] for each in kept)
+        updated = custom_ops.adamw(
+            ok,
+            tf.cast(self.learning_rate, tf.float32),
+            t,
+            w,
+            m,
+            v,
+            list(gradients),
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
+            rate_factors=self.rate_factors,
+            weight_decays=[self.weight_decay if decays else 0.0 for decays in self.decays],
+        )
+        for variables, values in zip(kept, updated, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    def _step_by_weight(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor, t: tf.Tensor) -> None:
+        learning_rate = self.learning_rate
         # Reciprocals: one division of scalars instead of one per weight.
         m_correction = 1.0 / _one_minus_power(self.beta_1, t)
         v_correction = 1.0 / _one_minus_power(self.beta_2, t)
@@ -192,7 +260,16 @@ class AdamW(Optimizer):
             direction = new_m * m_scale / (_root(new_v * v_scale) + self.epsilon)
             decay = self.weight_decay if decays else 0.0
             assign_if(ok, weight, old, old - rate * (direction + decay * old))
-        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
+
+
+def _check_fusible(weights: Sequence[tf.Variable]) -> None:
+    if is_asynchronous():
+        raise ValueError("fused=True overwrites what other workers of parameter servers wrote meanwhile: leave it out")
+    for weight in weights:
+        if weight.dtype != tf.float32:
+            raise TypeError(f"fused=True is for float32 weights, but {weight.name} is {weight.dtype.name}")
+        if "GPU" in weight.device:
+            raise ValueError(f"fused=True is for weights on the CPU, but {weight.name} is on {weight.device}")
 
 
 def assign_if(ok: tf.Tensor, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

@@ -203,7 +203,7 @@ class Update(tf.Module):
             loss = gradients.metric_sums["loss"] / gradients.weight
         else:
             dense, loss = gradients, None
-        norm = _global_norm(dense)
+        norm = self.optimizer.global_norm(dense)
         finite = tf.math.is_finite(norm)
         ok = finite
         if self.spike_guard is not None:
@@ -312,17 +312,3 @@ def _decays(names: list[str], excluded: Sequence[str], optimizer: Optimizer) -> 
         raise ValueError("no_weight_decay: this optimizer has no weight decay")
     without = {name for names in naming.matching(excluded, names, "no_weight_decay").values() for name in names}
     return [name not in without for name in names]
-
-
-def _global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Euclidean norm of all gradients together, float32, accumulated in at least float32.
-
-    It is taken as the norm of the columns' norms: XLA adds up a whole tensor one number after the other, which took
-    seven times as long, and the root between the two sums keeps it from merging them.
-    """
-    squares = []
-    for gradient in gradients:
-        values = tf.cast(gradient, wide(gradient.dtype))
-        columns = tf.sqrt(tf.reduce_sum(tf.square(values), axis=list(range(gradient.shape.rank - 1))))
-        squares.append(tf.cast(tf.reduce_sum(tf.square(columns)), tf.float32))
-    return tf.sqrt(tf.add_n(squares))

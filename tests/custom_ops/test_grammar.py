@@ -26,6 +26,38 @@ def test_lists(mode):
         np.testing.assert_array_equal(y, 10 * x * weight)
 
 
+SEVERAL_LISTS = """
+// Both lists grow in place; between them stands how many elements there are.
+static ffi::Error Grow(ffi::RemainingArgs, ffi::RemainingRets outputs) {
+  const size_t n = (outputs.size() - 1) / 2;
+  float* count = static_cast<float*>((*outputs.get<ffi::AnyBuffer>(0))->untyped_data());
+  *count = 0;
+  for (size_t i = 0; i < 2 * n; ++i) {
+    auto output = *outputs.get<ffi::AnyBuffer>(1 + i);
+    float* data = static_cast<float*>(output->untyped_data());
+    for (size_t j = 0; j < output->element_count(); ++j) data[j] += i < n ? 1 : 2;
+    *count += output->element_count();
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(Cpu, Grow, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+TK_OP(Grow, "(*xs: f32[...], *ys: f32[...]) -> (count: f32[], *new_xs: f32[...] = xs, *new_ys: f32[...] = ys)");
+TK_KERNEL(Grow, CPU, Cpu);
+"""
+
+
+@MODE
+def test_several_outputs_of_which_some_are_lists(mode):
+    several = custom_ops.load_inline("Several", SEVERAL_LISTS)
+    xs, ys = ([tf.zeros([2, 3]), tf.zeros([])] for _ in range(2))
+    found = mode(lambda: several.grow(xs, ys))()
+    assert found.count == 14
+    for new, old, added in ((found.new_xs, xs, 1), (found.new_ys, ys, 2)):
+        for one, before in zip(new, old, strict=True):
+            np.testing.assert_array_equal(one, before + added)
+    assert several.grow([[0.0]], [[0.0]]).new_ys[0].numpy() == [2]  # neither tensors nor arrays
+
+
 def test_lists_are_checked():
     one = tf.ones([2, 3])
     with pytest.raises(ValueError, match="all lists must have the same length, but xs has 2, weights has 1"):

@@ -235,6 +235,9 @@ def test_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_built_in_op_on_the_command_line(capsys):
-    assert cli.main(["ops", "check", "rms_norm"]) == 0
-    assert "opcheck of TfToolkit>RmsNormGrad" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("folder", "op"), [("rms_norm", "RmsNormGrad"), ("adamw", "AdamW"), ("global_norm", "GlobalNorm")]
+)
+def test_a_built_in_op_on_the_command_line(capsys, folder, op):
+    assert cli.main(["ops", "check", folder]) == 0
+    assert f"opcheck of TfToolkit>{op} " in capsys.readouterr().out

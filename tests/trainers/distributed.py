@@ -47,8 +47,8 @@ class Keras(tf.Module):
 
 def build(kind):
     """The model and its optimizer."""
-    if kind in ("module", "tape"):
-        return Module(), trainers.optimizers.AdamW(3e-3)
+    if kind in ("module", "tape", "fused"):
+        return Module(), trainers.optimizers.AdamW(3e-3, fused=kind == "fused")
     package = keras if kind == "keras" else tf_keras
     return Keras(package), package.optimizers.AdamW(3e-3)
 

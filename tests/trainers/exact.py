@@ -55,8 +55,8 @@ def _of_keras(package):
 
 def build(kind):
     """The model and its optimizer."""
-    if kind == "module":
-        return Module(), trainers.optimizers.AdamW(3e-3)
+    if kind in ("module", "fused"):
+        return Module(), trainers.optimizers.AdamW(3e-3, fused=kind == "fused")
     if kind == "keras":
         return _of_keras(keras), keras.optimizers.AdamW(3e-3)
     tf_keras.backend.experimental.enable_tf_random_generator()
@@ -75,7 +75,7 @@ class Classifier(trainers.Step):
 
     def logits(self, images, key=None):
         """Without a key: for evaluation."""
-        if self.kind == "module":
+        if self.kind in ("module", "fused"):
             return self.model(images, key)
         return self.model(images, training=key is not None)
 

@@ -81,6 +81,13 @@ def test_two_replicas_equal_two_micro_batches_bit_for_bit(trainings, expected):
     assert trainings.metrics("mirrored") == trainings.metrics("expected")
 
 
+def test_two_replicas_equal_two_micro_batches_with_the_fused_optimizer(trainings):
+    assert trainings.run("fused", model="fused", accumulate=2) == [0]
+    assert trainings.run("fused-mirrored", "mirrored", model="fused") == [0]
+    _assert_same(trainings.final("fused-mirrored"), trainings.final("fused"))
+    assert trainings.metrics("fused-mirrored") == trainings.metrics("fused")
+
+
 def test_a_tapes_own_gradients_are_refused(trainings):
     assert trainings.run("tape", "mirrored", model="tape") == [1]
     assert "a strategy with 2 replicas: get the gradients from update.gradients" in trainings.error("tape")
@@ -97,15 +104,17 @@ def test_two_workers_equal_two_micro_batches_bit_for_bit(trainings, expected):
 
 
 @pytest.mark.slow
-def test_compiled_parts(trainings):
+@pytest.mark.parametrize("model", ["module", "fused"])
+def test_compiled_parts(trainings, model):
     """Workers equal replicas bit for bit, and one XLA program for everything but for rounding: a few 1e-7 per step."""
-    options = {"runner": "xla_chunk", "steps": 40}
-    assert trainings.run("xla", accumulate=2, **options) == [0]
-    assert trainings.run("xla-mirrored", "mirrored", **options) == [0]
-    assert trainings.run("xla-workers", "workers", **options) == [0, 0]
-    _assert_same(trainings.final("xla-workers"), trainings.final("xla-mirrored"))
-    assert trainings.metrics("xla-workers") == trainings.metrics("xla-mirrored")
-    one, two = trainings.final("xla"), trainings.final("xla-mirrored")
+    options = {"runner": "xla_chunk", "steps": 40, "model": model}
+    single, mirrored, workers = (f"xla-{model}-{strategy}" for strategy in ("none", "mirrored", "workers"))
+    assert trainings.run(single, accumulate=2, **options) == [0]
+    assert trainings.run(mirrored, "mirrored", **options) == [0]
+    assert trainings.run(workers, "workers", **options) == [0, 0]
+    _assert_same(trainings.final(workers), trainings.final(mirrored))
+    assert trainings.metrics(workers) == trainings.metrics(mirrored)
+    one, two = trainings.final(single), trainings.final(mirrored)
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 

@@ -66,13 +66,14 @@ def _assert_same(found, expected):
 
 
 @pytest.mark.slow
-def test_killed_at_every_point(tmp_path, server):
+@pytest.mark.parametrize("kind", ["module", "fused"])
+def test_killed_at_every_point(tmp_path, server, kind):
     expected, directory = tmp_path / "expected", tmp_path / "found"
-    assert server.run(expected, "module", "xla_chunk", 130) == 0
+    assert server.run(expected, kind, "xla_chunk", 130) == 0
     for fault in ("evaluate:kill:1", "save:kill:2", "manifest:kill:2", "data:kill:2", "step:kill:3"):
-        assert server.run(directory, "module", "xla_chunk", 130, fault) == -signal.SIGKILL
+        assert server.run(directory, kind, "xla_chunk", 130, fault) == -signal.SIGKILL
     assert not (directory / "final.npz").exists()
-    assert server.run(directory, "module", "xla_chunk", 130) == 0
+    assert server.run(directory, kind, "xla_chunk", 130) == 0
     _assert_same(directory, expected)
 
 

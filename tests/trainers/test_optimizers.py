@@ -70,9 +70,11 @@ def test_sgd_follows_the_float64_reference(momentum, nesterov, compiled):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("beta_1", [0.0, 0.9])
-def test_adamw_follows_the_float64_reference(beta_1, compiled):
-    found = _train(optimizers.AdamW(_falling, beta_1=beta_1, beta_2=0.99, epsilon=1e-3, weight_decay=0.1), compiled)
-    _assert_close(found, _reference_adamw(lambda step: 0.1 / (1 + step), beta_1, 0.99, 1e-3, 0.1))
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_follows_the_float64_reference(beta_1, compiled, fused):
+    options = {"beta_1": beta_1, "beta_2": 0.99, "epsilon": 1e-3, "weight_decay": 0.1}
+    found = _train(optimizers.AdamW(_falling, **options, fused=fused), compiled)
+    _assert_close(found, _reference_adamw(lambda step: 0.1 / (1 + step), *options.values()))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,11 @@ def test_first_bias_correction_has_float32_precision():
         (lambda: optimizers.AdamW(0.1, epsilon=-1.0), ValueError, "epsilon"),
         (lambda: optimizers.Sgd(0.1).build([]), ValueError, "no weights"),
         (lambda: optimizers.Sgd(0.1).build([tf.Variable(1)]), TypeError, "floating-point"),
+        (
+            lambda: optimizers.AdamW(0.1, fused=True).build([tf.Variable(1.0, dtype=tf.float64, name="wide")]),
+            TypeError,
+            "fused=True is for float32 weights, but wide:0 is float64",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, error, named):

@@ -96,10 +96,10 @@ def test_few_programs(example):
 
 
 class _Square(trainers.Step):
-    def __init__(self):
+    def __init__(self, fused):
         super().__init__()
         self.weight = tf.Variable([1.0, 2.0])
-        self.update = trainers.Update([self.weight], trainers.optimizers.AdamW(0.1), clip_norm=1.0)
+        self.update = trainers.Update([self.weight], trainers.optimizers.AdamW(0.1, fused=fused), clip_norm=1.0)
 
     def __call__(self, batch, key):
         with tf.GradientTape() as tape:
@@ -107,18 +107,19 @@ class _Square(trainers.Step):
         return {"loss": loss, **self.update.apply(tape.gradient(loss, [self.weight]), [self.weight])}
 
 
-def _square(kind, rows):
-    step, data = _Square(), _Rows(rows)
+def _square(kind, rows, fused):
+    step, data = _Square(fused), _Rows(rows)
     runner = trainers.Runner(step, data.element_spec, kind=kind, steps_per_call=3)
     return step, np.concatenate([call.values()["skipped"] for call in _calls(runner, data, 0, len(rows))])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_poisoned_batch_is_as_if_it_had_not_been(kind, poison):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_poisoned_batch_is_as_if_it_had_not_been(kind, poison, fused):
     good = [[1, 2], [3, 1], [2, 2], [1, 1], [0, 1]]
-    clean, _ = _square(kind, good)
-    guarded, skipped = _square(kind, [*good[:2], [poison, 1], *good[2:4], [1, poison], good[4]])
+    clean, _ = _square(kind, good, fused)
+    guarded, skipped = _square(kind, [*good[:2], [poison, 1], *good[2:4], [1, poison], good[4]], fused)
     np.testing.assert_array_equal(skipped, [0, 0, 1, 0, 0, 1, 0])
     for name, variable in clean.named_variables().items():
         if "skipped" not in name:

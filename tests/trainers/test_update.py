@@ -21,6 +21,10 @@ def _adamw():
     return trainers.optimizers.AdamW(0.1)
 
 
+def _fused():
+    return trainers.optimizers.AdamW(0.1, fused=True)
+
+
 def _weights():
     return [tf.Variable(np.linspace(-1, 1, 6).reshape(2, 3), dtype=tf.float32), tf.Variable([0.5, -0.5])]
 
@@ -44,7 +48,7 @@ def test_clipping_against_float64(mode, size):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("optimizer", [_sgd, _adamw])
+@pytest.mark.parametrize("optimizer", [_sgd, _adamw, _fused])
 def test_a_non_finite_gradient_changes_nothing(mode, poison, optimizer):
     weights = _weights()
     update = trainers.Update(weights, optimizer(), clip_norm=1.0)

@@ -31,10 +31,10 @@ class Linear(tf.Module):
         return tf.cast(tf.cast(x, self.layers[0].dtype) @ self.layers[0], tf.float32)
 
 
-def _fit(precision, mode="graph", steps=1, x=None, **options):
+def _fit(precision, mode="graph", steps=1, x=None, fused=False, **options):
     rng = np.random.default_rng(0)
     model = Linear(rng.normal(size=[4, 3]))
-    update = trainers.Update(model, trainers.optimizers.AdamW(0.05), precision=precision, **options)
+    update = trainers.Update(model, trainers.optimizers.AdamW(0.05, fused=fused), precision=precision, **options)
     x = tf.constant(rng.normal(size=[16, 4]) if x is None else x, tf.float32)
     y = tf.constant(rng.normal(size=[16, 3]), tf.float32)
 
@@ -83,9 +83,10 @@ def test_float16_keeps_gradients_that_would_underflow():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_loss_scale_halves_on_overflow_and_doubles_after_good_steps(mode, monkeypatch):
+@pytest.mark.parametrize("fused", [False, True])
+def test_loss_scale_halves_on_overflow_and_doubles_after_good_steps(mode, fused, monkeypatch):
     monkeypatch.setattr(trainers.precision.LossScale, "growth_steps", 3)
-    update, step, _ = _fit("float16", mode)
+    update, step, _ = _fit("float16", mode, fused=fused)
     good = tf.ones([16, 4])
     scales, skipped = [], []
     for size in [1, 1, 1, 1, 1000, 1000, 1, 1, 1, 1]:  # one good step went before

@@ -1,0 +1,31 @@
+"""Shapes that drive the tests of global_norm and adamw alike."""
+
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """The shapes of the tensors of one call."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str = "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the first tensor."""
+        return self.shapes[0]
+
+
+# A task of adamw is 2^16 elements of all tensors, one of global_norm 2^17, a block of the norm 2^12, and a vector
+# register at most 16: lists that end at these numbers, beside them, and far from them.
+CASES = (
+    Case(((5, 7),)),
+    Case(((),)),
+    Case(((1,), (2, 3), (), (17, 3))),
+    Case(((33,),) * 40),
+    *(Case(((size,),)) for size in (4095, 4097, 65_535, 65_536, 65_537)),
+    Case(((65_536,), (), (3, 21_845), (1,), (131_072,))),
+    Case(((784, 64), (64,), (64, 64), (64,), (64, 10), (10,))),
+    Case(((300_001,), (3,), (200, 301))),
+    Case(((0,),)),
+    Case(((0, 3), (4,), (2, 0), (70_000,), (0,))),
+)
