@@ -23,4 +23,4 @@ CASES = tuple(map(Case, SHAPES + EMPTY_SHAPES))
 def arguments() -> tuple[list[Any], dict[str, Any]]:
     """What ``ops check`` calls the op with."""
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    return [picture, np.int32([6, 13]), np.array([False, True])], {"magnitude": 9}
+    return [picture, np.array([6, 13], np.int32), np.array([False, True])], {"magnitude": 9}
