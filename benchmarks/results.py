@@ -32,7 +32,7 @@ def save(
     where: str,
     **versions: str,
 ) -> None:
-    """Replaces the benchmark's rows.
+    """Replaces the benchmark's rows of these metrics.
 
     Args:
       benchmark: the script's name.
@@ -43,7 +43,8 @@ def save(
     """
     versions = {"python": platform.python_version(), "tensorflow": importlib.metadata.version("tensorflow"), **versions}
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
-    rows = [row for row in read() if row["benchmark"] != benchmark]
+    measured = {metric for _, metric in figures}
+    rows = [row for row in read() if row["benchmark"] != benchmark or row["metric"] not in measured]
     for (variant, metric), values in figures.items():
         digits = [f"{value:.4g}" for value in (statistics.median(values), min(values), max(values))]
         spread = f"{digits[1]}–{digits[2]}" if len(values) > 1 else ""
@@ -77,7 +78,17 @@ def table(benchmark: str) -> str:
         lines.append([down, *(f"{row['value']} ({row['spread']})" if row else "" for row in found)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     text = text.replace(" ()", "")  # a figure that was counted, not measured
-    return f"{text}\n\n{rows[0]['machine']}; {rows[0]['date']}; {rows[0]['versions']}. Median (range).\n"
+    return f"{text}\n\n{_provenance(rows)} Median (range).\n"
+
+
+def _provenance(rows: Sequence[Mapping[str, str]]) -> str:
+    """Where, when and with what, and of which metrics where that differs."""
+    metrics: dict[str, dict[str, None]] = {}
+    for row in rows:
+        metrics.setdefault(f"{row['machine']}; {row['date']}; {row['versions']}", {})[row["metric"]] = None
+    if len(metrics) == 1:
+        return f"{next(iter(metrics))}."
+    return " ".join(f"{', '.join(names)}: {text}." for text, names in metrics.items())
 
 
 def insert(page: Path, table: Callable[[str], str]) -> None:
