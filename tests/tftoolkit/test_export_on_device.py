@@ -293,14 +293,18 @@ class Attention(tf.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["AdamW", "Sgd"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "fused", "Sgd"])
 @pytest.mark.parametrize("name", [*MODELS, "attention"])
 def test_models_of_all_kinds_train(tmp_path, name, optimizer):
     keras.utils.set_random_seed(0)
     layers = [keras.Input([8, 8, 1])]
     layers += [type(layer).from_config(layer.get_config()) for layer in MODELS.get(name, [])]
     model = keras.Sequential(layers) if name in MODELS else Attention()
-    made = {"AdamW": trainers.optimizers.AdamW(1e-3), "Sgd": trainers.optimizers.Sgd(0.01, momentum=0.9, nesterov=True)}
+    made = {
+        "AdamW": trainers.optimizers.AdamW(1e-3),
+        "fused": trainers.optimizers.AdamW(1e-3, fused=True),
+        "Sgd": trainers.optimizers.Sgd(0.01, momentum=0.9, nesterov=True),
+    }
     step = Training(model, made[optimizer])
     report = export.trainable_tflite(
         step, tmp_path / "file.tflite", batches=digits(8)[:10], infer=infer_digits(step), overwrite=True
