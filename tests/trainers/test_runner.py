@@ -96,7 +96,7 @@ def test_few_programs(example):
 
 
 class _Square(trainers.Step):
-    def __init__(self, fused):
+    def __init__(self, fused=False):
         super().__init__()
         self.weight = tf.Variable([1.0, 2.0])
         self.update = trainers.Update([self.weight], trainers.optimizers.AdamW(0.1, fused=fused), clip_norm=1.0)
