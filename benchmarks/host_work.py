@@ -2,10 +2,11 @@
 
     python benchmarks/host_work.py [--steps 4000]
 
-The Trainer runs the small MLP of runners.py on a real pipeline, with a line of metrics every 100 steps. A thousand times
-a second another thread looks at the stack of the training thread: it counts as TensorFlow's where the innermost function
-that belongs to anybody is TensorFlow's, NumPy's or Keras', and as host work where it is ours (functions of Python's own
-library belong to their caller). A profiler that counts every call would make Python slower and compiled code not.
+The Trainer runs the small MLP of runners.py on a real pipeline, with a line of metrics every 100 steps. A thousand
+times a second another thread looks at the stack of the training thread: it counts as TensorFlow's where the innermost
+function that belongs to anybody is TensorFlow's, NumPy's or Keras', and as host work where it is ours (functions of
+Python's own library belong to their caller). A profiler that counts every call would make Python slower and compiled
+code not.
 """
 
 import argparse
