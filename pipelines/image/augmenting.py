@@ -77,13 +77,15 @@ def operation() -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]:
 def in_tensorflow(image: tf.Tensor, numbers: tf.Tensor, negative: tf.Tensor, magnitude: int) -> tf.Tensor:
     """What ``custom_ops.rand_augment`` computes, in TensorFlow operations."""
     shape = image.shape  # of which the loop would lose what is not known
-    any_pixel = tf.cast(tf.size(image) > 0, tf.int32)  # an empty picture has no extrema: change 0 leaves it as it is
+    # An empty picture has no extrema to stretch or spread.
+    count = tf.where(tf.size(image) > 0, tf.size(numbers), 0)
 
-    def change(image: tf.Tensor, one: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        number, negative = one
-        return tf.ensure_shape(changed(image, number, tf.where(negative, -1.0, 1.0), magnitude), shape)
+    def change(i: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        sign = tf.where(negative[i], -1.0, 1.0)
+        return i + 1, tf.ensure_shape(changed(image, numbers[i], sign, magnitude), shape)
 
-    return tf.foldl(change, (numbers * any_pixel, negative), initializer=image)
+    # Not tf.foldl: where tracing fails inside of one, no scope of a strategy can be entered any more in this process.
+    return tf.while_loop(lambda i, _: i < count, change, (tf.constant(0), image))[1]
 
 
 def changed(image: tf.Tensor, number: tf.Tensor | int, sign: tf.Tensor, magnitude: int) -> tf.Tensor:

@@ -13,6 +13,7 @@ from tftoolkit import trainers
 from tftoolkit.trainers import optimizers
 
 KINDS = ["eager", "graph", "xla_chunk"]  # that xla is xla_chunk bit for bit has a test of its own
+SLOW = pytest.mark.slow
 RATES = trainers.schedules.cosine(3e-3, 40, warmup_steps=5)
 OPTIONS = {
     "plain": {},
@@ -47,7 +48,10 @@ def _train(example, folder, step, kind="graph", steps=30):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=() if name == "everything" else SLOW) for name, options in OPTIONS.items()],
+)
 def test_fused_equals_plain_but_for_rounding(example, tmp_path, kind, options):
     """30 steps of up to 3e-3; gradients of float16 are rounded at places that a last bit decides."""
     plain = _train(example, tmp_path / "plain", _Classifier(example, False, **options), kind)
@@ -60,7 +64,7 @@ def test_fused_equals_plain_but_for_rounding(example, tmp_path, kind, options):
         assert fused[name].dtype == value.dtype
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("eager", marks=SLOW), "graph", "xla_chunk"])
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(example, tmp_path, kind):
     options = OPTIONS["everything"]
     whole = _train(example, tmp_path / "whole", _Classifier(example, True, **options), kind)
