@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from fuzz_ops import OpSubject, WrongError, as_list
+from fuzz_ops import CLEAR, OpSubject, WrongError, as_list
 from fuzz_records import RecordsSubject
 
 from tftoolkit import custom_ops
@@ -89,8 +89,9 @@ def check_threads(seed: int) -> None:
             continue
         if subject.schema.has_lists or subject.schema.optional_inputs:
             continue
+        sizes = (1, 3, 64) if name == "RandAugment" else (7, 64, 257)  # 1 and 3 are what it takes as channels
         for _ in range(3):
-            call = sampling.sample(subject.schema, rng, sizes=(7, 64, 257), max_elements=200_000)
+            call = sampling.sample(subject.schema, rng, sizes=sizes, max_elements=200_000)
             inputs = [tf.convert_to_tensor(array) for array in subject.arrays(rng, call)]
 
             def run(*inputs: Any, op: Op = subject.op, attributes: Any = call.attributes) -> Any:
@@ -99,7 +100,13 @@ def check_threads(seed: int) -> None:
             functions = [run, tf.function(run, autograph=False), tf.function(run, autograph=False)]
             jitted = tf.function(run, autograph=False, jit_compile=True)
             for one in (functions, [jitted]):
-                alone.append((one, inputs, [output.numpy().tobytes() for output in one[0](*inputs)]))
+                try:
+                    expected = [output.numpy().tobytes() for output in one[0](*inputs)]
+                except CLEAR:
+                    if subject.may_fail is False:
+                        raise
+                    continue
+                alone.append((one, inputs, expected))
 
     def repeat(number: int) -> None:
         order = random.Random(number)

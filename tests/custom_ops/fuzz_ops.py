@@ -71,12 +71,17 @@ REFERENCES: dict[str, Callable[..., list[tuple[np.ndarray, Any]]]] = {
 }
 
 
+# Ops that refuse some values and shapes which their schemas allow: an error is right for them, too.
+STRICTER = ("AdamW", "RandAugment")
+
+
 class OpSubject:
     """An op of a library: what is right follows from its schema, and the values from a reference."""
 
     def __init__(self, op: Op) -> None:
         self.op = op
         self.schema = op.schema
+        self.may_fail = None if op.name in STRICTER else False
         self.was_too_large = False
         self.kinds: dict[Callable[[random.Random, sampling.Call], None], int] = {
             self.valid: 30, self.wrong_shape: 20, self.wrong_dtype: 15, self.wrong_count: 5, self.odd_attribute: 10,
@@ -85,15 +90,24 @@ class OpSubject:
 
     def case(self, rng: random.Random) -> None:
         kind = rng.choices(list(self.kinds), list(self.kinds.values()))[0]
-        kind(rng, sampling.sample(self.schema, rng, max_elements=2000))
+        kind(rng, self.sample(rng))
+
+    def sample(self, rng: random.Random) -> sampling.Call:
+        call = sampling.sample(self.schema, rng, max_elements=2000)
+        if self.op.name != "AdamW":
+            return call
+        each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
+        fitting = {"beta_1": 0.5, "beta_2": 0.25, "rate_factors": each, "weight_decays": each}
+        return replace(call, attributes={**call.attributes, **fitting})
 
     # Kinds of cases
 
     def valid(self, rng: random.Random, call: sampling.Call) -> None:
         arrays = self.arrays(rng, call)
-        outputs = self.op(*arrays, **call.attributes)
-        self.check_shapes(call, outputs)
-        self.check_values(call, arrays, outputs)
+        outputs = self.expect(lambda: self.op(*arrays, **call.attributes), self.may_fail, f"{call}")
+        if outputs is not None:
+            self.check_shapes(call, outputs)
+            self.check_values(call, arrays, outputs)
 
     def wrong_shape(self, rng: random.Random, call: sampling.Call) -> None:
         inputs = list(call.inputs)
@@ -108,7 +122,7 @@ class OpSubject:
     def wrong_dtype(self, rng: random.Random, call: sampling.Call) -> None:
         arrays = self.arrays(rng, call)
         place = rng.randrange(len(arrays))
-        if arrays[place] is None:
+        if arrays[place] is None or self.schema.inputs[place].variadic:
             return
         dtype = rng.choice([*DTYPES.values(), "string"])
         shape = np.shape(arrays[place])
@@ -118,7 +132,7 @@ class OpSubject:
         declared = self.schema.inputs[place].dtype
         alone = sum(argument.dtype == declared for argument in self.schema.inputs) == 1
         allowed = self.schema.dtype_vars.get(declared, (declared,)) if alone else (call.dtypes.get(declared, declared),)
-        must_fail = dtype not in [DTYPES[name] for name in allowed] and not self.schema.inputs[place].variadic
+        must_fail = dtype not in [DTYPES[name] for name in allowed]
         self.expect(lambda: self.op(*arrays, **call.attributes), must_fail or None, f"{place} is {dtype}")
 
     def wrong_count(self, rng: random.Random, call: sampling.Call) -> None:
@@ -152,7 +166,9 @@ class OpSubject:
         arrays = self.arrays(rng, call)
         place = rng.randrange(len(arrays))
         arrays[place] = rng.choice(NO_TENSORS)
-        must_fail = not (arrays[place] is None and self.schema.inputs[place].optional)
+        argument = self.schema.inputs[place]
+        # A list of other things may be a list of tensors.
+        must_fail = None if argument.variadic else not (arrays[place] is None and argument.optional)
         self.expect(lambda: self.op(*arrays, **call.attributes), must_fail, f"{arrays[place]!r}")
 
     def without_python(self, rng: random.Random, call: sampling.Call) -> None:
@@ -187,7 +203,9 @@ class OpSubject:
             else array
             for array in arrays
         ]
-        self.check_shapes(call, self.op(*arrays, **call.attributes))
+        outputs = self.expect(lambda: self.op(*arrays, **call.attributes), self.may_fail, f"{call}")
+        if outputs is not None:
+            self.check_shapes(call, outputs)
 
     def huge(self, rng: random.Random, call: sampling.Call) -> None:
         """Dimensions beyond 2^31 that another of 0 keeps from taking memory, at least in the inputs."""
@@ -226,7 +244,9 @@ class OpSubject:
             autograph=False,
             input_signature=specs,
         )
-        outputs = as_list(self.op(*arrays, **call.attributes))
+        outputs = self.expect(lambda: as_list(self.op(*arrays, **call.attributes)), self.may_fail, f"{call}")
+        if outputs is None:
+            return
         for static, eager in zip(traced.get_concrete_function().outputs, outputs, strict=True):
             if not static.shape.is_compatible_with(eager.shape):
                 raise WrongError(f"static shape {static.shape}, real {eager.shape}, for {call}")
@@ -251,6 +271,8 @@ class OpSubject:
         for argument, given in zip(call.schema.inputs, call.inputs, strict=True):
             made = [array(call.dtype(argument), shape) for shape in as_shapes(given)] if given is not None else [None]
             arrays.append(made if argument.variadic else made[0])
+        if self.op.name == "RandAugment":
+            arrays[1] %= 14  # there are so many changes
         return arrays
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
@@ -258,7 +280,7 @@ class OpSubject:
         arrays = self.arrays(rng, call)
         try:
             call.outputs()
-            must_fail = False
+            must_fail = self.may_fail
         except ValueError:
             must_fail = True
         outputs = self.expect(lambda: self.op(*arrays, **call.attributes), must_fail, f"{call}")
@@ -292,7 +314,8 @@ class OpSubject:
                 expected = reference(*(array.astype(np.float64) for array in arrays), **call.attributes)
             elif self.op.reference_function:
                 values = flat_outputs(self.op.run_reference(*arrays, **call.attributes))
-                expected = [(value.numpy(), 16 * np.max(np.abs(value.numpy()), initial=0)) for value in values]
+                expected = [(value, 16 * np.max(np.abs(value), initial=0, where=np.isfinite(value)))
+                            for value in (value.numpy() for value in values)]  # fmt: skip
             else:
                 return
             for output, (value, terms) in zip(flat_outputs(outputs), expected, strict=True):

@@ -36,6 +36,7 @@ def failure(subject: str, folder: Path) -> str | None:
     return None if leaked < LEAKED_BYTES else f"{subject} leaks {leaked} bytes in 2,000 calls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [*library.builtin_folders(), "record_reader"])
 def test_right_answer_or_clear_error_and_nothing_else(folder: str, tmp_path: Path) -> None:
     names = ["ReadRecords"] if folder == "record_reader" else list(library.load_builtin(folder).schemas)

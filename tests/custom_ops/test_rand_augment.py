@@ -107,6 +107,7 @@ np.save(sys.argv[2], results)
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_stage_gives_the_same(tmp_path) -> None:
     np.save(tmp_path / "picture.npy", CHINA[150:190, 300:350])
     errors = {}
@@ -119,3 +120,15 @@ def test_without_a_compiler_the_stage_gives_the_same(tmp_path) -> None:
     warning = "RandAugment runs in TensorFlow operations, which is much slower: no C++ compiler found"
     assert warning in errors["without"]
     assert warning not in errors["with"]
+
+
+def test_after_a_failing_trace_strategies_work() -> None:
+    specs = (
+        tf.TensorSpec([None, None, None], tf.uint8),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None], tf.bool),
+    )
+    with pytest.raises(ValueError, match="None"):
+        tf.function(augmenting.in_tensorflow).get_concrete_function(*specs, 9)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert tf.distribute.has_strategy()

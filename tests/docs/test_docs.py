@@ -44,6 +44,7 @@ def test_the_op_tutorial_runs(tutorial):
     assert (folder / "native/assets.extra/load.py").exists()
 
 
+@pytest.mark.slow
 def test_the_op_of_the_tutorial_is_in_order(tutorial):
     folder, programs = tutorial
     (program,) = (code for code in programs if "opcheck(" in code)
@@ -78,6 +79,7 @@ def test_links_lead_somewhere():
             assert (DOCS / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_page_on_text_audio_and_tables_runs(tmp_path):
     blocks = _BLOCK.findall((DOCS / "text_audio_tabular.md").read_text())
     output = run("import matplotlib\nmatplotlib.use('Agg')\n" + "".join(code for _, code in blocks), tmp_path)
@@ -144,6 +146,7 @@ def test_the_page_on_quantisation_runs(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_on_several_devices_runs(tmp_path):
     (code,) = (code for language, code in _BLOCK.findall((DOCS / "distributed.md").read_text()) if language == "python")
     assert "step 200/200" in run(code, tmp_path)

@@ -45,6 +45,7 @@ def skipping(source: sources.Source, **options: Any) -> Pipeline:
     return Pipeline(source, on_error="skip", max_skipped=0.5, **options)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_tfrecord_costs_its_record(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrecord"
     offsets = write_tfrecord(path, RECORDS)

@@ -38,6 +38,7 @@ print("all the same")
 """
 
 
+@pytest.mark.slow
 def test_replicas_together_see_the_batches(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(DISTRIBUTED)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)

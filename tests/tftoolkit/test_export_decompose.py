@@ -69,6 +69,7 @@ def in_fresh_process(code: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_decomposed_and_native_in_fresh_processes(tmp_path, model):
     report = export.saved_model(model, tmp_path / "plain", signatures=model.signatures())
     report += export.saved_model(model, tmp_path / "native", signatures=model.signatures(), ops="native")

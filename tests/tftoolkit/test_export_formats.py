@@ -321,6 +321,7 @@ print(json.dumps({"signatures": found, "shapes": shapes, "aliases": aliases}))
 """
 
 
+@pytest.mark.slow
 def test_signatures_and_aliases_of_a_saved_model_in_a_fresh_process(tmp_path):
     """With TensorFlow alone: every signature by its name, functions by their aliases, free and fixed batch sizes."""
     weight, gamma = tf.Variable(tf.random.stateless_normal([6, 4], [0, 1])), tf.Variable(tf.linspace(0.5, 1.5, 6))

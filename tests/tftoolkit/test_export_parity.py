@@ -130,6 +130,7 @@ def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
     assert {check.inputs for check in checks} == {"random", "zeros", "nan"}
 
 
+@pytest.mark.slow
 def test_a_file_that_never_ends_on_nan_where_tensorflow_does_is_refused(tmp_path, monkeypatch):
     """The largest of some NaN is NaN in TensorFlow, which isn't above 1; minus infinity in LiteRT."""
     monkeypatch.setattr(rehearsal, "EXTREME_SECONDS", 10.0)

@@ -35,6 +35,7 @@ def check(tool, seed, folder):
     return found
 
 
+@pytest.mark.slow
 def test_one(tool, tmp_path):
     assert check(tool, 5, tmp_path)["float32"].startswith("accepted")
 

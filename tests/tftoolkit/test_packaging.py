@@ -47,6 +47,7 @@ def test_the_sdist_holds_real_files(built):
         assert members[name].isfile(), name
 
 
+@pytest.mark.slow
 def test_the_wheel_works_from_another_folder(built, tmp_path):
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]

@@ -62,6 +62,7 @@ def _accuracy(trainings, name):
     return [entry["accuracy"] for entry in trainings.metrics(name) if entry["kind"] == "eval"][-1]
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_and_each_batch_is_used_exactly_once(trainings):
     """With clipping, two micro-batches, averages and the guard against spikes."""
     assert trainings.run("all", update="all", steps=224) == DONE, trainings.error("all")

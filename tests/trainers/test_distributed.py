@@ -81,6 +81,7 @@ def test_two_replicas_equal_two_micro_batches_bit_for_bit(trainings, expected):
     assert trainings.metrics("mirrored") == trainings.metrics("expected")
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_two_micro_batches_with_the_fused_optimizer(trainings):
     assert trainings.run("fused", model="fused", accumulate=2) == [0]
     assert trainings.run("fused-mirrored", "mirrored", model="fused") == [0]
