@@ -79,7 +79,7 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
         rng = random.Random(f"{seed} {name}")
         calls = [sampling.sample(schema, rng) for _ in range(count)]
         for case in cases_of(Path(source).parent):
-            call = sampling.resized(calls[0], case.shape)
+            call = with_lists(calls[0], case.shapes) if schema.has_lists else sampling.resized(calls[0], case.shape)
             dtype = {long: short for short, long in DTYPES.items()}[case.dtype]
             calls.append(replace(call, dtypes=dict.fromkeys(schema.dtype_vars, dtype)))
         for call in calls:
@@ -87,6 +87,16 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
                 yield " ".join([name, *words(call)])
             except ValueError:
                 continue  # attributes and shapes that no output fits
+
+
+def with_lists(call: sampling.Call, shapes: Sequence[Shape]) -> sampling.Call:
+    """The call with tensors of these shapes in every list, and as many numbers in every attribute that is a list."""
+    schema = call.schema
+    inputs = tuple(
+        list(shapes) if argument.variadic else given for argument, given in zip(schema.inputs, call.inputs, strict=True)
+    )
+    numbers = {attribute.name: (0.5,) * len(shapes) for attribute in schema.attributes if attribute.type == "f32[]"}
+    return replace(call, inputs=inputs, attributes={**call.attributes, **numbers})
 
 
 def cases_of(folder: Path) -> Sequence[Any]:
