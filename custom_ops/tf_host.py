@@ -117,9 +117,7 @@ def _eagerly(op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, A
         return _eagerly_converted(op, op_type, inputs, stored, name)
     if len(op.schema.outputs) == 1:
         return outputs if op.schema.outputs[0].variadic else [outputs]
-    return (
-        outputs if op.is_plain else op.flat_outputs(outputs)
-    )  # of several outputs, those that are lists come as lists
+    return outputs if op.is_plain else op.flat_outputs(outputs)  # of several outputs, lists come as lists
 
 
 def _eagerly_converted(

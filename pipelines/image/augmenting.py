@@ -40,8 +40,7 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Callable[..., Example]
     the magnitude, and small magnitudes make pictures dark; as in torchvision, that is not so here.)
 
     A stage for ``Pipeline.map``; put it before ``normalize``. Shape and dtype are kept. It is compiled on first use
-    (``custom_ops.rand_augment``); where that can't be done TensorFlow operations give the same pictures, some ten times
-    slower.
+    (``custom_ops.rand_augment``); where that can't be done TensorFlow operations give the same pictures, more slowly.
 
     Raises:
       TypeError, ValueError: ``num_ops`` below 1, ``magnitude`` not an integer 0 … 30; the image is missing, not uint8,

@@ -165,7 +165,7 @@ def test_not_a_number_stays_in_its_row():
 
 
 @pytest.mark.slow
-def test_same_result_for_any_number_of_threads(tmp_path):
+def test_same_result_for_any_number_of_threads(same_for_any_threads):
     script = """
 import sys, numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
@@ -176,11 +176,7 @@ with tf.GradientTape() as tape:
     tape.watch([x, gamma]); y = custom_ops.rms_norm(x, gamma)
 np.savez(sys.argv[2], y, *tape.gradient(y, [x, gamma], output_gradients=dy))
 """
-    for threads in (1, 5):
-        subprocess.run([sys.executable, "-c", script, str(threads), tmp_path / f"{threads}.npz"], check=True)
-    one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    for key in one:
-        np.testing.assert_array_equal(one[key], five[key])
+    same_for_any_threads(script)
 
 
 @pytest.mark.parametrize(
