@@ -121,11 +121,12 @@ def tfdata_records(folder: Path, workers: int) -> Batches:
 def tfdata_images(folder: Path, workers: int, compiled: bool = False) -> Batches:
     import tensorflow as tf
 
+    from tftoolkit.custom_ops import pixels
     from tftoolkit.pipelines import image
     from tftoolkit.pipelines.image import augmenting
 
     if not compiled:
-        augmenting.operation = lambda: augmenting.in_tensorflow
+        augmenting.operation = lambda: pixels.in_tensorflow
     augment, normalize, decode = image.rand_augment(2, 9), image.normalize(255.0), image.decode(channels=3)
 
     def load(number: Any, path: Any) -> Any:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.pixels import adjust_brightness, adjust_contrast, adjust_saturation
 from tftoolkit.pipelines.image.draws import uniform
 from tftoolkit.pipelines.image.feature import channels_of, named, need_dtype, number, picture, pictures
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized
-
-_LUMA = (19595.0, 38470.0, 7471.0)  # 65536ths of red, green, blue
 
 
 def normalize(max_value: float) -> Vectorized:
@@ -119,58 +118,9 @@ def _jitter_step(name: str, amount: float) -> Callable[[tf.Tensor, tf.Tensor], t
     return lambda image, draw: adjust(image, tf.cast(low + (high - low) * draw, tf.float32))
 
 
-# The functions below take and return pictures of uint8 (in [0, 255]) or float32 (in [0, 1]). Whatever is summed is a
-# whole number of limited size, so that it is exact: neither threads nor batches have an influence on the result.
-
-
-def adjust_brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """A blend with black; factor 0 is black, 1 the picture."""
-    return limited(tf.cast(image, tf.float32) * factor, image.dtype)
-
-
-def adjust_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """A blend with the mean of the picture's grayscale, rounded for uint8."""
-    values, gray = tf.cast(image, tf.float32), grayscale(image)
-    count = tf.size(gray, tf.int64)
-    if image.dtype == tf.uint8:
-        mean = (2 * tf.reduce_sum(tf.cast(gray, tf.int64)) + count) // (2 * count)
-    else:
-        mean = tf.reduce_sum(tf.cast(tf.round(gray * 2.0**24), tf.int64)) / (count * 2**24)
-    mean = tf.cast(mean, tf.float32)
-    return limited(mean + factor * (values - mean), image.dtype)
-
-
-def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """A blend with the picture's grayscale."""
-    if image.shape[-1] == 1:
-        return tf.identity(image)
-    values, gray = tf.cast(image, tf.float32), grayscale(image, copies=3)
-    return limited(gray + factor * (values - gray), image.dtype)
-
-
 def turn_hue(image: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
     """Every colour moved by ``delta`` of the colour circle."""
     if image.shape[-1] == 1:
         return tf.identity(image)
     turned = tf.raw_ops.AdjustHue(images=tf.cast(image, tf.float32), delta=tf.cast(delta, tf.float32))
     return tf.cast(tf.round(turned), tf.uint8) if image.dtype == tf.uint8 else turned
-
-
-def grayscale(image: tf.Tensor, copies: int = 1) -> tf.Tensor:
-    """Luma of ITU-R BT.601 with the weights that Pillow uses, rounded for uint8: float32 [..., copies]."""
-    values = tf.cast(image, tf.float32)
-    if image.shape[-1] == 1:
-        return tf.repeat(values, copies, axis=-1) if copies > 1 else values
-    if image.dtype == tf.uint8:
-        # Exact, as all products and sums have at most 24 bits; and much faster than arithmetic with single channels.
-        weights = tf.constant([[weight / 65536] * copies for weight in _LUMA], tf.float32)
-        gray = tf.matmul(tf.reshape(values, [-1, 3]), weights)
-        return tf.reshape(tf.floor(gray + 0.5), tf.concat([tf.shape(image)[:-1], [copies]], 0))
-    red, green, blue = tf.unstack(values, axis=-1)
-    gray = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]) / 65536
-    return tf.stack([gray] * copies, axis=-1)
-
-
-def limited(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """float32 to the values that a picture of ``dtype`` can have; like Pillow's, the fraction is cut off."""
-    return tf.cast(tf.clip_by_value(values, 0.0, 255.0 if dtype == tf.uint8 else 1.0), dtype)

@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.decoding import decoded, encoded_entry
 from tftoolkit.pipelines.image.draws import below, uniform
-from tftoolkit.pipelines.image.feature import entry, height_width, integer, interval, named, picture, pictures
+from tftoolkit.pipelines.image.feature import entry, integer, interval, named, picture, pictures
 from tftoolkit.pipelines.image.geometry import check_method, resized
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized

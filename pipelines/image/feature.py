@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -47,12 +46,6 @@ def need_dtype(stage: str, image: tf.Tensor, *dtypes: tf.DType) -> None:
     if image.dtype not in dtypes:
         wanted = " or ".join(dtype.name for dtype in dtypes)
         raise TypeError(f"{stage}: 'image' must be {wanted}, got {image.dtype.name}; put this stage before normalize")
-
-
-def height_width(image: tf.Tensor) -> tuple[Any, Any]:
-    """Height and width of [..., height, width, channels]: as Python integers where they are known, else as tensors."""
-    static, dynamic = image.shape[-3:-1], tf.shape(image)
-    return tuple(dynamic[axis - 3] if size is None else size for axis, size in enumerate(static))
 
 
 def named(name: str, function: Callable[..., Example]) -> Callable[..., Example]:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.draws import uniform
-from tftoolkit.pipelines.image.feature import height_width, integer, named, need_dtype, number, picture, pictures
+from tftoolkit.pipelines.image.feature import integer, named, need_dtype, number, picture, pictures
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Vectorized

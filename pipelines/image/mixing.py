@@ -2,9 +2,10 @@
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.boxes import paste
 from tftoolkit.pipelines.image.draws import below, uniform
-from tftoolkit.pipelines.image.feature import height_width, integer, number, pictures
+from tftoolkit.pipelines.image.feature import integer, number, pictures
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import Paired
 

@@ -1,6 +1,5 @@
 """adamw against float64, in every mode, at no more than twice the error of the plain TensorFlow computation."""
 
-
 import numpy as np
 import pytest
 import tensorflow as tf

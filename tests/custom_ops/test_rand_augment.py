@@ -12,15 +12,14 @@ import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops import ops
+from tftoolkit.custom_ops import ops, pixels
 from tftoolkit.custom_ops.opcheck import pytest_checks
 from tftoolkit.custom_ops.rand_augment.cases import CASES, MAGNITUDES, arguments
-from tftoolkit.pipelines.image import augmenting
 
 CHINA = load_sample_images().images[0]
 assert custom_ops.rand_augment  # loads the library
 OP = ops.find("TfToolkit>RandAugment")
-CHANGES = range(len(augmenting.CHANGES))
+CHANGES = range(len(pixels.CHANGES))
 
 _INPUTS, _ATTRIBUTES = arguments()
 test_opcheck = pytest_checks(OP, *_INPUTS, **_ATTRIBUTES)
@@ -38,7 +37,7 @@ def plain(magnitude: int, channels: int):
     """The plain code in a graph, where TensorFlow puts operations into another order, for pictures of any size."""
     types = {tf.uint8: [None, None, channels], tf.int32: [None], tf.bool: [None]}
     return tf.function(
-        lambda image, numbers, negative: augmenting.in_tensorflow(image, numbers, negative, magnitude),
+        lambda image, numbers, negative: pixels.in_tensorflow(image, numbers, negative, magnitude),
         input_signature=[tf.TensorSpec(shape, dtype) for dtype, shape in types.items()],
     )
 
@@ -52,9 +51,7 @@ def test_every_change_gives_the_values_of_the_plain_code(magnitude: int) -> None
                 for negative in (False, True):
                     actual = custom_ops.rand_augment(picture, [number], [negative], magnitude)
                     expected = in_graph[shape[-1]](picture, tf.constant([number]), tf.constant([negative]))
-                    np.testing.assert_array_equal(
-                        actual, expected, f"{augmenting.CHANGES[number]} {negative} of {shape}"
-                    )
+                    np.testing.assert_array_equal(actual, expected, f"{pixels.CHANGES[number]} {negative} of {shape}")
 
 
 @hypothesis.given(
@@ -68,13 +65,13 @@ def test_any_changes_one_after_the_other(shape, changes, magnitude, seed) -> Non
     picture = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     numbers = np.array([number for number, _ in changes], np.int32)
     negative = np.array([negative for _, negative in changes], bool)
-    expected = augmenting.in_tensorflow(*map(tf.constant, (picture, numbers, negative)), magnitude)
+    expected = pixels.in_tensorflow(*map(tf.constant, (picture, numbers, negative)), magnitude)
     np.testing.assert_array_equal(custom_ops.rand_augment(picture, numbers, negative, magnitude), expected)
 
 
 def test_a_large_picture() -> None:
     for number in CHANGES:
-        expected = augmenting.in_tensorflow(tf.constant(CHINA), tf.constant([number]), tf.constant([True]), 9)
+        expected = pixels.in_tensorflow(tf.constant(CHINA), tf.constant([number]), tf.constant([True]), 9)
         np.testing.assert_array_equal(custom_ops.rand_augment(CHINA, [number], [True], 9), expected)
 
 
@@ -129,6 +126,6 @@ def test_after_a_failing_trace_strategies_work() -> None:
         tf.TensorSpec([None], tf.bool),
     )
     with pytest.raises(ValueError, match="None"):
-        tf.function(augmenting.in_tensorflow).get_concrete_function(*specs, 9)
+        tf.function(pixels.in_tensorflow).get_concrete_function(*specs, 9)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         assert tf.distribute.has_strategy()

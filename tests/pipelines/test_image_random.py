@@ -12,8 +12,9 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
+from tftoolkit.custom_ops import pixels
 from tftoolkit.pipelines import image
-from tftoolkit.pipelines.image import augmenting, cropping, draws, erasing, mixing
+from tftoolkit.pipelines.image import cropping, draws, erasing, mixing
 from tftoolkit.pipelines.keys import example_keys, stream_state
 
 CHINA = load_sample_images().images[0]
@@ -210,7 +211,7 @@ def outcomes(magnitude: int, pictures: dict[bytes, float]) -> dict[bytes, float]
         picture = tf.constant(np.frombuffer(contents, np.uint8).reshape(PICTURE.shape))
         for number in range(14):
             for sign in (-1.0, 1.0):
-                result = augmenting.changed(picture, number, tf.constant(sign), magnitude)
+                result = pixels.changed(picture, number, tf.constant(sign), magnitude)
                 after[result.numpy().tobytes()] += share / 28
     return dict(after)
 

@@ -12,8 +12,9 @@ import sklearn.datasets
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
+from tftoolkit.custom_ops import pixels
 from tftoolkit.pipelines import image
-from tftoolkit.pipelines.image import augmenting, color
+from tftoolkit.pipelines.image import color
 from tftoolkit.pipelines.image.geometry import METHODS
 
 FILES = {name: Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg" for name in ("china", "flower")}
@@ -44,8 +45,8 @@ def array(picture: Image.Image) -> np.ndarray:
 
 
 def changed(name: str, magnitude: int, picture: np.ndarray, sign: float = 1.0) -> np.ndarray:
-    number = augmenting.CHANGES.index(name)
-    result = augmenting.changed(tf.constant(picture), number, tf.constant(sign, tf.float32), magnitude)
+    number = pixels.CHANGES.index(name)
+    result = pixels.changed(tf.constant(picture), number, tf.constant(sign, tf.float32), magnitude)
     assert result.dtype == tf.uint8
     return result.numpy()
 
@@ -185,7 +186,7 @@ def test_standardize() -> None:
 @pytest.mark.parametrize("key", ["china", "flower", "dark", "gray", "two values", "constant", "2x2", "1x5", "1x1"])
 def test_enhancements_are_those_of_pillow(name: str, factor: float, key: str) -> None:
     picture = SMALL[key]
-    adjust = augmenting.adjust_sharpness if name == "sharpness" else getattr(color, f"adjust_{name}")
+    adjust = pixels.adjust_sharpness if name == "sharpness" else getattr(pixels, f"adjust_{name}")
     result = adjust(tf.constant(picture), tf.constant(factor, tf.float32))
     enhancer = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color", "sharpness": "Sharpness"}
     expected = getattr(ImageEnhance, enhancer[name])(pil(picture)).enhance(factor)
@@ -198,7 +199,7 @@ def test_enhancements_of_float_pictures(name: str) -> None:
     gray = (picture @ [19595, 38470, 7471])[..., np.newaxis] / 65536
     low = {"brightness": 0.0, "contrast": gray.mean(), "saturation": gray}[name]
     for factor in (0.3, 1.6):
-        adjust = getattr(color, f"adjust_{name}")
+        adjust = getattr(pixels, f"adjust_{name}")
         result = adjust(tf.constant(picture, tf.float32), tf.constant(factor, tf.float32))
         np.testing.assert_allclose(result, np.clip(low + factor * (picture - low), 0, 1), atol=1e-6)
 
@@ -292,7 +293,7 @@ def test_affine_changes(picture: np.ndarray, name: str, magnitude: int, sign: fl
 
 
 def test_identity_and_the_number_of_changes() -> None:
-    assert len(augmenting.CHANGES) == 14
+    assert len(pixels.CHANGES) == 14
     np.testing.assert_array_equal(changed("identity", 30, SMALL["china"]), SMALL["china"])
-    for name in set(augmenting.CHANGES) - {"auto_contrast", "equalize"}:
+    for name in set(pixels.CHANGES) - {"auto_contrast", "equalize"}:
         np.testing.assert_array_equal(changed(name, 0, SMALL["china"]), SMALL["china"], err_msg=name)
