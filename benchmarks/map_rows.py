@@ -12,7 +12,7 @@ from typing import Any
 import results
 import tensorflow as tf
 
-from tftoolkit.pipelines.rows import map_rows
+from tftoolkit.pipelines.sources.rows import map_rows
 
 ROWS, BATCHES = 64, 300
 BEFORE = {"image": tf.TensorSpec([8, 8, 1], tf.uint8), "label": tf.TensorSpec([], tf.int64)}

@@ -184,7 +184,7 @@ def main() -> None:
         return
     import results
 
-    from tftoolkit.custom_ops import toolchain
+    from tftoolkit.custom_ops.engine import toolchain
 
     where = results.machine()
     python = {name: arguments.torch or "" if name.startswith("torch") else sys.executable for name in ALTERNATIVES}

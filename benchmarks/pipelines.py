@@ -72,7 +72,7 @@ def make_pictures(folder: Path) -> None:
 
 
 def make_tokens(folder: Path) -> None:
-    from tftoolkit.pipelines.text.token_file import write_token_file
+    from tftoolkit.pipelines.sources.token_file import write_token_file
 
     random = np.random.default_rng(0)
     documents = (random.integers(0, 30_000, TOKENS // 100) for _ in range(100))
@@ -121,7 +121,7 @@ def tfdata_records(folder: Path, workers: int) -> Batches:
 def tfdata_images(folder: Path, workers: int, compiled: bool = False) -> Batches:
     import tensorflow as tf
 
-    from tftoolkit.custom_ops import pixels
+    from tftoolkit.custom_ops.rand_augment import plain as pixels
     from tftoolkit.pipelines import image
     from tftoolkit.pipelines.image import augmenting
 

@@ -20,7 +20,7 @@ import results
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops import ops
+from tftoolkit.custom_ops.engine import ops
 from tftoolkit.custom_ops.rms_norm.cases import BENCHMARK, Case
 
 assert custom_ops.rms_norm  # registers the op

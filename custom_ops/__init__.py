@@ -7,18 +7,18 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tftoolkit.custom_ops.errors import BuildError, LoadError
-from tftoolkit.custom_ops.library import OpLibrary, builtin_folders, load, load_inline, open_library
-from tftoolkit.custom_ops.schema_parser import SchemaError
+from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
+from tftoolkit.custom_ops.engine.library import OpLibrary, builtin_folders, load, load_inline, open_library
+from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
-    from tftoolkit.custom_ops.available import available
+    from tftoolkit.custom_ops.engine.available import available
+    from tftoolkit.custom_ops.engine.jax_host import as_jax
+    from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
     from tftoolkit.custom_ops.global_norm import global_norm
-    from tftoolkit.custom_ops.jax_host import as_jax
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
-    from tftoolkit.custom_ops.record_reader import index_records, read_records
     from tftoolkit.custom_ops.rms_norm import rms_norm
 
 __all__ = [
@@ -48,10 +48,10 @@ _OPS = frozenset(builtin_folders())
 
 # What needs TensorFlow or JAX, by the module it comes from.
 _LAZY = {
-    "as_jax": "jax_host",
-    "available": "available",
-    "index_records": "record_reader",
-    "read_records": "record_reader",
+    "as_jax": "engine.jax_host",
+    "available": "engine.available",
+    "index_records": "engine.record_reader",
+    "read_records": "engine.record_reader",
     "opcheck": "opcheck",
     "OpCheckError": "opcheck",
     "OpReport": "opcheck",
@@ -71,7 +71,7 @@ class _Package(ModuleType):
     """Some functions bear their module's name. Importing the module would put the module there instead."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_function = name in _OPS or name in ("available", "opcheck")
+        is_function = name in _OPS or name == "opcheck"
         super().__setattr__(name, getattr(value, name) if is_function else value)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.pipelines.pipeline import Pipeline
-from tftoolkit.pipelines.rows import Rows
-from tftoolkit.pipelines.stages import Where
+from tftoolkit.pipelines.plan.stage import Where
+from tftoolkit.pipelines.sources.rows import Rows
 
 
 class PipelineExamples:

@@ -9,18 +9,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines import bad_examples, caching, planning, profiling
+from tftoolkit.pipelines import profiling
 from tftoolkit.pipelines.arguments import integer
-from tftoolkit.pipelines.batching import Batch, checked_padding
-from tftoolkit.pipelines.mapping import Function, Map, PairedMap
-from tftoolkit.pipelines.ordering import Repeat, Shuffle, Take, Window
 from tftoolkit.pipelines.permutation import MAX_SIZE
-from tftoolkit.pipelines.plan import Plan, in_parallel
+from tftoolkit.pipelines.plan import bad_examples
+from tftoolkit.pipelines.plan.batching import Batch, checked_padding
+from tftoolkit.pipelines.plan.plan import Plan, in_parallel
+from tftoolkit.pipelines.plan.stage import Paired, Stage
+from tftoolkit.pipelines.plan.state import check_same
 from tftoolkit.pipelines.profiling import Profile
-from tftoolkit.pipelines.rows import is_dense
+from tftoolkit.pipelines.sources.rows import is_dense
 from tftoolkit.pipelines.sources.source import Example, Source, Spec
-from tftoolkit.pipelines.stages import Paired, Stage
-from tftoolkit.pipelines.state import check_same
+from tftoolkit.pipelines.stages import caching, planning
+from tftoolkit.pipelines.stages.mapping import Function, Map, PairedMap
+from tftoolkit.pipelines.stages.ordering import Repeat, Shuffle, Take, Window
 
 
 class Pipeline:

@@ -8,10 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.pipelines.caching import Cached
-from tftoolkit.pipelines.mapping import Map
-from tftoolkit.pipelines.plan import Plan
-from tftoolkit.pipelines.stages import Stage, Where
+from tftoolkit.pipelines.plan.plan import Plan
+from tftoolkit.pipelines.plan.stage import Stage, Where
+from tftoolkit.pipelines.stages.caching import Cached
+from tftoolkit.pipelines.stages.mapping import Map
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops import tf_host
+from tftoolkit.custom_ops.engine import tf_host
 from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.image import augmenting
 from tftoolkit.pipelines.pipeline import Pipeline

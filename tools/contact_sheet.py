@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
 from tftoolkit.pipelines import Pipeline, image, sources
-from tftoolkit.pipelines.stages import Paired
+from tftoolkit.pipelines.plan.stage import Paired
 
 HEIGHT, WIDTH = 96, 128  # of one picture
 EXAMPLES = 4  # per stage

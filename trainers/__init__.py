@@ -4,24 +4,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tftoolkit.trainers import faults, heartbeat, hooks, optimizers, schedules
-    from tftoolkit.trainers.best import Best
-    from tftoolkit.trainers.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
-    from tftoolkit.trainers.divergence import TrainingDivergedError
-    from tftoolkit.trainers.events import Every, every
-    from tftoolkit.trainers.gradients import Gradients, Losses
+    from tftoolkit.trainers import faults
+    from tftoolkit.trainers.checkpoints.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
+    from tftoolkit.trainers.checkpoints.run_lock import RunLockedError
+    from tftoolkit.trainers.checkpoints.weights_io import LoadReport, load_weights, save_weights
+    from tftoolkit.trainers.distribution import heartbeat
+    from tftoolkit.trainers.distribution.replicas import distributed_strategy
     from tftoolkit.trainers.interrupts import TrainingTerminated
-    from tftoolkit.trainers.quantization import FakeQuantization
-    from tftoolkit.trainers.recompute import rematerialize
-    from tftoolkit.trainers.replicas import distributed_strategy
-    from tftoolkit.trainers.retracing import RetracingWarning, explain_retracing
-    from tftoolkit.trainers.run_lock import RunLockedError
-    from tftoolkit.trainers.runner import Runner
+    from tftoolkit.trainers.loop import hooks
+    from tftoolkit.trainers.loop.best import Best
+    from tftoolkit.trainers.loop.events import Every, every
+    from tftoolkit.trainers.loop.trainer import Summary, Trainer
+    from tftoolkit.trainers.quantization.quantization import FakeQuantization
+    from tftoolkit.trainers.runners.retracing import RetracingWarning, explain_retracing
+    from tftoolkit.trainers.runners.runner import Runner
+    from tftoolkit.trainers.runners.tuning import find_batch_size, find_lr
     from tftoolkit.trainers.step import Step
-    from tftoolkit.trainers.trainer import Summary, Trainer
-    from tftoolkit.trainers.tuning import find_batch_size, find_lr
-    from tftoolkit.trainers.update import Update
-    from tftoolkit.trainers.weights_io import LoadReport, load_weights, save_weights
+    from tftoolkit.trainers.update import optimizers, schedules
+    from tftoolkit.trainers.update.divergence import TrainingDivergedError
+    from tftoolkit.trainers.update.gradients import Gradients, Losses
+    from tftoolkit.trainers.update.recompute import rematerialize
+    from tftoolkit.trainers.update.update import Update
 
 __all__ = [
     "Best",
@@ -59,38 +62,47 @@ __all__ = [
 
 # Name → module. All of them import TensorFlow; the recipes below this package are read without it.
 _HOME = {
-    "Best": "best",
-    "CheckpointError": "checkpointer",
-    "CheckpointMismatchError": "checkpointer",
-    "Checkpointer": "checkpointer",
-    "Every": "events",
-    "FakeQuantization": "quantization",
-    "Gradients": "gradients",
-    "LoadReport": "weights_io",
-    "Losses": "gradients",
-    "RetracingWarning": "retracing",
-    "RunLockedError": "run_lock",
-    "Runner": "runner",
+    "Best": "loop.best",
+    "CheckpointError": "checkpoints.checkpointer",
+    "CheckpointMismatchError": "checkpoints.checkpointer",
+    "Checkpointer": "checkpoints.checkpointer",
+    "Every": "loop.events",
+    "FakeQuantization": "quantization.quantization",
+    "Gradients": "update.gradients",
+    "LoadReport": "checkpoints.weights_io",
+    "Losses": "update.gradients",
+    "RetracingWarning": "runners.retracing",
+    "RunLockedError": "checkpoints.run_lock",
+    "Runner": "runners.runner",
     "Step": "step",
-    "Summary": "trainer",
-    "Trainer": "trainer",
-    "TrainingDivergedError": "divergence",
+    "Summary": "loop.trainer",
+    "Trainer": "loop.trainer",
+    "TrainingDivergedError": "update.divergence",
     "TrainingTerminated": "interrupts",
-    "Update": "update",
-    "distributed_strategy": "replicas",
-    "every": "events",
-    "explain_retracing": "retracing",
-    "find_batch_size": "tuning",
-    "find_lr": "tuning",
-    "load_weights": "weights_io",
-    "rematerialize": "recompute",
-    "save_weights": "weights_io",
+    "Update": "update.update",
+    "distributed_strategy": "distribution.replicas",
+    "every": "loop.events",
+    "explain_retracing": "runners.retracing",
+    "find_batch_size": "runners.tuning",
+    "find_lr": "runners.tuning",
+    "load_weights": "checkpoints.weights_io",
+    "rematerialize": "update.recompute",
+    "save_weights": "checkpoints.weights_io",
+}
+
+# Modules that are public under a shorter name.
+_MODULES = {
+    "faults": "faults",
+    "heartbeat": "distribution.heartbeat",
+    "hooks": "loop.hooks",
+    "optimizers": "update.optimizers",
+    "schedules": "update.schedules",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("faults", "heartbeat", "hooks", "optimizers", "schedules"):
-        return importlib.import_module(f"{__name__}.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

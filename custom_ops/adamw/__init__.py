@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tftoolkit.custom_ops import library
+from tftoolkit.custom_ops.engine import library
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.ops import Op
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, Attribute
 from tftoolkit.custom_ops.opcheck import cases
 from tftoolkit.custom_ops.opcheck.graphs import Array
-from tftoolkit.custom_ops.ops import Op
-from tftoolkit.custom_ops.schema import DTYPES, REST, Argument, Attribute
 
 _SIZES = ((5, 3, 7, 2), (13, 11, 17, 7), (37, 31, 29, 41))  # tried in turn: computed sizes may need large ones
 _SCALARS = {"f32": 0.5, "f64": 0.5, "i32": 1, "i64": 1, "bool": True, "str": ""}

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops import tf_host
-from tftoolkit.custom_ops.errors import LoadError
-from tftoolkit.custom_ops.ops import Op
+from tftoolkit.custom_ops.engine import tf_host
+from tftoolkit.custom_ops.engine.errors import LoadError
+from tftoolkit.custom_ops.engine.ops import Op
 
 
 def the_call(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.ops import Op
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument
+from tftoolkit.custom_ops.engine.shapes import output_shapes
 from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
-from tftoolkit.custom_ops.ops import Op
-from tftoolkit.custom_ops.schema import DTYPES, REST, Argument
-from tftoolkit.custom_ops.shapes import output_shapes
 
 Value = Array | list[Array] | None
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tftoolkit.custom_ops.library import open_library
+from tftoolkit.custom_ops.engine.library import open_library
 
 _TIMEOUT = 120.0  # seconds for one job; kernels in checks take milliseconds, the first job also starts TensorFlow
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, graph_pb2
 
-from tftoolkit.custom_ops import tf_host
+from tftoolkit.custom_ops.engine import tf_host
 
 Array = np.ndarray[Any, Any]
 Program = Callable[..., Sequence[Any]]  # flat tensors → tensors and None

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST
 from tftoolkit.custom_ops.opcheck import cases, child
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import describe
 from tftoolkit.custom_ops.opcheck.graphs import Array
 from tftoolkit.custom_ops.opcheck.report import Failed, Skipped
 from tftoolkit.custom_ops.opcheck.subject import GUARDS, Guards, Probe, Subject
-from tftoolkit.custom_ops.schema import DTYPES, REST
 
 _REPEATS, _THREADS = 24, 4
 # What a kernel may answer to inputs that it does not take; everything else is a failure.

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.opcheck import cases, child, compare, graphs
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import Right
 from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float64, is_inexact, single, wide
 from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.worker import Guards
-from tftoolkit.custom_ops.ops import Op
 
 # Each derivative is a chain of roundings of its own, of another shape in op and reference.
 _ROUNDINGS = (1, 4, 16)

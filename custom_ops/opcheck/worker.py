@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.custom_ops import library, tf_host
+from tftoolkit.custom_ops.engine import library, tf_host
 from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, runner
 
 # Bytes in fresh outputs, bytes around inputs, the input meant (-1: all). None: no guards.

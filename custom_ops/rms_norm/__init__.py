@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tftoolkit.custom_ops import library
+from tftoolkit.custom_ops.engine import library
 
 if TYPE_CHECKING:
     import tensorflow as tf

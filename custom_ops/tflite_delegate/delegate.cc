@@ -3,7 +3,7 @@
 //
 // Options of the delegate: namespace -> paths of op libraries, separated by colons ("TfToolkit" -> "/x/rms_norm.so").
 // What a node's handler needs beyond its tensors stands in the node's custom options, in the form that
-// tftoolkit/export/delegate.py writes; shapes are fixed there.
+// tftoolkit/export/runtimes/delegate.py writes; shapes are fixed there.
 
 #include <dlfcn.h>
 

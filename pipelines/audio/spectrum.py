@@ -10,8 +10,8 @@ from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.audio.clips import Clips, spectrogram_of, waveform_of, weighted_sums
 from tftoolkit.pipelines.audio.waveform import below
 from tftoolkit.pipelines.keys import uniform_int
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 _FLOOR = 1e-10  # of the mel power, as in librosa: -100 dB
 

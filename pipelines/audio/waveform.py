@@ -11,8 +11,8 @@ import tensorflow as tf
 from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.audio.clips import Clips, sum_in_order, waveform_of
 from tftoolkit.pipelines.keys import uniform_int
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 _ZERO_CROSSINGS = 10
 _KAISER_BETA = 5.0

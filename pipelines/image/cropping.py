@@ -6,13 +6,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.pixels import height_width
+from tftoolkit.custom_ops.rand_augment.plain import height_width
 from tftoolkit.pipelines.image.decoding import decoded, encoded_entry
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import entry, integer, interval, named, picture, pictures
 from tftoolkit.pipelines.image.geometry import check_method, resized
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 _TRIES = 10  # as in torchvision
 # Most JPEG files hold colours at half or a quarter of the resolution. At the border of what is decoded they are

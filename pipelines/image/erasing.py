@@ -7,8 +7,8 @@ import tensorflow as tf
 from tftoolkit.pipelines.image.boxes import paste
 from tftoolkit.pipelines.image.draws import below, random_bytes, uniform
 from tftoolkit.pipelines.image.feature import interval, need_dtype, number, pictures
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 _TRIES = 10
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.pixels import height_width
+from tftoolkit.custom_ops.rand_augment.plain import height_width
 from tftoolkit.pipelines.image.draws import uniform
 from tftoolkit.pipelines.image.feature import integer, named, need_dtype, number, picture, pictures
 from tftoolkit.pipelines.keys import uniform_int
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 METHODS = ("bilinear", "nearest", "area")
 

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.pixels import height_width
+from tftoolkit.custom_ops.rand_augment.plain import height_width
 from tftoolkit.pipelines.image.boxes import paste
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import integer, number, pictures
+from tftoolkit.pipelines.plan.stage import Paired
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Paired
 
 
 def mixup(num_classes: int, alpha: float = 0.2) -> Paired:

@@ -11,10 +11,10 @@ import tensorflow as tf
 import tensorflow_datasets
 from google.protobuf import json_format
 
-from tftoolkit.pipelines import digits
+from tftoolkit.pipelines.datasets import digits
 from tftoolkit.pipelines.errors import SourceError, message_of
-from tftoolkit.pipelines.rows import map_rows
 from tftoolkit.pipelines.sources.array_source import ArraySource, ragged
+from tftoolkit.pipelines.sources.rows import map_rows
 from tftoolkit.pipelines.sources.source import Example, Source, Spec, fetch_in_python, varies
 from tftoolkit.pipelines.sources.tfrecord_source import TFRecordSource
 

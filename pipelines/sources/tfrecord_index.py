@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from tftoolkit.custom_ops import builder
-from tftoolkit.custom_ops.errors import BuildError
-from tftoolkit.custom_ops.record_reader import FRAME_BYTES, index_records
+from tftoolkit.custom_ops.engine import builder
+from tftoolkit.custom_ops.engine.errors import BuildError
+from tftoolkit.custom_ops.engine.record_reader import FRAME_BYTES, index_records
 from tftoolkit.pipelines.errors import SourceError, source_error
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources import files as _files

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.custom_ops.record_reader import read_records
+from tftoolkit.custom_ops.engine.record_reader import read_records
 from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.example_parser import ExampleParser
 from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.sources.files import need_local
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
-from tftoolkit.pipelines.text.token_file import TokenFile
+from tftoolkit.pipelines.sources.token_file import TokenFile
 
 
 def tokens(file: str | os.PathLike[str]) -> "DocumentSource":

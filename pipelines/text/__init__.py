@@ -4,9 +4,9 @@
 the library ``tokenizers`` (pip install 'tftoolkit[text]').
 """
 
+from tftoolkit.pipelines.sources.token_file import TokenFile
 from tftoolkit.pipelines.text.corpus import write_tokens
 from tftoolkit.pipelines.text.normalization import normalize, normalizer
-from tftoolkit.pipelines.text.token_file import TokenFile
 from tftoolkit.pipelines.text.tokenizer import (
     Tokenizer,
     byte_tokenizer,

@@ -8,8 +8,8 @@ import numpy as np
 
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources.source import Source
+from tftoolkit.pipelines.sources.token_file import TokenFile, write_token_file
 from tftoolkit.pipelines.text.texts import TEXTS_AT_ONCE, texts_of
-from tftoolkit.pipelines.text.token_file import TokenFile, write_token_file
 from tftoolkit.pipelines.text.tokenizer import Tokenizer
 
 

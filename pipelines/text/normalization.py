@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example
-from tftoolkit.pipelines.stages import Vectorized
 
 _FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 

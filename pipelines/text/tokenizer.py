@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.plan.stage import Vectorized
 from tftoolkit.pipelines.sources.source import Example, Source
-from tftoolkit.pipelines.stages import Vectorized
 from tftoolkit.pipelines.text.normalization import library, text_of
 from tftoolkit.pipelines.text.texts import texts_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from tftoolkit.cli import launch
-from tftoolkit.trainers import cluster
+from tftoolkit.trainers.distribution import cluster
 
 FOLDER = Path(__file__).parents[2] / "docs/cluster"
 

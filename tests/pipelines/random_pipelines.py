@@ -25,11 +25,12 @@ import tensorflow as tf
 from array_record.python import array_record_module
 from hypothesis import strategies as st
 
-from tftoolkit.pipelines import Pipeline, digits, image, sources
+from tftoolkit.pipelines import Pipeline, image, sources
+from tftoolkit.pipelines.datasets import digits
 from tftoolkit.pipelines.keys import uniform_int
-from tftoolkit.pipelines.rows import is_dense, is_ragged
-from tftoolkit.pipelines.stages import Paired, Vectorized
-from tftoolkit.pipelines.text.token_file import write_token_file
+from tftoolkit.pipelines.plan.stage import Paired, Vectorized
+from tftoolkit.pipelines.sources.rows import is_dense, is_ragged
+from tftoolkit.pipelines.sources.token_file import write_token_file
 
 Rows = list[dict[str, np.ndarray]]
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline, sources, text
+from tftoolkit.pipelines.plan.stage import Paired, Vectorized
 from tftoolkit.pipelines.sources.source import fetch_in_python
-from tftoolkit.pipelines.stages import Paired, Vectorized
 
 SECONDS = 0.03  # per batch, where "slow" is planted; everything else takes a millisecond or so
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
-from tftoolkit.trainers.events import EVENTS
+from tftoolkit.trainers.loop.events import EVENTS
 
 
 def _weight(*shape: int) -> tf.Variable:

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     if command == "index":
         _index(operands)
     elif command == "write":
-        from tftoolkit.inspection import bytes_text
+        from tftoolkit.data_tools.inspection import bytes_text
         from tftoolkit.pipelines import write
 
         *files, destination = operands
@@ -133,7 +133,7 @@ def _is_stored(files: list[str]) -> bool:
 
 
 def _index(files: list[str]) -> None:
-    from tftoolkit.inspection import bytes_text
+    from tftoolkit.data_tools.inspection import bytes_text
     from tftoolkit.pipelines.sources.files import list_files
     from tftoolkit.pipelines.sources.tfrecord_index import lengths_of
 
@@ -144,8 +144,8 @@ def _index(files: list[str]) -> None:
 
 
 def _inspect(words: list[str], values: flags.FlagValues) -> None:
-    from tftoolkit.contact_sheet import write_contact_sheet
-    from tftoolkit.inspection import shown, spread, survey
+    from tftoolkit.data_tools.contact_sheet import write_contact_sheet
+    from tftoolkit.data_tools.inspection import shown, spread, survey
 
     opened = open_pipeline(words) if ".py:" in words[0] else open_source(words, values.by)
     tokenizer = None
@@ -167,7 +167,7 @@ def _inspect(words: list[str], values: flags.FlagValues) -> None:
 
 
 def _print_survey(found: Any) -> None:
-    from tftoolkit.inspection import bytes_text, shown
+    from tftoolkit.data_tools.inspection import bytes_text, shown
 
     print(f"{found.count:,} examples")
     if found.stored_bytes is not None:
@@ -196,7 +196,7 @@ def _print_survey(found: Any) -> None:
 
 def _print_lengths(name: str, lengths: np.ndarray, of: str) -> None:
     """Median, mean and a histogram of the lengths of a feature."""
-    from tftoolkit.inspection import length_edges
+    from tftoolkit.data_tools.inspection import length_edges
 
     print(f"length of {name}{of}: {lengths.min():,} to {lengths.max():,}, "
           f"median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}")  # fmt: skip

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 
 from tftoolkit.cli import UsageError
-from tftoolkit.custom_ops import builder, library, toolchain
-from tftoolkit.custom_ops.errors import BuildError, LoadError
+from tftoolkit.custom_ops.engine import builder, library, toolchain
+from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 
 # Distribution → what to do when it is missing; None: it is needed, and comes with tftoolkit.
 _PACKAGES: dict[str, str | None] = {

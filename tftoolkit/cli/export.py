@@ -53,7 +53,7 @@ def _saved_model(folder: Path) -> Path:
 
 
 def _real_inputs(source: Path) -> dict[str, list[Any]] | None:
-    from tftoolkit.export import golden
+    from tftoolkit.export.proof import golden
 
     known = golden.load(source)
     real: dict[str, list[Any]] = {}

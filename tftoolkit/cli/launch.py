@@ -11,7 +11,7 @@ from tftoolkit.cli import UsageError
 
 def run(arguments: list[str]) -> int:
     """``[OPTIONS] -- COMMAND ...``"""
-    from tftoolkit.trainers.gang import Gang, GangFailedError
+    from tftoolkit.trainers.distribution.gang import Gang, GangFailedError
 
     place = arguments.index("--") if "--" in arguments else len(arguments)
     program = arguments[place + 1 :]

@@ -8,7 +8,8 @@ from pathlib import Path
 from absl import flags
 
 from tftoolkit.cli import UsageError, import_tensorflow
-from tftoolkit.custom_ops import available, builder, library
+from tftoolkit.custom_ops import available
+from tftoolkit.custom_ops.engine import builder, library
 
 
 def run(arguments: list[str]) -> int:

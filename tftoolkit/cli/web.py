@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _serve(folder: Path, port: int) -> int:
-    from tftoolkit.export import serving
+    from tftoolkit.export.web import serving
 
     with serving.server(folder, port) as running:
         print(f"http://{serving.HOST}:{running.server_port}/ (Ctrl-C ends it)", flush=True)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 
 if TYPE_CHECKING:
-    from tftoolkit.export.browser_page import web
-    from tftoolkit.export.chart import bar_chart
-    from tftoolkit.export.delegate import load as load_delegate
     from tftoolkit.export.exporters import onnx, saved_model, tflite
     from tftoolkit.export.on_device import trainable_tflite
-    from tftoolkit.export.proof import verify
-    from tftoolkit.export.quantization_error import propose_keep_float, quantization_errors
+    from tftoolkit.export.proof.chart import bar_chart
+    from tftoolkit.export.proof.proof import verify
+    from tftoolkit.export.proof.quantization_error import propose_keep_float, quantization_errors
+    from tftoolkit.export.runtimes.delegate import load as load_delegate
+    from tftoolkit.export.web.browser_page import web
 
 __all__ = [
     "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "load_delegate", "onnx",
@@ -26,21 +26,21 @@ __all__ = [
 ]  # fmt: skip
 
 _WHERE = {
-    "bar_chart": "chart",
+    "bar_chart": "proof.chart",
     "onnx": "exporters",
-    "propose_keep_float": "quantization_error",
-    "quantization_errors": "quantization_error",
+    "propose_keep_float": "proof.quantization_error",
+    "quantization_errors": "proof.quantization_error",
     "saved_model": "exporters",
     "tflite": "exporters",
     "trainable_tflite": "on_device",
-    "verify": "proof",
-    "web": "browser_page",
+    "verify": "proof.proof",
+    "web": "web.browser_page",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_delegate":
-        from tftoolkit.export import delegate
+        from tftoolkit.export.runtimes import delegate
 
         return delegate.load
     if name in _WHERE:

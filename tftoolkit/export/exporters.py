@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tftoolkit.export import decompose, delegate, golden, library, selective, tf2onnx_bridge, worker
-from tftoolkit.export.convert import CALIBRATED, MODES, check_calibration, convert
-from tftoolkit.export.proof import Metric, Proof, check_metric, open_saved_model, prove
+from tftoolkit.export.convert import decompose, library, selective, tf2onnx_bridge
+from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
+from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
+from tftoolkit.export.proof import golden
+from tftoolkit.export.proof.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
-from tftoolkit.export.samples import Representative, real_inputs
+from tftoolkit.export.runtimes import delegate, worker
+from tftoolkit.export.runtimes.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
-from tftoolkit.export.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 
 
 def saved_model(
@@ -214,7 +216,7 @@ def _check_mode(
 
 def _check_quantised(built: Path, quantize: Any) -> None:
     """Raises ExportError where the converter wrote another format than was asked for."""
-    from tftoolkit.export import flatbuffer  # needs ai-edge-litert, which a SavedModel does not
+    from tftoolkit.export.convert import flatbuffer  # needs ai-edge-litert, which a SavedModel does not
 
     found = flatbuffer.inspect(built).format
     if isinstance(quantize, str) and found.name != quantize:

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.export import builtin_gradients, decompose, exporters, golden
-from tftoolkit.export.convert import convert
-from tftoolkit.export.formats import FLOAT32
-from tftoolkit.export.parity import COARSE, GoldenCase, golden_cases
-from tftoolkit.export.proof import Proof, open_saved_model, prove
+from tftoolkit.export import exporters
+from tftoolkit.export.convert import builtin_gradients, decompose
+from tftoolkit.export.convert.convert import convert
+from tftoolkit.export.convert.formats import FLOAT32
+from tftoolkit.export.convert.trace import trace
+from tftoolkit.export.proof import golden
+from tftoolkit.export.proof.parity import COARSE, GoldenCase, golden_cases
+from tftoolkit.export.proof.proof import Proof, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
-from tftoolkit.export.runtime import Arrays, LiteRuntime, Signature
-from tftoolkit.export.samples import Case, cases
+from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature
+from tftoolkit.export.runtimes.samples import Case, cases
+from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 from tftoolkit.export.staging import stage, workspace
-from tftoolkit.export.tf_runtime import SavedModelRuntime
-from tftoolkit.export.trace import trace
 from tftoolkit.trainers import Step
 
 STEPS = 50  # of the proof
@@ -46,8 +48,8 @@ def trainable_tflite(
     exactly. The file starts with the step's present values.
 
     Nothing in the model has to be changed: gradient ops that TFLite lacks are replaced in the traced graph (see
-    ``tftoolkit.export.builtin_gradients``). The step's key is zero in every call, and random ops are refused, as TFLite
-    cannot repeat TensorFlow's numbers: leave dropout out.
+    ``tftoolkit.export.convert.builtin_gradients``). The step's key is zero in every call, and random ops are
+    refused, as TFLite cannot repeat TensorFlow's numbers: leave dropout out.
 
     Args:
       step: what ``trainers.Trainer`` would run; its metrics hold ``loss``. Its model is built.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tftoolkit import export, pipelines, report, trainers
 from tftoolkit.jobs import run_folder
 from tftoolkit.models import DigitsCnn
-from tftoolkit.trainers.replicas import Workers
+from tftoolkit.trainers.distribution.replicas import Workers
 
 
 class Classifier(trainers.Step):

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops import builder, library
+from tftoolkit.custom_ops.engine import builder, library
 
 EPSILON = 1e-5
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 try:
-    from tftoolkit.custom_ops import BuildError, builder, toolchain
+    from tftoolkit.custom_ops import BuildError
+    from tftoolkit.custom_ops.engine import builder, toolchain
 except ImportError as error:
     sys.exit(f"{error}. Install what tftoolkit needs: {sys.executable} -m pip install -e .")
 

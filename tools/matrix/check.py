@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops import library as libraries
-from tftoolkit.custom_ops import toolchain
+from tftoolkit.custom_ops.engine import library as libraries
+from tftoolkit.custom_ops.engine import toolchain
 
 EPSILON = 1e-5
 X = np.random.default_rng(0).standard_normal((3, 5, 17))

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-GRAMMAR = ROOT / "tests/custom_ops/grammar.cc"
+GRAMMAR = ROOT / "tests/custom_ops/engine/grammar.cc"
 TABLE = ROOT / "docs/compatibility.md"
 HEADERS_OF = "tensorflow==2.20.0"  # FFI 0.1; the first wheel with ffi.h
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tftoolkit-matrix"
@@ -181,7 +181,7 @@ def failures(result: dict[str, Any]) -> list[str]:
 
 def sources() -> str:
     """A hash over all that the results depend on, less what pip resolves."""
-    folders = ("custom_ops/host", "custom_ops/include", "custom_ops/rms_norm", "tools/matrix")
+    folders = ("custom_ops/engine/host", "custom_ops/engine/include", "custom_ops/rms_norm", "tools/matrix")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     files += (ROOT / "custom_ops").glob("*.py")
     digest = hashlib.sha256()

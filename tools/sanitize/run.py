@@ -28,10 +28,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tftoolkit.custom_ops import builder, library, sampling, toolchain  # noqa: E402
-from tftoolkit.custom_ops.schema import DTYPES, Argument, Attribute, presence  # noqa: E402
-from tftoolkit.custom_ops.schema_parser import parse  # noqa: E402
-from tftoolkit.custom_ops.shapes import Shape  # noqa: E402
+from tftoolkit.custom_ops.engine import builder, library, sampling, toolchain  # noqa: E402
+from tftoolkit.custom_ops.engine.schema import DTYPES, Argument, Attribute, presence  # noqa: E402
+from tftoolkit.custom_ops.engine.schema_parser import parse  # noqa: E402
+from tftoolkit.custom_ops.engine.shapes import Shape  # noqa: E402
 
 # XLA_FFI_DataType and bytes, by the schema's names.
 FFI_TYPES = {

@@ -1,0 +1,265 @@
+"""Op libraries: shared objects that carry their own declarations. Needs neither TensorFlow nor JAX."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tftoolkit.custom_ops.engine import builder
+from tftoolkit.custom_ops.engine.errors import LoadError
+from tftoolkit.custom_ops.engine.ops import Op, snake_case
+from tftoolkit.custom_ops.engine.schema import Schema
+from tftoolkit.custom_ops.engine.schema_parser import SchemaError, parse
+
+_PACKAGE = Path(__file__).resolve().parents[1]  # custom_ops, one folder per op
+_DELEGATE = "tflite_delegate"
+_ABI = 1  # TK_LIBRARY_ABI in include/tftoolkit/op.h, whose structs these are
+
+
+class _OpDeclaration(ctypes.Structure):
+    pass
+
+
+_OpDeclaration._fields_ = [
+    ("name", ctypes.c_char_p), ("schema", ctypes.c_char_p), ("file", ctypes.c_char_p), ("line", ctypes.c_int32),
+    ("next", ctypes.POINTER(_OpDeclaration)),
+]  # fmt: skip
+
+
+class _KernelDeclaration(ctypes.Structure):
+    pass
+
+
+_KernelDeclaration._fields_ = [
+    ("op", ctypes.c_char_p), ("platform", ctypes.c_char_p), ("handler", ctypes.c_void_p), ("file", ctypes.c_char_p),
+    ("line", ctypes.c_int32), ("next", ctypes.POINTER(_KernelDeclaration)),
+]  # fmt: skip
+
+
+class _Library(ctypes.Structure):
+    _fields_ = [
+        ("abi", ctypes.c_int32), ("ffi_major", ctypes.c_int32), ("ffi_minor", ctypes.c_int32),
+        ("ops", ctypes.POINTER(_OpDeclaration)), ("kernels", ctypes.POINTER(_KernelDeclaration)),
+    ]  # fmt: skip
+
+
+class OpLibrary:
+    """An opened op library; ``open_library`` or ``load`` makes it. ``library.scale`` is its op Scale.
+
+    Attributes:
+      name: namespace of its ops in TensorFlow: ``<name>>RmsNorm``.
+      path: the shared object.
+      schemas: op name → parsed schema.
+      handlers: op name → platform ("CPU", "CUDA") → address of the FFI handler.
+      made: op name → op, of those that were asked for.
+      ffi_version: of the XLA FFI headers that it was compiled against, such as (0, 2); hosts with older ones refuse it.
+
+    Raises LoadError when the file is no op library or was made for another version of tftoolkit, and
+    ``SchemaError`` (with the place of the declaration) when a schema cannot be read.
+    """
+
+    def __init__(self, name: str, path: str | os.PathLike[str]) -> None:
+        self.name = name
+        self.path = Path(path)
+        self.schemas: dict[str, Schema] = {}
+        self.handlers: dict[str, dict[str, int]] = {}
+        self.made: dict[str, Op] = {}
+        try:
+            self._shared_object = ctypes.CDLL(str(path))
+            declarations = self._shared_object.tk_library
+        except OSError as error:
+            raise LoadError(f"cannot open the op library {path}: {error}") from error
+        except AttributeError as error:
+            raise LoadError(
+                f"{path} is not an op library: it declares no op. Did a source include tftoolkit/op.h?"
+            ) from error
+        declarations.restype = ctypes.POINTER(_Library)
+        self._read(declarations().contents)
+
+    def _read(self, library: _Library) -> None:
+        if library.abi != _ABI:
+            raise LoadError(
+                f"{self.path} was compiled for op.h version {library.abi}, this tftoolkit reads {_ABI}: rebuild it"
+            )
+        self.ffi_version = library.ffi_major, library.ffi_minor
+        declared = library.ops
+        while declared:
+            op = declared.contents
+            name, place = op.name.decode(), f"{op.file.decode()}:{op.line}"
+            if name in self.schemas:
+                raise LoadError(f"{place}: op {name} is declared twice in {self.name}")
+            try:
+                self.schemas[name] = parse(op.schema.decode())
+            except SchemaError as error:
+                error.add_note(f"in TK_OP({name}, ...) at {place}")
+                raise
+            self.handlers[name] = {}
+            declared = op.next
+        kernels = library.kernels
+        while kernels:
+            kernel = kernels.contents
+            name, platform = kernel.op.decode(), kernel.platform.decode()
+            place = f"{kernel.file.decode()}:{kernel.line}"
+            if name not in self.handlers:
+                raise LoadError(
+                    f"{place}: TK_KERNEL names op {name}, but the library declares {', '.join(self.schemas)}"
+                )
+            if platform not in ("CPU", "CUDA"):
+                raise LoadError(f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA")
+            self.handlers[name][platform] = kernel.handler
+            kernels = kernel.next
+
+    def op(self, name: str) -> Op:
+        """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
+        if name not in self.schemas:
+            raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
+        if name not in self.made:
+            self.made[name] = Op(self, name)
+        return self.made[name]
+
+    def register(self) -> None:
+        """Makes all ops known to TensorFlow, before a SavedModel that holds them is loaded, say. Calls do it too."""
+        from tftoolkit.custom_ops.engine import tf_host
+
+        for name in self.schemas:
+            tf_host.register(self.op(name))
+
+    def __getattr__(self, name: str) -> Op:
+        """``library.rms_norm`` is ``library.op("RmsNorm")``."""
+        for declared in self.__dict__.get("schemas", ()):
+            if snake_case(declared) == name:
+                return self.op(declared)
+        raise AttributeError(f"{self.__dict__.get('name')} has no op {name!r}; it has {', '.join(self.__dir__())}")
+
+    def __dir__(self) -> list[str]:
+        return [*map(snake_case, self.__dict__.get("schemas", ()))]
+
+    def __repr__(self) -> str:
+        return f"OpLibrary({self.name!r}: {', '.join(f'{name}{text}' for name, text in self.schemas.items())})"
+
+
+def load(
+    name: str,
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    extra_cflags: Sequence[str] = (),
+    extra_cuda_cflags: Sequence[str] = (),
+    extra_ldflags: Sequence[str] = (),
+    include_dirs: Sequence[str | os.PathLike[str]] = (),
+    cuda: bool | str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> OpLibrary:
+    """Compiles C++ and CUDA sources (once; see ``builder``) and opens the op library.
+
+    Args:
+      name: namespace of the ops in TensorFlow; an identifier that begins with a capital letter.
+      sources: .cc/.cpp/.cxx and .cu files.
+      cuda: "auto" leaves .cu files out where no CUDA toolkit is installed, True insists on one.
+      cache_dir: where the result is kept; see ``builder.cache_folder``.
+      verbose: prints the commands and all the compiler says.
+
+    Raises ValueError for a bad name, BuildError when compiling fails, LoadError or SchemaError for a bad library.
+    """
+    _check_name(name)
+    recipe = builder.library_recipe(
+        name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
+        include_dirs=include_dirs, cuda=cuda,
+    )  # fmt: skip
+    return open_library(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+
+
+def load_inline(
+    name: str,
+    cpp: str,
+    cuda: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> OpLibrary:
+    """Like ``load``, from source text, as one writes it in a notebook.
+
+    Args:
+      name: namespace of the ops.
+      cpp: C++ source; ``tftoolkit/op.h`` is included already.
+      cuda: CUDA source, or None. It insists on a CUDA toolkit.
+      options: as for ``load``.
+
+    Raises what ``load`` raises; compile errors count lines as the text does.
+    """
+    _check_name(name)
+    texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}
+    digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:20]
+    folder = builder.cache_folder(cache_dir) / "inline" / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in texts.items():
+        # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
+        _write(folder / f"{name}{suffix}", text)
+        _write(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
+    sources = [folder / f"inline-main{suffix}" for suffix in texts]
+    return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier():
+        raise ValueError(f"name must be an identifier such as 'MyOps', got {name!r}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that other processes may be writing just now, or reading."""
+    if not path.exists():
+        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+_open: dict[tuple[str, str], OpLibrary] = {}
+_open_lock = threading.Lock()
+
+
+def open_library(name: str, path: str | os.PathLike[str]) -> OpLibrary:
+    """Opens a compiled op library. The same content under the same name is opened once, wherever it lies.
+
+    Raises LoadError, SchemaError.
+    """
+    try:
+        key = name, hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise LoadError(f"cannot open the op library {path}: {error.strerror}") from error
+    with _open_lock:
+        if key not in _open:
+            _open[key] = OpLibrary(name, path)
+        return _open[key]
+
+
+def opened() -> list[OpLibrary]:
+    """The libraries opened in this process, in that order."""
+    with _open_lock:
+        return list(_open.values())
+
+
+def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
+    """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it."""
+    path = _PACKAGE / folder
+    sources = sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
+    return builder.library_recipe(path.name, sources)
+
+
+def delegate_recipe() -> builder.Recipe:
+    """How to build the external delegate by which TensorFlow Lite calls op libraries."""
+    return builder.library_recipe(_DELEGATE, [_PACKAGE / _DELEGATE / "delegate.cc"])
+
+
+def builtin_folders() -> list[str]:
+    """The names of the op folders of this package."""
+    return sorted({source.parent.name for source in _PACKAGE.glob("*/*.cc")} - {_DELEGATE})
+
+
+def load_builtin(folder: str) -> OpLibrary:
+    """Builds (once) and opens the library of a built-in op; all of them share the namespace ``TfToolkit``."""
+    return open_library("TfToolkit", builder.build(builtin_recipe(folder)))

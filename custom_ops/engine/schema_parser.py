@@ -1,0 +1,360 @@
+"""Reads the schema language.
+
+Grammar (spaces are free)::
+
+    schema     = [ "<" dtype_var { "," dtype_var } ">" ] "(" parameters ")" "->" "(" output { "," output } ")"
+    dtype_var  = NAME ":" dtype { "|" dtype }
+    parameters = input { "," input } [ "," "*" "," attribute { "," attribute } ]
+    input      = [ "*" ] name [ "?" ] ":" ( dtype | NAME ) "[" { "..." | integer | name } "]"
+    output     = [ "*" ] name ":" ( dtype | NAME ) "[" { "..." | sum } "]" [ "=" name ]
+    sum        = product { ( "+" | "-" ) product }
+    product    = factor { ( "*" | "/" ) factor }
+    factor     = integer | name | "(" sum ")"
+    attribute  = name ":" ( "f32" | "f64" | "i32" | "i64" | "bool" | "str" ) [ "[" "]" ] [ "=" literal ]
+
+Dimensions that share a name must agree. ``...`` stands for any number of dimensions, at most once per argument, and is
+the same list wherever it appears. An output's dimensions may be computed from names and from integer attributes.
+``*name`` is a list of tensors (lists come last), ``name?`` may be None, ``y: T[n] = x`` is x in place::
+
+    <T: f32 | bf16 | f16>(x: T[... d], gamma: T[d], *, epsilon: f32 = 1e-6) -> (y: T[... d], inv_rms: f32[...])
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from tftoolkit.custom_ops.engine.schema import (
+    DTYPES,
+    REST,
+    SCALAR_TYPES,
+    Argument,
+    Attribute,
+    Dim,
+    Expression,
+    Schema,
+    presence,
+)
+
+
+class SchemaError(ValueError):
+    """A schema that cannot be read; the message shows the text with a mark under the column."""
+
+    def __init__(self, text: str, column: int, reason: str) -> None:
+        self.text, self.column, self.reason = text, column, reason
+        super().__init__(f"column {column + 1}: {reason}\n  {text}\n  {' ' * column}^")
+
+
+def parse(text: str) -> Schema:
+    """Reads a schema. Raises SchemaError, which names the column."""
+    return _Parser(text).schema()
+
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<arrow>->)|(?P<rest>\.\.\.)|(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+        |(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)
+        |(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[<>():,\[\]|=*?+\-/]))""",
+    re.VERBOSE,
+)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")  # as TensorFlow wants it
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    column: int
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = list(self._tokenize())
+        self.position = 0
+        self.dtype_vars: dict[str, tuple[str, ...]] = {}
+        self.inputs: list[Argument] = []
+        self.attributes: list[Attribute] = []
+        self.outputs: list[Argument] = []
+        self.taken: set[str] = set()
+
+    def _tokenize(self) -> Iterable[_Token]:
+        position = 0
+        end = len(self.text.rstrip())
+        while position < end:
+            match = _TOKEN.match(self.text, position)
+            if match is None:
+                column = position + len(self.text[position:]) - len(self.text[position:].lstrip())
+                raise SchemaError(self.text, column, f"unexpected character {self.text[column]!r}")
+            kind = str(match.lastgroup)
+            yield _Token(kind, match[kind], match.start(kind))
+            position = match.end()
+        yield _Token("end", "the end", end)
+
+    # Tokens
+
+    @property
+    def next(self) -> _Token:
+        return self.tokens[self.position]
+
+    def fail(self, reason: str, token: _Token | None = None) -> NoReturn:
+        raise SchemaError(self.text, (token or self.next).column, reason)
+
+    def take(self, kind: str) -> _Token:
+        token = self.next
+        if token.kind != kind:
+            self.fail(f"expected a {kind}, found {token.text!r}")
+        self.position += 1
+        return token
+
+    def sees(self, *texts: str) -> bool:
+        return self.next.kind in ("mark", "arrow") and self.next.text in texts
+
+    def accept(self, text: str) -> bool:
+        found = self.sees(text)
+        self.position += found
+        return found
+
+    def expect(self, *texts: str) -> None:
+        for text in texts:
+            if not self.accept(text):
+                self.fail(f"expected {text!r}, found {self.next.text!r}")
+
+    # The parts of a schema
+
+    def schema(self) -> Schema:
+        if self.accept("<"):
+            self.dtype_variable()
+            while self.accept(","):
+                self.dtype_variable()
+            self.expect(">")
+        self.parameters()
+        self.expect("->", "(")
+        self.output()
+        while self.accept(","):
+            self.output()
+        self.expect(")")
+        self.take("end")
+        return Schema(self.dtype_vars, tuple(self.inputs), tuple(self.attributes), tuple(self.outputs))
+
+    def dtype_variable(self) -> None:
+        token = self.take("name")
+        if token.text in DTYPES or token.text in self.dtype_vars or token.text == "N":  # N: the length of lists
+            self.fail(f"{token.text!r} cannot be a dtype variable: the name is taken", token)
+        if not token.text[0].isupper():
+            self.fail(f"a dtype variable begins with a capital letter, not {token.text!r}", token)
+        self.expect(":")
+        choices = [self.concrete_dtype()]
+        while self.accept("|"):
+            choices.append(self.concrete_dtype())
+        self.dtype_vars[token.text] = tuple(choices)
+
+    def concrete_dtype(self) -> str:
+        token = self.take("name")
+        if token.text not in DTYPES:
+            self.fail(f"unknown dtype {token.text!r}; there are {', '.join(DTYPES)}", token)
+        return token.text
+
+    def parameters(self) -> None:
+        start = self.next
+        self.expect("(")
+        while not self.accept(")"):
+            if self.inputs:
+                self.expect(",")
+            if self.sees("*") and self.tokens[self.position + 1].text in (",", ")"):
+                self.position += 1
+                while self.accept(","):
+                    self.attribute()
+                if not self.attributes:
+                    self.fail("expected ',' and an attribute after '*'")
+                self.expect(")")
+                break
+            self.input()
+        if not self.inputs:
+            self.fail("an op needs at least one input", start)
+        if all(argument.optional for argument in self.inputs):
+            self.fail("an op needs at least one input that is not optional", start)
+
+    def parameter_name(self) -> str:
+        token = self.take("name")
+        if not _NAME.fullmatch(token.text) or keyword.iskeyword(token.text) or token.text == "name":
+            self.fail(f"{token.text!r} cannot be a parameter name: use lower case, and no reserved word", token)
+        if token.text in self.taken:
+            self.fail(f"the name {token.text!r} is used twice", token)
+        self.taken.add(token.text)
+        return token.text
+
+    def dtype(self) -> str:
+        token = self.take("name")
+        if token.text not in DTYPES and token.text not in self.dtype_vars:
+            self.fail(f"unknown dtype {token.text!r}; there are {', '.join([*self.dtype_vars, *DTYPES])}", token)
+        return token.text
+
+    def input(self) -> None:
+        start = self.next
+        variadic = self.accept("*")
+        name = self.parameter_name()
+        optional = self.accept("?")
+        self.expect(":")
+        dtype = self.dtype()
+        self.expect("[")
+        dims: list[Dim] = []
+        while not self.accept("]"):
+            token = self.next
+            dims.append(self.dim(dims))
+            if isinstance(dims[-1], Expression):
+                self.fail("expressions stand in outputs only; give the input's dimension a name", token)
+        argument = Argument(name, dtype, tuple(dims), variadic, optional)
+        if variadic and optional:
+            self.fail("a list cannot be optional", start)
+        if self.inputs and self.inputs[-1].variadic and not variadic:
+            self.fail("lists come after all other inputs", start)
+        if optional:
+            if presence(argument) in self.taken:
+                self.fail(
+                    f"the name {presence(argument)!r} is used twice: it tells the kernel whether {name} is there", start
+                )
+            self.taken.add(presence(argument))
+        self.inputs.append(argument)
+
+    def output(self) -> None:
+        start = self.next
+        variadic = self.accept("*")
+        name = self.parameter_name()
+        self.expect(":")
+        dtype = self.dtype()
+        self.expect("[")
+        dims: list[Dim] = []
+        while not self.accept("]"):
+            dims.append(self.dim(dims))
+        alias = self.alias() if self.accept("=") else None
+        output = Argument(name, dtype, tuple(dims), variadic, alias=alias)
+        self.check_output(output, start)
+        self.outputs.append(output)
+
+    def alias(self) -> str:
+        token = self.take("name")
+        if token.text not in {argument.name for argument in self.inputs}:
+            self.fail(f"{token.text!r} is no input", token)
+        if token.text in {output.alias for output in self.outputs}:
+            self.fail(f"{token.text!r} already has an output in its place", token)
+        return token.text
+
+    def check_output(self, output: Argument, start: _Token) -> None:
+        """Everything in it is known from inputs that are always there."""
+        sources = [argument for argument in self.inputs if not argument.optional]
+        reachable = [argument for argument in sources if output.variadic or not argument.variadic]
+        if output.variadic and not any(argument.variadic for argument in sources):
+            self.fail("a list as output needs a list as input, whose length it has", start)
+        if self.outputs and self.outputs[-1].variadic and not output.variadic:
+            self.fail("lists come after all other outputs", start)
+        integers = {attribute.name for attribute in self.attributes if attribute.type in ("i32", "i64")}
+        known = {dim for argument in reachable for dim in argument.dims} | integers
+        for dim in output.dims:
+            for name in dim.names if isinstance(dim, Expression) else [dim]:
+                if isinstance(name, str) and name not in known:
+                    self.fail(f"dimension {name!r} of output {output.name} appears in no input", start)
+        if output.dtype in self.dtype_vars and all(argument.dtype != output.dtype for argument in sources):
+            self.fail(f"dtype variable {output.dtype} of output {output.name} appears in no input", start)
+        if output.alias:
+            (source,) = (argument for argument in self.inputs if argument.name == output.alias)
+            same = ("dtype", "dims", "variadic")
+            if source.optional or any(getattr(source, part) != getattr(output, part) for part in same):
+                self.fail(f"{output.name} takes the place of {source}, so it must be declared just like it", start)
+
+    # Dimensions
+
+    def dim(self, before: list[Dim]) -> Dim:
+        if self.next.kind == "rest":
+            if REST in before:
+                self.fail("'...' may stand once in an argument")
+            self.position += 1
+            return REST
+        postfix = self.sum()
+        return postfix[0] if len(postfix) == 1 else Expression(tuple(postfix))
+
+    def sum(self) -> list[int | str]:
+        postfix = self.product()
+        while self.sees("+", "-"):
+            mark = self.take("mark").text
+            postfix += [*self.product(), mark]
+        return postfix
+
+    def product(self) -> list[int | str]:
+        postfix = self.factor()
+        while self.sees("*", "/"):
+            mark = self.take("mark").text
+            postfix += [*self.factor(), mark]
+        return postfix
+
+    def factor(self) -> list[int | str]:
+        token = self.next
+        if self.accept("("):
+            postfix = self.sum()
+            self.expect(")")
+            return postfix
+        if token.kind == "number" and not token.text.isdigit():
+            self.fail(f"a dimension is a whole number, not {token.text!r}")
+        if token.kind not in ("number", "name"):
+            self.fail(f"expected a dimension or ']', found {token.text!r}")
+        self.position += 1
+        if token.kind == "name":
+            return [token.text]
+        if int(token.text) >= 1 << 63:
+            self.fail("a dimension must fit into 63 bits", token)
+        return [int(token.text)]
+
+    # Attributes
+
+    def attribute(self) -> None:
+        name = self.parameter_name()
+        self.expect(":")
+        kind = self.take("name")
+        if kind.text not in SCALAR_TYPES:
+            self.fail(
+                f"unknown attribute type {kind.text!r}; there are {', '.join(SCALAR_TYPES)} and lists of them", kind
+            )
+        type_name = kind.text
+        if self.accept("["):
+            self.expect("]")
+            type_name += "[]"
+        attribute = Attribute(name, type_name)
+        if self.accept("="):
+            start = self.next
+            value = self.list_literal() if self.accept("[") else self.literal()
+            try:
+                attribute = Attribute(name, type_name, attribute.convert(value))
+            except (TypeError, ValueError) as error:
+                self.fail(f"not a default for {name}: {error}", start)
+        self.attributes.append(attribute)
+
+    def list_literal(self) -> list[object]:
+        values: list[object] = []
+        while not self.accept("]"):
+            if values:
+                self.expect(",")
+            values.append(self.literal())
+        return values
+
+    def literal(self) -> object:
+        sign = -1 if self.accept("-") else 1
+        signed = sign == -1 or self.accept("+")
+        token = self.next
+        if token.kind not in ("number", "string", "name") or (signed and token.kind == "string"):
+            self.fail(f"expected a value, found {token.text!r}")
+        self.position += 1
+        if token.kind == "name":
+            constants: dict[str, object] = {"true": True, "True": True, "false": False, "False": False}
+            if not signed and token.text in constants:
+                return constants[token.text]
+            if token.text not in ("inf", "nan"):
+                self.fail(f"{token.text!r} is no value", token)
+            return sign * float(token.text)
+        try:
+            value = ast.literal_eval(token.text)
+        except (ValueError, SyntaxError) as error:
+            self.fail(f"{token.text} is no value: {error}", token)
+        return value if token.kind == "string" else sign * value

@@ -1,0 +1,412 @@
+"""The TensorFlow host: registers ops with TensorFlow at run time and calls them there.
+
+The op host's C++ library is opened (and built first, where needed) when the first op is registered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+from tensorflow.core.framework import op_def_pb2
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context, core, execute
+from tensorflow.python.framework import op_def_library
+from tensorflow.python.framework import ops as tf_ops
+from tensorflow.python.ops.parallel_for import pfor
+
+from tftoolkit.custom_ops.engine import builder, toolchain
+from tftoolkit.custom_ops.engine.errors import LoadError
+from tftoolkit.custom_ops.engine.ops import Op
+from tftoolkit.custom_ops.engine.schema import (
+    DTYPES,
+    REST,
+    SCALAR_TYPES,
+    Argument,
+    Attribute,
+    Dim,
+    Expression,
+    Schema,
+    presence,
+)
+
+_lock = threading.RLock()
+_by_type: dict[str, Op] = {}  # TensorFlow name → op
+_types: dict[Op, str] = {}
+
+
+def find(op_type: str) -> Op | None:
+    """The op with this TensorFlow name, or None."""
+    return _by_type.get(op_type)
+
+
+def register(op: Op) -> str:
+    """Makes an op known to TensorFlow's runtime and to XLA, once, and returns its TensorFlow name.
+
+    TensorFlow cannot replace an op. So one that comes from a library with the same name but other content (its source
+    was changed, say) gets a numbered name, and a warning says so: old traces keep the old kernel, new ones get this.
+
+    Raises BuildError when the host cannot be built, LoadError when TensorFlow or XLA refuse the op.
+    """
+    if op in _types:
+        return _types[op]
+    with _lock:
+        if op in _types:
+            return _types[op]
+        first = name = f"{op.library.name}>{op.name}"
+        if not re.fullmatch(r"[A-Z]\w*>[A-Z]\w*", name, re.ASCII):  # TensorFlow would end the process
+            raise LoadError(f"TensorFlow wants names of libraries and ops to begin with a capital letter, got {name}")
+        version = 1
+        while name in _by_type:
+            version += 1
+            name = f"{first}_{version}"
+        if version > 1:
+            logging.warning("tftoolkit: %s was registered before from another library; this one is now %s", first, name)
+        definition, text, wire = declaration(name, op)
+        _check(_host().tk_register_op(definition, len(definition), text, wire))
+        for platform, handler in op.handlers.items():
+            _check(_host().tk_register_kernel(name.encode(), platform.encode(), handler))
+        tf.RegisterGradient(name)(functools.partial(_gradient, op))
+        pfor.RegisterPFor(name)(functools.partial(_vectorize, op))
+        _by_type[name] = op
+        _types[op] = name
+        return name
+
+
+def declaration(name: str, op: Op) -> tuple[bytes, bytes, bytes]:
+    """What the host's ``tk_register_op`` takes: the OpDef, the schema for messages and for shapes."""
+    definition = op_def(name, op.schema).SerializeToString()
+    return definition, f"{op.name}{op.schema}".encode(), wire_form(op.schema).encode()
+
+
+# Calling
+
+
+def call(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any], name: str | None) -> Any:
+    """Runs or traces the op; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
+    if not op.handlers:
+        return _without_kernel(op, inputs, attributes)
+    stored: dict[str, Any] = {}
+    if op.schema.attributes:
+        stored = {item.name: store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
+    if not op.is_plain:
+        inputs = _prepare(op, inputs, stored)
+    op_type = _types.get(op) or register(op)
+    run = _eagerly if context.executing_eagerly() else _in_graph
+    outputs = run(op, op_type, inputs, stored, name)
+    if op.is_plain:
+        return outputs[0] if len(outputs) == 1 else op.output_type(*outputs)
+    length = next((len(v) for v, a in zip(inputs, op.schema.inputs, strict=True) if a.variadic), 0)
+    return op.group_outputs(outputs, length)
+
+
+def _eagerly(op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None) -> Sequence[Any]:
+    flat = [item for pair in stored.items() for item in pair]
+    try:
+        outputs = pywrap_tfe.TFE_Py_FastPathExecute(context.context(), op_type, name, *inputs, *flat)
+    except core._NotOkStatusException as error:
+        tf_ops.raise_from_not_ok_status(error, name)
+    except core._FallbackException:  # inputs that are neither tensors nor arrays
+        return _eagerly_converted(op, op_type, inputs, stored, name)
+    if len(op.schema.outputs) == 1:
+        return outputs if op.schema.outputs[0].variadic else [outputs]
+    return outputs if op.is_plain else op.flat_outputs(outputs)  # of several outputs, lists come as lists
+
+
+def _eagerly_converted(
+    op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
+) -> Sequence[Any]:
+    dtypes: dict[str, tf.DType] = {}
+    flat: list[tf.Tensor] = []
+    attributes = dict(stored)
+    for argument, value in zip(op.schema.inputs, inputs, strict=True):
+        wanted = _dtype(argument.dtype) if argument.dtype in DTYPES else dtypes.get(argument.dtype)
+        tensors = [tf.convert_to_tensor(item, wanted) for item in (value if argument.variadic else [value])]
+        dtypes.setdefault(argument.dtype, tensors[0].dtype)
+        flat += tensors
+        if argument.variadic:
+            attributes[LIST_LENGTH] = len(tensors)
+    attributes |= {variable: dtypes[variable].as_datatype_enum for variable in op.schema.dtype_vars}
+    pairs = tuple(item for pair in attributes.items() for item in pair)
+    length = attributes.get(LIST_LENGTH, 0)
+    count = sum(length if output.variadic else 1 for output in op.schema.outputs)
+    outputs: list[Any] = execute.execute(op_type, count, flat, pairs, context.context(), name)
+    if execute.must_record_gradient():
+        execute.record_gradient(op_type, flat, pairs, outputs)
+    return outputs
+
+
+def _in_graph(
+    op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
+) -> Sequence[Any]:
+    names = (argument.name for argument in op.schema.inputs)
+    arguments = dict(zip(names, inputs, strict=True))
+    _, _, node, _ = op_def_library._apply_op_helper(op_type, name=name, **arguments, **stored)
+    if execute.must_record_gradient():
+        attributes = tuple(item for attr in node.op_def.attr for item in (attr.name, node.get_attr(attr.name)))
+        execute.record_gradient(op_type, node.inputs, attributes, node.outputs)
+    outputs: Sequence[Any] = node.outputs
+    return outputs
+
+
+def _prepare(op: Op, inputs: Sequence[Any], stored: dict[str, Any]) -> list[Any]:
+    """Checks lists, and puts an empty tensor where an optional input is absent; its presence is an attribute."""
+    lengths = {}
+    for argument, value in zip(op.schema.inputs, inputs, strict=True):
+        if argument.variadic:
+            if not isinstance(value, list | tuple) or not value:
+                raise TypeError(f"{op.__name__}: {argument.name} must be a list of one or more tensors, got {value!r}")
+            lengths[argument.name] = len(value)
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"{op.__name__}: all lists must have the same length, but {text}")
+    prepared = [list(value) if a.variadic else value for a, value in zip(op.schema.inputs, inputs, strict=True)]
+    for i, argument in enumerate(op.schema.inputs):
+        if argument.optional:
+            stored[presence(argument)] = prepared[i] is not None
+            if prepared[i] is None:
+                prepared[i] = tf.zeros([0], _dtype_for(op, argument, prepared))
+        elif prepared[i] is None:
+            raise TypeError(f"{op.__name__}: {argument.name} must be given; the signature is {op}")
+    return prepared
+
+
+def _dtype_for(op: Op, argument: Argument, inputs: list[Any]) -> tf.DType:
+    """The dtype that an absent input would have."""
+    if argument.dtype in DTYPES:
+        return _dtype(argument.dtype)
+    for i, (other, value) in enumerate(zip(op.schema.inputs, inputs, strict=True)):
+        if other.dtype == argument.dtype and value is not None:
+            if other.variadic:
+                return tf.convert_to_tensor(value[0]).dtype
+            inputs[i] = tf.convert_to_tensor(value)
+            return inputs[i].dtype
+    return _dtype(op.schema.dtype_vars[argument.dtype][0])
+
+
+@functools.cache
+def _warn_of_reference(op: Op) -> None:
+    logging.warning("tftoolkit: %s has no kernel for this machine; its reference runs in its place", op.name)
+
+
+def _without_kernel(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    if op.reference_function is None:
+        raise LoadError(f"{op.name} has neither a kernel nor a reference: add TK_KERNEL or @{op.__name__}.reference")
+    _warn_of_reference(op)
+    tensors = [
+        [tf.convert_to_tensor(item) for item in value] if argument.variadic
+        else None if value is None else tf.convert_to_tensor(value)
+        for argument, value in zip(op.schema.inputs, inputs, strict=True)
+    ]  # fmt: skip
+    return op.run_reference(*tensors, **attributes)
+
+
+# Nodes: what TensorFlow hands to gradients and converters
+
+
+def node_attributes(op: Op, node: Any) -> dict[str, Any]:
+    """The Python values of the op's declared attributes at a node (anything with ``get_attr``)."""
+    return {item.name: read_attribute(item, node.get_attr(item.name)) for item in op.schema.attributes}
+
+
+def expand(op: Op, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What a node computes, in plain TensorFlow ops: flat inputs → flat outputs. Raises LookupError: no reference."""
+    outputs = op.run_reference(*op.group_inputs(inputs, node.get_attr), **node_attributes(op, node))
+    return [tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
+
+
+def _gradient(op: Op, node: Any, *output_gradients: Any) -> Any:
+    if op.gradient_function is None:
+        raise LookupError(
+            f"{op.name} has no gradient: write one under @{op.__name__}.gradient, or call "
+            f"{op.__name__}.differentiate_reference()"
+        )
+    return op.gradient_function(node, *output_gradients)
+
+
+def differentiate_reference(op: Op, node: Any, *output_gradients: Any) -> list[tf.Tensor | None]:
+    """The gradients of a node's inputs, by differentiating the reference."""
+    inputs = [tf.identity(tensor) for tensor in node.inputs]
+    floating = [tensor for tensor in inputs if tensor.dtype.is_floating or tensor.dtype.is_complex]
+    with tf.GradientTape() as tape:
+        tape.watch(floating)
+        outputs = expand(op, node, inputs)
+    usable = [(out, dy) for out, dy in zip(outputs, output_gradients, strict=True) if dy is not None]
+    targets, gradients = zip(*usable, strict=True)
+    found = dict(
+        zip(map(id, floating), tape.gradient(list(targets), floating, output_gradients=list(gradients)), strict=True)
+    )
+    return [found.get(id(tensor)) for tensor in inputs]
+
+
+def _vectorize(op: Op, pfor_input: Any) -> Any:
+    """Teaches ``tf.vectorized_map`` the op where stacking is just one more leading dimension of every ``...``.
+
+    Elsewhere (an output that sums over ``...``, say) TensorFlow falls back to a loop by itself.
+    """
+    leading = [argument.dims[:1] == (REST,) for argument in op.schema.inputs]
+    simple = not op.schema.has_lists and not op.schema.optional_inputs
+    if simple and all(output.dims[:1] == (REST,) and not output.alias for output in op.schema.outputs):
+        stacked = [pfor_input.input(i)[1] for i in range(pfor_input.num_inputs)]
+        if all(can or not is_stacked for is_stacked, can in zip(stacked, leading, strict=True)):
+            pfor_input.stack_inputs([i for i, can in enumerate(leading) if can])
+            inputs = [pfor_input.input(i)[0] for i in range(pfor_input.num_inputs)]
+            outputs = call(op, inputs, node_attributes(op, pfor_input.op), None)
+            return [pfor.wrap(output, True) for output in op.flat_outputs(outputs)]
+    raise pfor.ConversionNotImplementedError(f"{op} cannot take one more leading dimension")  # makes it a loop
+
+
+# Declarations
+
+
+def op_def(name: str, schema: Schema) -> op_def_pb2.OpDef:
+    """TensorFlow's own declaration of the op."""
+    definition = op_def_pb2.OpDef(name=name)
+    for arguments, args in ((schema.inputs, definition.input_arg), (schema.outputs, definition.output_arg)):
+        for argument in arguments:
+            arg = args.add(name=argument.name)
+            if argument.dtype in DTYPES:
+                arg.type = _dtype(argument.dtype).as_datatype_enum
+            else:
+                arg.type_attr = argument.dtype
+            if argument.variadic:
+                arg.number_attr = LIST_LENGTH
+    if schema.has_lists:
+        definition.attr.add(name=LIST_LENGTH, type="int", has_minimum=True, minimum=1)
+    for variable, choices in schema.dtype_vars.items():
+        attr = definition.attr.add(name=variable, type="type")
+        attr.allowed_values.list.type.extend(_dtype(choice).as_datatype_enum for choice in choices)
+    for attribute in kernel_attributes(schema):
+        _add_attribute(definition, attribute)
+    return definition
+
+
+LIST_LENGTH = "N"
+# f64 as text, because TensorFlow's float attributes have 32 bits; see host/attributes.h.
+_TF_ATTRIBUTES = {"f32": "float", "f64": "string", "i32": "int", "i64": "int", "bool": "bool", "str": "string"}
+_VALUE_FIELDS = {"float": "f", "int": "i", "bool": "b", "string": "s"}
+
+
+def kernel_attributes(schema: Schema) -> list[Attribute]:
+    """The attributes that nodes and kernels have, sorted by name: those declared, and one for each optional input."""
+    hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
+    return sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
+
+
+def store_attribute(attribute: Attribute, checked: Any) -> Any:
+    """An attribute's value (as ``convert`` gives it) in the form TensorFlow stores."""
+    if attribute.scalar_type == "f64":
+        return [repr(item) for item in checked] if isinstance(checked, tuple) else repr(checked)
+    return list(checked) if isinstance(checked, tuple) else checked
+
+
+def read_attribute(attribute: Attribute, stored: Any) -> Any:
+    """The Python value of an attribute as it stands in a node (``op.get_attr``)."""
+
+    def scalar(value: Any) -> Any:
+        text = value.decode() if isinstance(value, bytes) else value
+        return float(text) if attribute.scalar_type == "f64" else text
+
+    return [scalar(value) for value in stored] if attribute.is_list else scalar(stored)
+
+
+def _add_attribute(definition: op_def_pb2.OpDef, attribute: Attribute) -> None:
+    base = _TF_ATTRIBUTES[attribute.scalar_type]
+    attr = definition.attr.add(name=attribute.name, type=f"list({base})" if attribute.is_list else base)
+    if attribute.default is None:
+        return
+    stored = store_attribute(attribute, attribute.default)
+    encoded = [item.encode() if base == "string" else item for item in (stored if attribute.is_list else [stored])]
+    if attribute.is_list:
+        attr.default_value.list.SetInParent()  # also when it is empty
+        getattr(attr.default_value.list, _VALUE_FIELDS[base]).extend(encoded)
+    else:
+        setattr(attr.default_value, _VALUE_FIELDS[base], encoded[0])
+
+
+def _dtype(name: str) -> tf.DType:
+    return tf.dtypes.as_dtype(DTYPES[name])
+
+
+def wire_form(schema: Schema) -> str:
+    """The schema's shapes for the host; the format stands in host/signature.h."""
+    attributes = kernel_attributes(schema)
+    attribute_index = {attribute.name: i for i, attribute in enumerate(attributes)}
+    outside_lists = [name for name in schema.dim_names if name in schema.global_dims]
+    names = outside_lists + [name for name in schema.dim_names if name not in schema.global_dims]
+
+    def term(item: int | str) -> str:
+        if isinstance(item, int):
+            return f"0 {item}"
+        if item in names:
+            return f"1 {names.index(item)}"
+        return f"2 {attribute_index[item]}" if item in attribute_index else f"3 {ord(item)}"
+
+    def dim(value: Dim) -> str:
+        if value == REST:
+            return "0"
+        postfix = value.postfix if isinstance(value, Expression) else (value,)
+        return " ".join([str(len(postfix)), *map(term, postfix)])
+
+    def argument(value: Argument) -> str:
+        present = attribute_index[presence(value)] if value.optional else -1
+        alias = [item.name for item in schema.inputs].index(value.alias) if value.alias else -1
+        head = f"{value.name} {int(value.variadic)} {present} {alias} {len(value.dims)}"
+        return " ".join([head, *map(dim, value.dims)])
+
+    counts = (len(schema.inputs), len(schema.outputs), len(attributes), len(names), len(outside_lists))
+    words = [*map(str, counts), str(int(REST in schema.global_dims))]
+    words += [argument(value) for value in [*schema.inputs, *schema.outputs]]
+    for attribute in attributes:
+        words.append(f"{attribute.name} {SCALAR_TYPES.index(attribute.scalar_type) + 16 * attribute.is_list}")
+    return " ".join([*words, *names])
+
+
+@functools.cache
+def host_path() -> str:
+    """The op host's library, built where it is not yet. Raises BuildError."""
+    return str(builder.build(builder.host_recipe()))
+
+
+@functools.cache
+def plain_ops() -> ModuleType:
+    """Opens the host. Returns functions for the ordinary TensorFlow ops in it, which no library declares.
+
+    Raises BuildError, LoadError.
+    """
+    path = host_path()
+    folder = toolchain.tensorflow_dir()
+    assert folder is not None
+    try:
+        # The host names no library, but finds TensorFlow's symbols where `import tensorflow` or this has put them: in
+        # the global scope. 2.18 and 2.19 keep them to themselves.
+        ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"), mode=ctypes.RTLD_GLOBAL)
+        return tf.load_op_library(path)
+    except (tf.errors.OpError, RuntimeError, OSError) as error:
+        raise LoadError(f"cannot open the op host {path}: {error}. Delete the file to have it built anew.") from error
+
+
+@functools.cache
+def _host() -> ctypes.CDLL:
+    plain_ops()  # the ops register when TensorFlow opens the host, not when ctypes does
+    library = ctypes.CDLL(host_path())
+    library.tk_register_op.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
+    library.tk_register_kernel.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
+    library.tk_register_op.restype = library.tk_register_kernel.restype = ctypes.c_void_p
+    library.tk_free.argtypes = [ctypes.c_void_p]
+    library.tk_free.restype = None
+    return library
+
+
+def _check(error: int | None) -> None:
+    if error:
+        text = ctypes.string_at(error).decode()
+        _host().tk_free(error)
+        raise LoadError(text)

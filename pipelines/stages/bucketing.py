@@ -1,0 +1,111 @@
+"""Batches of examples of similar length."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tftoolkit.pipelines.keys import fold, stream_state
+from tftoolkit.pipelines.permutation import permute
+from tftoolkit.pipelines.plan.batching import Padding
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buckets:
+    """A ``Batching`` planned on all lengths: bucket b takes lengths in (boundaries[b-1], boundaries[b]].
+
+    Shuffled, every epoch deals the members of each bucket to its batches anew and has the batches in another order.
+    Otherwise members come in the order of the examples, and a batch where its last member stands.
+    """
+
+    feature: str
+    boundaries: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    drop_remainder: bool
+    padding: Padding | None
+    to_boundary: bool
+    order: tuple[int, int] | None  # seed and number of the random stream; None: not shuffled
+    members: np.ndarray  # int64: element numbers, bucket after bucket
+    counts: np.ndarray  # int64[buckets]
+    bucket_of: np.ndarray  # int64[batches]
+    first_of: np.ndarray  # int64[batches]: rank of its first member in its bucket
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.bucket_of)
+
+    @property
+    def largest(self) -> int:
+        return max(self.batch_sizes)
+
+    @property
+    def uniform(self) -> bool:
+        return False
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, tf.Tensor]:
+        starts = np.cumsum([0, *self.counts[:-1]])
+        arrays: dict[str, Any] = {
+            "members": self.members, "counts": self.counts, "bucket_of": self.bucket_of, "first_of": self.first_of,
+            "starts": starts, "batch_sizes": self.batch_sizes, "boundaries": self.boundaries,
+        }  # fmt: skip
+        with tf.init_scope(), tf.device("CPU:0"):
+            return {name: tf.constant(array, tf.int64) for name, array in arrays.items()}
+
+    def rows_of(self, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        number, tables = self._in_order(epoch, number), self._tables
+        bucket, first = tf.gather(tables["bucket_of"], number), tf.gather(tables["first_of"], number)
+        count = tf.gather(tables["counts"], bucket)
+        rank = tf.range(first, tf.minimum(first + tf.gather(tables["batch_sizes"], bucket), count))
+        if self.order:
+            seed, stream = self.order
+            rank = permute(rank, count, fold(stream_state(seed, epoch, stream), bucket + 1))
+        return tf.gather(tables["members"], tf.gather(tables["starts"], bucket) + rank)
+
+    def _in_order(self, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        if not self.order:
+            return number
+        seed, stream = self.order
+        return permute(number, self.batches_per_epoch, fold(stream_state(seed, epoch, stream), tf.constant(0)))
+
+    def padding_of(self, epoch: tf.Tensor, number: tf.Tensor) -> Padding | None:
+        if not self.padding or not self.to_boundary:
+            return self.padding
+        bucket = tf.gather(self._tables["bucket_of"], self._in_order(epoch, number))
+        rest = self.padding.sizes[self.feature][1:]
+        return dataclasses.replace(
+            self.padding,
+            sizes={**self.padding.sizes, self.feature: (tf.gather(self._tables["boundaries"], bucket), *rest)},
+        )
+
+    @functools.cached_property
+    def label(self) -> str:
+        digest = hashlib.sha256(self.members.astype("<i8").tobytes()).hexdigest()[:12]
+        parts = [f"{self.feature!r}", f"boundaries={list(self.boundaries)}", f"batch_sizes={list(self.batch_sizes)}"]
+        parts += ["drop_remainder=True"] if self.drop_remainder else []
+        parts += [self.padding.label] if self.padding else []
+        parts += ["to its boundary"] if self.to_boundary else []
+        return f"{'shuffled ' if self.order else ''}bucket({', '.join(parts)}), members {digest}"
+
+
+def assign(
+    lengths: np.ndarray, boundaries: Sequence[int], batch_sizes: Sequence[int], drop_remainder: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``members, counts, bucket_of, first_of`` of Buckets; no length is above the last boundary."""
+    bucket = np.searchsorted(np.asarray(boundaries), lengths, side="left")
+    members = np.argsort(bucket, kind="stable").astype(np.int64)
+    counts = np.bincount(bucket, minlength=len(boundaries)).astype(np.int64)
+    starts = np.cumsum([0, *counts[:-1]])
+    batches = []
+    for number, (size, count) in enumerate(zip(batch_sizes, counts, strict=True)):
+        end = count - count % size if drop_remainder else count
+        for first in range(0, end, size):
+            last = members[starts[number] + min(first + size, count) - 1]
+            batches.append((last, number, first))
+    batches.sort()
+    table = np.array(batches, np.int64).reshape(-1, 3)
+    return members, counts, table[:, 1], table[:, 2]

@@ -1,0 +1,352 @@
+"""Fuzzing of one op by its schema: calls of many kinds, what is right about each, and references in float64."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context, execute
+
+from tftoolkit.custom_ops.engine import sampling, shapes, tf_host
+from tftoolkit.custom_ops.engine.ops import Op
+from tftoolkit.custom_ops.engine.schema import DTYPES
+
+CLEAR = (tf.errors.InvalidArgumentError, TypeError, ValueError)
+HUGE = (2**31 - 1, 2**31, 2**31 + 1, 2**33 + 7, 2**40, 2**62)
+ODD_VALUES = (
+    float("nan"),
+    float("inf"),
+    -1,
+    0,
+    1e-40,
+    1e300,
+    2**31,
+    2**70,
+    "text",
+    None,
+    [],
+    [1.5, "a"],
+    b"\xff",
+    True,
+)
+NO_TENSORS = (None, object(), "text", [[1.0], [1.0, 2.0]], {"a": 1.0}, b"\xff", 10**400)
+EPSILON = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
+
+
+class WrongError(AssertionError):
+    """An op gave a wrong answer, or took what it should refuse."""
+
+
+# References: float64 arrays and attributes -> for each output its value and the size of the terms it is the sum of
+
+
+def rms_norm(x: np.ndarray, gamma: np.ndarray, *, epsilon: float) -> list[tuple[np.ndarray, Any]]:
+    inv = 1 / np.sqrt(np.mean(x * x, axis=-1) + epsilon)
+    y = x * inv[..., np.newaxis] * gamma
+    return [(y, np.abs(y)), (inv, np.abs(inv))]
+
+
+def rms_norm_grad(
+    dy: np.ndarray, d_inv_rms: np.ndarray, x: np.ndarray, gamma: np.ndarray, inv_rms: np.ndarray
+) -> list[tuple[np.ndarray, Any]]:
+    inv = inv_rms[..., np.newaxis]
+
+    def gradients(dy: Any, d_inv: Any, x: Any, gamma: Any, inv: Any, sign: int) -> tuple[np.ndarray, np.ndarray]:
+        dot = np.sum(dy * gamma * x, axis=-1, keepdims=True) + d_inv[..., np.newaxis]
+        dgamma = np.sum((dy * x * inv).reshape(-1, x.shape[-1]) if x.size else np.zeros((1, x.shape[-1])), axis=0)
+        return inv * dy * gamma - sign * x * inv**3 * (dot / x.shape[-1]), dgamma
+
+    values = gradients(dy, d_inv_rms, x, gamma, inv, 1)
+    terms = gradients(*map(np.abs, (dy, d_inv_rms, x, gamma, inv)), -1)
+    return list(zip(values, terms, strict=True))
+
+
+REFERENCES: dict[str, Callable[..., list[tuple[np.ndarray, Any]]]] = {
+    "RmsNorm": rms_norm,
+    "RmsNormGrad": rms_norm_grad,
+}
+
+
+# Ops that refuse some values and shapes which their schemas allow: an error is right for them, too.
+STRICTER = ("AdamW", "RandAugment")
+
+
+class OpSubject:
+    """An op of a library: what is right follows from its schema, and the values from a reference."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.schema = op.schema
+        self.may_fail = None if op.name in STRICTER else False
+        self.was_too_large = False
+        self.kinds: dict[Callable[[random.Random, sampling.Call], None], int] = {
+            self.valid: 30, self.wrong_shape: 20, self.wrong_dtype: 15, self.wrong_count: 5, self.odd_attribute: 10,
+            self.no_tensor: 4, self.without_python: 10, self.any_bits: 4, self.huge: 2, self.in_graph: 1,
+        }  # fmt: skip
+
+    def case(self, rng: random.Random) -> None:
+        kind = rng.choices(list(self.kinds), list(self.kinds.values()))[0]
+        kind(rng, self.sample(rng))
+
+    def sample(self, rng: random.Random) -> sampling.Call:
+        call = sampling.sample(self.schema, rng, max_elements=2000)
+        if self.op.name != "AdamW":
+            return call
+        each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
+        fitting = {"beta_1": 0.5, "beta_2": 0.25, "rate_factors": each, "weight_decays": each}
+        return replace(call, attributes={**call.attributes, **fitting})
+
+    # Kinds of cases
+
+    def valid(self, rng: random.Random, call: sampling.Call) -> None:
+        arrays = self.arrays(rng, call)
+        outputs = self.expect(lambda: self.op(*arrays, **call.attributes), self.may_fail, f"{call}")
+        if outputs is not None:
+            self.check_shapes(call, outputs)
+            self.check_values(call, arrays, outputs)
+
+    def wrong_shape(self, rng: random.Random, call: sampling.Call) -> None:
+        inputs = list(call.inputs)
+        place = rng.randrange(len(inputs))
+        shape = inputs[place]
+        if isinstance(shape, list):
+            inputs[place] = [*shape[:-1], changed(rng, shape[-1])]
+        elif shape is not None:
+            inputs[place] = changed(rng, shape)
+        self.check(rng, replace(call, inputs=tuple(inputs)))
+
+    def wrong_dtype(self, rng: random.Random, call: sampling.Call) -> None:
+        arrays = self.arrays(rng, call)
+        place = rng.randrange(len(arrays))
+        if arrays[place] is None or self.schema.inputs[place].variadic:
+            return
+        dtype = rng.choice([*DTYPES.values(), "string"])
+        shape = np.shape(arrays[place])
+        # Tensors, because TensorFlow casts NumPy arrays to what it needs.
+        arrays = [tf.nest.map_structure(tf.convert_to_tensor, array) for array in arrays]
+        arrays[place] = tf.fill(shape, "text") if dtype == "string" else tf.zeros(shape, dtype)
+        declared = self.schema.inputs[place].dtype
+        alone = sum(argument.dtype == declared for argument in self.schema.inputs) == 1
+        allowed = self.schema.dtype_vars.get(declared, (declared,)) if alone else (call.dtypes.get(declared, declared),)
+        must_fail = dtype not in [DTYPES[name] for name in allowed]
+        self.expect(lambda: self.op(*arrays, **call.attributes), must_fail or None, f"{place} is {dtype}")
+
+    def wrong_count(self, rng: random.Random, call: sampling.Call) -> None:
+        arrays = self.arrays(rng, call)
+        if rng.random() < 0.5:
+            arrays.append(arrays[0])
+        else:
+            needed = [i for i, argument in enumerate(self.schema.inputs) if not argument.optional]
+            del arrays[rng.randrange(max(needed) + 1) :]
+        self.expect(lambda: self.op(*arrays, **call.attributes), True, f"{len(arrays)} inputs")
+
+    def odd_attribute(self, rng: random.Random, call: sampling.Call) -> None:
+        if not self.schema.attributes:
+            return
+        attribute = rng.choice(self.schema.attributes)
+        value = rng.choice(ODD_VALUES)
+        arrays = self.arrays(rng, call)
+        must_fail = False
+        try:
+            converted = replace(call, attributes={**call.attributes, attribute.name: attribute.convert(value)})
+            converted.outputs()
+        except (TypeError, ValueError, OverflowError):
+            must_fail = True
+        result = self.expect(
+            lambda: self.op(*arrays, **{**call.attributes, attribute.name: value}), must_fail or None, f"{value!r}"
+        )
+        if result is not None:
+            self.check_shapes(converted, result)
+
+    def no_tensor(self, rng: random.Random, call: sampling.Call) -> None:
+        arrays = self.arrays(rng, call)
+        place = rng.randrange(len(arrays))
+        arrays[place] = rng.choice(NO_TENSORS)
+        argument = self.schema.inputs[place]
+        # A list of other things may be a list of tensors.
+        must_fail = None if argument.variadic else not (arrays[place] is None and argument.optional)
+        self.expect(lambda: self.op(*arrays, **call.attributes), must_fail, f"{arrays[place]!r}")
+
+    def without_python(self, rng: random.Random, call: sampling.Call) -> None:
+        """Straight into TensorFlow's runtime, past every check in Python: what a SavedModel's graph may hold."""
+        flat = [tf.convert_to_tensor(item) for array in self.arrays(rng, call) for item in as_list(array)]
+        change = rng.randrange(4)
+        if change == 0:
+            del flat[rng.randrange(len(flat) + 1) :]
+        elif change == 1:
+            flat[rng.randrange(len(flat))] = tf.zeros(changed(rng, (2, 3)), rng.choice(["float32", "float64", "int32"]))
+        attributes: dict[str, Any] = {
+            variable: tf.as_dtype(DTYPES[choice]).as_datatype_enum for variable, choice in call.dtypes.items()
+        }
+        for attribute in tf_host.kernel_attributes(self.schema):
+            value = call.attributes.get(attribute.name, True)
+            attributes[attribute.name] = tf_host.store_attribute(attribute, value)
+        if self.schema.has_lists:
+            attributes[tf_host.LIST_LENGTH] = rng.choice([1, 2, 3, 0, -1, 2**40])
+        if change == 2 and attributes:
+            attributes[rng.choice(list(attributes))] = rng.choice([1, 2, 10**6, "text", 1.5, True])
+        pairs = tuple(item for pair in attributes.items() for item in pair)
+        count = rng.choice([len(self.schema.outputs), 0, 7]) if change == 3 else len(self.schema.outputs)
+        self.expect(lambda: execute.execute(self.op.tf_name, count, flat, pairs, context.context()), None, "raw")
+
+    def any_bits(self, rng: random.Random, call: sampling.Call) -> None:
+        """NaN, infinities, subnormals, the largest numbers."""
+        arrays = self.arrays(rng, call)
+        bits = np.random.default_rng(rng.getrandbits(64))
+        arrays = [
+            np.frombuffer(bits.bytes(array.nbytes), array.dtype).reshape(array.shape)
+            if isinstance(array, np.ndarray) and array.dtype != bool
+            else array
+            for array in arrays
+        ]
+        outputs = self.expect(lambda: self.op(*arrays, **call.attributes), self.may_fail, f"{call}")
+        if outputs is not None:
+            self.check_shapes(call, outputs)
+
+    def huge(self, rng: random.Random, call: sampling.Call) -> None:
+        """Dimensions beyond 2^31 that another of 0 keeps from taking memory, at least in the inputs."""
+        call = sampling.sample(self.schema, rng, sizes=(0, 0, rng.choice(HUGE)), max_elements=1 << 62)
+        try:
+            if any(np.prod(shape, dtype=object) for given in call.inputs if given for shape in as_shapes(given)):
+                return
+            arrays = self.arrays(rng, call)
+        except (ValueError, MemoryError):  # NumPy cannot make these
+            return
+        outputs = [np.prod(shape, dtype=object) for given in call.outputs() for shape in as_shapes(given)]
+        too_large = max(outputs) >= 1 << 29
+        if max(outputs) > 1 << 26 and (not too_large or self.was_too_large):
+            return  # fits into memory but takes a while; or TensorFlow waits for 10 s before it gives up
+        self.was_too_large |= too_large
+        refused = (*CLEAR, tf.errors.ResourceExhaustedError)
+        self.expect(lambda: self.op(*arrays, **call.attributes), None, "huge", refused)
+
+    def in_graph(self, rng: random.Random, call: sampling.Call) -> None:
+        """In a graph whose static shapes are known in part, and rarely under XLA: the same as eagerly."""
+        if self.schema.has_lists or self.schema.optional_inputs:
+            return
+        arrays = [tf.convert_to_tensor(array) for array in self.arrays(rng, call)]
+        known = rng.random()
+        specs = [
+            tf.TensorSpec(
+                None if rng.random() > known else [size if rng.random() < known else None for size in tensor.shape],
+                tensor.dtype,
+            )
+            for tensor in arrays
+        ]
+        jit = rng.random() < 0.1
+        traced = tf.function(
+            lambda *inputs: as_list(self.op(*inputs, **call.attributes)),
+            jit_compile=jit,
+            autograph=False,
+            input_signature=specs,
+        )
+        outputs = self.expect(lambda: as_list(self.op(*arrays, **call.attributes)), self.may_fail, f"{call}")
+        if outputs is None:
+            return
+        for static, eager in zip(traced.get_concrete_function().outputs, outputs, strict=True):
+            if not static.shape.is_compatible_with(eager.shape):
+                raise WrongError(f"static shape {static.shape}, real {eager.shape}, for {call}")
+        if jit and any(0 in tensor.shape for tensor in arrays):
+            return
+        got = traced(*arrays)
+        self.check_shapes(call, got[0] if len(got) == 1 else got)
+        self.check_values(call, [tensor.numpy() for tensor in arrays], got[0] if len(got) == 1 else got)
+
+    # What is right
+
+    def arrays(self, rng: random.Random, call: sampling.Call) -> list[Any]:
+        values = np.random.default_rng(rng.getrandbits(64))
+
+        def array(dtype: str, shape: shapes.Shape) -> np.ndarray:
+            target = tf.as_dtype(DTYPES[dtype]).as_numpy_dtype
+            if dtype == "bool" or dtype[0] in "iu":
+                return values.integers(0, 2 if dtype == "bool" else 100, shape).astype(target)
+            return values.standard_normal(shape).astype(target)
+
+        arrays: list[Any] = []
+        for argument, given in zip(call.schema.inputs, call.inputs, strict=True):
+            made = [array(call.dtype(argument), shape) for shape in as_shapes(given)] if given is not None else [None]
+            arrays.append(made if argument.variadic else made[0])
+        if self.op.name == "RandAugment":
+            arrays[1] %= 14  # there are so many changes
+        return arrays
+
+    def check(self, rng: random.Random, call: sampling.Call) -> None:
+        """Right by the schema: then the answer must be right too. Else an error must come."""
+        arrays = self.arrays(rng, call)
+        try:
+            call.outputs()
+            must_fail = self.may_fail
+        except ValueError:
+            must_fail = True
+        outputs = self.expect(lambda: self.op(*arrays, **call.attributes), must_fail, f"{call}")
+        if outputs is not None:
+            self.check_shapes(call, outputs)
+            self.check_values(call, arrays, outputs)
+
+    @staticmethod
+    def expect(run: Callable[[], Any], must_fail: bool | None, what: str, refused: tuple[type, ...] = CLEAR) -> Any:
+        """The result, or None after a clear error; where ``must_fail`` is None both will do."""
+        try:
+            result = run()
+        except refused as error:
+            if must_fail is False:
+                raise WrongError(f"refused, but right: {what}: {error}") from error
+            return None
+        if must_fail:
+            raise WrongError(f"taken without an error: {what}")
+        return result
+
+    def check_shapes(self, call: sampling.Call, outputs: Any) -> None:
+        expected = [shape for given in call.outputs() for shape in as_shapes(given)]
+        found = [tuple(output.shape) for output in flat_outputs(outputs)]
+        if found != expected:
+            raise WrongError(f"shapes {found}, expected {expected}, for {call}")
+
+    def check_values(self, call: sampling.Call, arrays: Sequence[Any], outputs: Any) -> None:
+        reference = REFERENCES.get(self.op.name)
+        with np.errstate(all="ignore"):
+            if reference:
+                expected = reference(*(array.astype(np.float64) for array in arrays), **call.attributes)
+            elif self.op.reference_function:
+                values = flat_outputs(self.op.run_reference(*arrays, **call.attributes))
+                expected = [(value, 16 * np.max(np.abs(value), initial=0, where=np.isfinite(value)))
+                            for value in (value.numpy() for value in values)]  # fmt: skip
+            else:
+                return
+            for output, (value, terms) in zip(flat_outputs(outputs), expected, strict=True):
+                found = output.numpy().astype(value.dtype)
+                step = np.finfo(np.float16).smallest_subnormal if output.dtype == tf.float16 else 1e-38
+                allowed = (
+                    EPSILON.get(output.dtype.name, 0) * np.abs(value) + 32 * np.finfo(np.float32).eps * terms + step
+                )
+                good = (np.abs(found - value) <= allowed) | (found == value) | (np.isnan(found) & np.isnan(value))
+                if not np.all(good):
+                    worst = tuple(np.argwhere(~good)[0])
+                    raise WrongError(f"{found[worst]} at {worst}, expected {value[worst]}, for {call}")
+
+
+def changed(rng: random.Random, shape: shapes.Shape) -> shapes.Shape:
+    """Another rank, or another size in one place."""
+    place = rng.randrange(len(shape) + 1)
+    size = rng.choice((0, 1, 2, 3, 7))
+    way = rng.randrange(3)
+    if way == 0:
+        return (*shape[:place], size, *shape[place:])
+    return (*shape[:place], *shape[place + 1 :]) if way == 1 else (*shape[:place], size, *shape[place + 1 :])
+
+
+def as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def as_shapes(given: Any) -> list[shapes.Shape]:
+    return given if isinstance(given, list) else [given]
+
+
+def flat_outputs(outputs: Any) -> list[Any]:
+    return [item for output in as_list(outputs) for item in as_list(output)]

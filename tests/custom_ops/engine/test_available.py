@@ -1,0 +1,141 @@
+"""``custom_ops.available``: what it says about this machine is true. tools/matrix tries other installations."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import toolchain
+from tftoolkit.custom_ops.engine.available import HOSTS
+
+GRAMMAR = Path(__file__).parent / "grammar.cc"
+
+
+def run(code: str, **environment: str) -> str:
+    """What a new process prints."""
+    command = [sys.executable, "-c", f"import sys\nfrom tftoolkit import custom_ops\n{code}", GRAMMAR]
+    settings = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(op: str, host: str) -> dict[str, str]:
+    """Dtype → reason."""
+    return {row.dtype: row.reason for row in custom_ops.available() if (row.op, row.host) == (op, host)}
+
+
+def test_every_op_has_a_row_for_every_host():
+    custom_ops.load("Grammar", [GRAMMAR])
+    found = list(custom_ops.available())
+    assert len(found) == len(custom_ops.available())
+    hosts: dict[tuple[str, str], list[str]] = {}
+    for row in found:
+        if row.op.startswith(("TfToolkit>", "Grammar>")):  # other tests may have opened a library in two versions
+            hosts.setdefault((row.op, row.dtype), []).append(row.host)
+    assert set(map(tuple, hosts.values())) == {HOSTS}
+    assert {"TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad", "TfToolkit>ReadRecords", "Grammar>Affine"} <= {
+        row.op for row in found
+    }
+    assert {dtype for op, dtype in hosts if op == "Grammar>Lookup"} == {
+        f"T={table} Index={index}" for table in ("f32", "f64") for index in ("i32", "i64")
+    }
+    assert {dtype for op, dtype in hosts if op == "Grammar>Affine"} == {"f32"}
+
+
+def test_on_this_machine():
+    assert rows("TfToolkit>RmsNorm", "TF CPU") == dict.fromkeys(("f32", "bf16", "f16"), "")
+    assert rows("TfToolkit>RmsNorm", "XLA Host") == dict.fromkeys(("f32", "bf16", "f16"), "")
+    assert rows("TfToolkit>RmsNorm", "reference") == dict.fromkeys(("f32", "bf16", "f16"), "")
+    assert rows("TfToolkit>RmsNorm", "JAX CPU") == dict.fromkeys(("f32", "bf16", "f16"), "")
+    (reason,) = set(rows("TfToolkit>RmsNorm", "TF GPU").values())
+    if toolchain.nvcc() is None:
+        assert reason.startswith("no CUDA toolkit when it was compiled")
+    else:  # tests/conftest.py hides GPUs
+        assert reason.startswith(("no NVIDIA driver", "the NVIDIA driver shows no GPU"))
+
+
+def test_printing_needs_neither_tensorflow_nor_jax():
+    text = run(
+        "custom_ops.load('Grammar', sys.argv[1:])\nprint(custom_ops.available())\n"
+        "assert not {'tensorflow', 'jax'} & sys.modules.keys()"
+    )
+    head, *lines = text.splitlines()
+    assert head.split("  ")[0] == "op"
+    (line,) = [line for line in lines if line.startswith("TfToolkit>RmsNorm ")]
+    assert line.endswith("f32, bf16, f16")
+    assert "[1] " in text
+    assert any(line.startswith("Grammar>Lookup") and line.endswith("T=f32 Index=i32") for line in lines)
+
+
+def test_without_tensorflow(monkeypatch):
+    monkeypatch.setattr(toolchain, "tensorflow_version", lambda: None)
+    for host in ("TF CPU", "XLA Host", "reference"):
+        (reason,) = set(rows("TfToolkit>RmsNorm", host).values())
+        assert reason.startswith("TensorFlow is not installed. Install it: pip install")
+    assert set(rows("TfToolkit>RmsNorm", "JAX CPU").values()) == {""}
+
+
+def test_without_a_compiler():
+    text = run("print(custom_ops.available())", CXX="no-such-compiler")
+    assert "TfToolkit>rms_norm" in text
+    assert "no C++ compiler found (looked for $CXX=no-such-compiler)" in text
+
+
+@pytest.mark.parametrize("wide", ["0", "1"])
+def test_64_bits_in_jax(wide):
+    """What the table says before JAX is imported holds once it is."""
+    pytest.importorskip("jax")
+    text = run(
+        """
+grammar = custom_ops.load("Grammar", sys.argv[1:])
+def reason():
+    return {r.dtype: r.reason for r in custom_ops.available() if (r.op, r.host) == ("Grammar>Lookup", "JAX CPU")}
+before = reason()
+import jax, jax.numpy as jnp, numpy as np
+assert reason() == before
+narrow, wide = before["T=f32 Index=i32"], before["T=f64 Index=i64"]
+assert narrow == ""
+y = grammar.lookup(jnp.asarray(np.ones((2, 3))), jnp.asarray(np.zeros(4, np.int64)))
+print(y.dtype, wide)
+""",
+        JAX_ENABLE_X64=wide,
+    )
+    assert text.strip() == ("float64" if wide == "1" else
+        "float32 JAX makes 64-bit numbers 32-bit ones: jax.config.update('jax_enable_x64', True)")  # fmt: skip
+
+
+def test_a_library_compiled_against_newer_headers():
+    jaxlib = toolchain.package_dir("jaxlib")
+    tensorflow = toolchain.package_dir("tensorflow")
+    if not jaxlib or toolchain.ffi_version(jaxlib / "include") <= toolchain.ffi_version(tensorflow / "include"):
+        pytest.skip("needs a JAX whose FFI is newer than TensorFlow's")
+    text = run(
+        """
+grammar = custom_ops.load("Grammar", sys.argv[1:])
+for row in custom_ops.available():
+    if row.op == "Grammar>Affine" and row.host in ("TF CPU", "XLA Host", "JAX CPU"):
+        print(row.host, row.reason)
+import numpy as np
+try:
+    grammar.affine(np.ones((2, 3), np.float32))
+except custom_ops.LoadError as error:
+    print(error)
+""",
+        TFTOOLKIT_FFI_INCLUDE=str(jaxlib / "include"),
+    )
+    first, second, third, error = text.splitlines()
+    for line in (first, second):
+        assert "compiled against headers of XLA FFI 0." in line
+        assert "TFTOOLKIT_FFI_INCLUDE" in line
+    assert third == "JAX CPU "
+    assert "compiled against headers of XLA FFI that are newer than this TensorFlow's" in error
+
+
+def test_headers_that_are_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFTOOLKIT_FFI_INCLUDE", str(tmp_path))
+    with pytest.raises(custom_ops.BuildError, match="was not found in TFTOOLKIT_FFI_INCLUDE="):
+        custom_ops.load("Grammar", [GRAMMAR])

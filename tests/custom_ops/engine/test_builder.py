@@ -1,0 +1,185 @@
+"""The builder: caching by content, one build for many processes, and errors that say what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tftoolkit.custom_ops.engine import builder, errors, library, toolchain
+
+GOOD = """#include "tftoolkit/op.h"
+#include "factor.h"
+static ffi::Error Scale(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
+  for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] * kFactor;
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(ScaleCpu, Scale, ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+TK_OP(Scale, "(x: f32[...]) -> (y: f32[...])");
+TK_KERNEL(Scale, CPU, ScaleCpu);
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "factor.h").write_text("constexpr float kFactor = 2;\n")
+    (folder / "scale.cc").write_text(GOOD)
+    return folder / "scale.cc"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fresh_toolchain():
+    """Forgets what was found out about this machine before and after the test."""
+    caches = (toolchain.cxx, toolchain.nvcc, toolchain.cuda_root)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_the_key_follows_the_content(source, tmp_path):
+    first = builder.library_recipe("Scale", [source]).key()
+    assert builder.library_recipe("Scale", [source]).key() == first
+    assert builder.library_recipe("Scale", [source], extra_cflags=["-DX"]).key() != first
+    assert builder.library_recipe("Other", [source]).key() != first
+    (source.parent / "factor.h").write_text("constexpr float kFactor = 3;\n")
+    assert builder.library_recipe("Scale", [source]).key() != first
+    (source.parent / "factor.h").write_text("constexpr float kFactor = 2;\n")
+    moved = source.parent.rename(tmp_path / "moved") / "scale.cc"
+    assert builder.library_recipe("Scale", [moved]).key() == first
+
+
+def test_builds_once_and_leaves_nothing_else(source, cache, capsys):
+    recipe = builder.library_recipe("Scale", [source])
+    path = builder.build(recipe, cache_dir=cache)
+    before = path.stat().st_mtime_ns
+    assert builder.build(recipe, cache_dir=cache) == path
+    assert path.stat().st_mtime_ns == before
+    assert sorted(file.name for file in cache.iterdir()) == [path.name, f"{path.name}.lock"]
+    assert capsys.readouterr().err.count("compiling Scale (1 files)") == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_processes_starting_together_build_once(source, cache):
+    code = (
+        "import sys; from tftoolkit import custom_ops; custom_ops.load('Scale', [sys.argv[1]], cache_dir=sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, source, cache]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    messages = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 4
+    assert sum("compiling" in message for message in messages) == 1
+
+
+def test_a_compile_error_shows_the_first_error_and_its_line(source, cache):
+    source.write_text(GOOD.replace("kFactor;", "kFaktor;"))
+    with pytest.raises(errors.BuildError) as caught:
+        library.load("Scale", [source], cache_dir=cache)
+    text = str(caught.value)
+    assert "scale.cc:4:" in text
+    assert "kFaktor" in text
+    assert len(text.splitlines()) < 12
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+
+
+def test_a_link_error_is_shown(source, cache):
+    with pytest.raises(errors.BuildError, match="no_such_library"):
+        library.load("Scale", [source], cache_dir=cache, extra_ldflags=["-lno_such_library"])
+
+
+def test_missing_compiler(monkeypatch, fresh_toolchain, source, cache):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(errors.BuildError, match=r"no C\+\+ compiler found .* apt install g\+\+"):
+        library.load("Scale", [source], cache_dir=cache)
+    monkeypatch.setenv("CXX", "my-g++")
+    toolchain.cxx.cache_clear()
+    with pytest.raises(errors.BuildError, match=r"CXX=my-g\+\+"):
+        library.load("Scale", [source], cache_dir=cache)
+
+
+def test_a_built_library_needs_no_compiler(monkeypatch, fresh_toolchain, source, cache, tmp_path):
+    """The key names the compiler, so the compiler must be there to look a library up; a copy of the file needs none."""
+    path = library.load("Scale", [source], cache_dir=cache).path
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert library.OpLibrary("Copy", path).schemas.keys() == {"Scale"}
+
+
+def test_cuda_asked_for_but_absent(monkeypatch, fresh_toolchain, source, cache):
+    kernel = source.with_suffix(".cu")
+    kernel.write_text("// nothing\n")
+    monkeypatch.setattr(toolchain, "nvcc", lambda: None)
+    library.load("Scale", [source, kernel], cache_dir=cache)  # left out
+    with pytest.raises(errors.BuildError, match="no CUDA toolkit found"):
+        library.load("Scale", [source, kernel], cache_dir=cache, cuda=True)
+
+
+@pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
+def test_cuda_is_linked_statically():
+    path = builder.build(library.builtin_recipe("rms_norm"))
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    assert "libcudart" not in needed
+    assert {"CPU", "CUDA"} == library.OpLibrary("TfToolkit", path).handlers["RmsNorm"].keys()
+
+
+def test_an_op_library_needs_no_tensorflow():
+    path = builder.build(library.builtin_recipe("rms_norm"))
+    symbols = subprocess.run(
+        ["nm", "-D", "-C", "--undefined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    assert "tensorflow" not in symbols
+    assert "absl" not in symbols
+
+
+@pytest.mark.parametrize("version", ["2.17.1", "2.22.0", "3.0.0", None])
+def test_wrong_tensorflow_version(monkeypatch, version):
+    monkeypatch.setattr(toolchain, "tensorflow_version", lambda: version)
+    with pytest.raises(errors.BuildError, match=r"pip install 'tensorflow>=2.21,<2.22'"):
+        builder.host_recipe()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.cc", "cannot read the source"), ("a.rs", "a source ends in one of")]
+)
+def test_bad_sources(source, cache, name, message):
+    with pytest.raises(errors.BuildError, match=message):
+        library.load("Scale", [source.parent / name], cache_dir=cache)
+
+
+def test_bad_name(source):
+    with pytest.raises(ValueError, match="name must be an identifier"):
+        library.load("my ops", [source])
+
+
+def test_a_cache_that_others_can_write_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(errors.BuildError, match="can be written by others"):
+        builder.cache_folder(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_cache_of_somebody_else_is_refused(tmp_path):
+    os.chown(tmp_path, 12345, 12345)
+    with pytest.raises(errors.BuildError, match="owner 12345"):
+        builder.cache_folder(tmp_path)
+
+
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.BuildError, match="Set TFTOOLKIT_CACHE_DIR"):
+        builder.cache_folder(tmp_path / "file" / "cache")
+
+
+def test_compile_commands():
+    entries = json.loads(builder.compile_commands([builder.host_recipe(), library.builtin_recipe("rms_norm")]))
+    assert {"kernel.cc", "xla_kernel.cc", "rms_norm.cc"} <= {Path(entry["file"]).name for entry in entries}

@@ -1,0 +1,49 @@
+"""More than 10,000 random calls of the built-in ops, right and wrong; see fuzz.py. Each op in a process of its own."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tftoolkit.custom_ops.engine import library
+
+FUZZ = Path(__file__).parent / "fuzz.py"
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+CASES = 3400
+LEAKED_BYTES = 4 << 20  # over 2,000 calls; allocators and caches move by some hundred kB
+ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def failure(subject: str, folder: Path) -> str | None:
+    """Why the op failed, or None."""
+    progress = folder / subject
+    command = [sys.executable, str(FUZZ), subject, f"--seed={SEED}"]
+    try:
+        done = subprocess.run(
+            [*command, f"--cases={CASES}", "--leaks", f"--progress={progress}"],
+            capture_output=True, text=True, errors="replace", timeout=300, env=ENVIRONMENT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"hangs; again: {' '.join(command)} --case={progress.read_text().strip()}"
+    if done.returncode < 0:
+        return f"died of signal {-done.returncode}; again: {' '.join(command)} --case={progress.read_text().strip()}"
+    if done.returncode:
+        return done.stderr[-3000:]
+    leaked = int(done.stdout.split()[-1])
+    return None if leaked < LEAKED_BYTES else f"{subject} leaks {leaked} bytes in 2,000 calls"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [*library.builtin_folders(), "record_reader"])
+def test_right_answer_or_clear_error_and_nothing_else(folder: str, tmp_path: Path) -> None:
+    names = ["ReadRecords"] if folder == "record_reader" else list(library.load_builtin(folder).schemas)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        failures = [text for text in pool.map(lambda name: failure(name, tmp_path), names) if text]
+    assert not failures, "\n".join(failures)
+
+
+def test_calls_from_many_threads_give_what_they_give_alone() -> None:
+    subprocess.run([sys.executable, str(FUZZ), "threads", f"--seed={SEED}"], env=ENVIRONMENT, timeout=300, check=True)

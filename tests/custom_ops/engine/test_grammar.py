@@ -1,0 +1,231 @@
+"""What a schema can say, run for real: lists, optional inputs, computed dimensions, updates in place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import shapes
+
+library = custom_ops.load("Grammar", [Path(__file__).parent / "grammar.cc"])
+MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
+MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+@MODE
+def test_lists(mode):
+    xs = [np.ones((2, 3), np.float32), np.full(4, 2, np.float32), np.zeros((0, 1), np.float32)]
+    weights = [np.float32([1, 2, 3]), np.float32([1, 0, 1, 0]), np.float32([5])]
+    ys = mode(lambda scale: library.scaled(scale, xs, weights))(tf.constant(10.0))
+    assert isinstance(ys, list)
+    for y, x, weight in zip(ys, xs, weights, strict=True):
+        np.testing.assert_array_equal(y, 10 * x * weight)
+
+
+SEVERAL_LISTS = """
+// Both lists grow in place; between them stands how many elements there are.
+static ffi::Error Grow(ffi::RemainingArgs, ffi::RemainingRets outputs) {
+  const size_t n = (outputs.size() - 1) / 2;
+  float* count = static_cast<float*>((*outputs.get<ffi::AnyBuffer>(0))->untyped_data());
+  *count = 0;
+  for (size_t i = 0; i < 2 * n; ++i) {
+    auto output = *outputs.get<ffi::AnyBuffer>(1 + i);
+    float* data = static_cast<float*>(output->untyped_data());
+    for (size_t j = 0; j < output->element_count(); ++j) data[j] += i < n ? 1 : 2;
+    *count += output->element_count();
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(Cpu, Grow, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+TK_OP(Grow, "(*xs: f32[...], *ys: f32[...]) -> (count: f32[], *new_xs: f32[...] = xs, *new_ys: f32[...] = ys)");
+TK_KERNEL(Grow, CPU, Cpu);
+"""
+
+
+@MODE
+def test_several_outputs_of_which_some_are_lists(mode):
+    several = custom_ops.load_inline("Several", SEVERAL_LISTS)
+    xs, ys = ([tf.zeros([2, 3]), tf.zeros([])] for _ in range(2))
+    found = mode(lambda: several.grow(xs, ys))()
+    assert found.count == 14
+    for new, old, added in ((found.new_xs, xs, 1), (found.new_ys, ys, 2)):
+        for one, before in zip(new, old, strict=True):
+            np.testing.assert_array_equal(one, before + added)
+    assert several.grow([[0.0]], [[0.0]]).new_ys[0].numpy() == [2]  # neither tensors nor arrays
+
+
+def test_lists_are_checked():
+    one = tf.ones([2, 3])
+    with pytest.raises(ValueError, match="all lists must have the same length, but xs has 2, weights has 1"):
+        library.scaled(1.0, [one, one], [tf.ones(3)])
+    with pytest.raises(TypeError, match="xs must be a list of one or more tensors"):
+        library.scaled(1.0, [], [])
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"weights has shape .* its dimension d must be 3 as in xs"
+    ):
+        library.scaled(1.0, [one, one], [tf.ones(3), tf.ones(4)])
+
+
+def test_each_place_of_a_list_has_its_own_dimensions():
+    schema = library.scaled.schema
+    assert shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (4,)]], {}) == [[(2, 3), (4,)]]
+    with pytest.raises(ValueError, match=r"weights has shape \[3\], but its dimension d must be 4 as in xs"):
+        shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (3,)]], {})
+
+
+def test_vectorized_map_where_one_input_is_shared():
+    x, y = tf.reshape(tf.range(12.0), [3, 4]), tf.constant([1.0, 2.0, 3.0, 4.0])
+    z = tf.vectorized_map(lambda row: library.blend(row, y, t=0.25), x)
+    np.testing.assert_array_equal(z, x + 0.25 * (y - x))
+
+
+@MODE
+def test_computed_dimensions(mode):
+    x = tf.ones([2, 3])
+    y = mode(lambda x: library.pad(x, left=1, right=2))(x)
+    np.testing.assert_array_equal(y, np.pad(x, [(0, 0), (1, 2)]))
+    assert mode(lambda x: library.windows(x, size=3, stride=2))(tf.ones(8)).shape == (3, 3)
+
+
+def test_computed_dimensions_are_inferred_and_checked():
+    traced = tf.function(lambda x: library.windows(x, size=3, stride=2))
+    known = traced.get_concrete_function(tf.TensorSpec([8], tf.float32))
+    assert known.outputs[0].shape.as_list() == [3, 3]
+    unknown = traced.get_concrete_function(tf.TensorSpec([None], tf.float32))
+    assert unknown.outputs[0].shape.as_list() == [None, 3]
+    for attributes, message in [
+        ({"size": 20}, "a dimension of output y would be -11"),
+        ({"size": 3, "stride": 0}, "divides by zero"),
+        ({"size": -(2**63), "stride": 1}, "overflows 64 bits"),
+    ]:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            library.windows(tf.ones(8), **attributes)
+        with pytest.raises(ValueError, match=message):
+            tf.function(lambda x, attributes=attributes: library.windows(x, **attributes))(tf.ones(8))
+
+
+def test_more_elements_than_fit_are_refused():
+    with pytest.raises(tf.errors.OpError):
+        library.pad(tf.ones([2**20, 1]), left=2**60)
+
+
+@MODE
+@pytest.mark.parametrize("scale", [None, np.float32([1, 2, 3])])
+@pytest.mark.parametrize("bias", [None, np.float32([10, 20, 30])])
+def test_optional_inputs(mode, scale, bias):
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    expected = x * (1 if scale is None else scale) + (0 if bias is None else bias)
+    np.testing.assert_array_equal(mode(lambda x: library.affine(x, scale, bias))(x), expected)
+
+
+def test_optional_inputs_are_checked_when_they_are_there():
+    x = tf.ones([2, 3])
+    np.testing.assert_array_equal(library.affine(x), x)
+    np.testing.assert_array_equal(library.affine(x, bias=tf.ones(3)), x + 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="bias has shape"):
+        library.affine(x, bias=tf.ones(4))
+    with pytest.raises(TypeError, match=r"x must be given|missing a required argument"):
+        library.affine(None)
+
+
+@MODE
+def test_in_place(mode):
+    start, x = tf.constant([1.0, 2.0]), tf.constant([10.0, 20.0])
+    np.testing.assert_array_equal(mode(lambda s, x: library.accumulate(s, x))(start, x), [11, 22])
+    np.testing.assert_array_equal(start, [1, 2])  # somebody else's tensor is never touched
+
+
+@MODE
+def test_in_place_keeps_an_input_that_is_needed_later(mode):
+    def run(x):
+        start = x * 2
+        total = library.accumulate(start, x)
+        return total, start
+
+    total, start = mode(run)(tf.constant([1.0, 2.0]))
+    np.testing.assert_array_equal(total, [3, 6])
+    np.testing.assert_array_equal(start, [2, 4])
+
+
+@MODE
+def test_lists_of_attributes(mode):
+    y = mode(lambda x: library.lists(x))(0.0).numpy()
+    np.testing.assert_allclose(y, [-np.inf, (1.000000000000007 - 1) * 1e15, 1, 5, 2, 2, 3], rtol=1e-6)
+    empty = {name: [] for name in ("floats", "doubles", "ints", "longs", "flags", "names")}
+    np.testing.assert_array_equal(mode(lambda x: library.lists(x, **empty))(0.0), np.zeros(7))
+
+
+def test_lists_of_attributes_are_checked():
+    with pytest.raises(TypeError, match="ints must be a list of i32, got 3"):
+        library.lists(0.0, ints=3)
+    with pytest.raises(TypeError, match=r"ints must be i32\[\], got 1.5"):
+        library.lists(0.0, ints=[1.5])
+    with pytest.raises(TypeError, match="names must be a list of str, got 'abc'"):
+        library.lists(0.0, names="abc")
+
+
+@MODE
+@pytest.mark.parametrize("index", [tf.int32, tf.int64])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_several_dtype_variables(mode, dtype, index):
+    table = tf.reshape(tf.range(6, dtype=dtype), [3, 2])
+    ids = tf.constant([[2], [0]], index)
+    np.testing.assert_array_equal(mode(lambda t, i: library.lookup(t, i))(table, ids), tf.gather(table, ids))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="id 3 is not in the table"):
+        mode(lambda t, i: library.lookup(t, i))(table, ids + 1)
+
+
+def test_signature_and_help():
+    assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])"
+    assert "affine(x: f32[... d]" in library.affine.__doc__
+    assert dir(library) == ["accumulate", "affine", "blend", "lists", "lookup", "pad", "scaled", "windows"]
+    with pytest.raises(AttributeError, match=r"Grammar has no op 'afine'; it has .*affine"):
+        _ = library.afine
+
+
+dims = st.integers(0, 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_two_shape_functions_agree(data):
+    """Python's (for JAX) and the op host's, right and wrong shapes alike."""
+    op = data.draw(st.sampled_from([library.affine, library.scaled, library.windows, library.lookup]))
+    some_shape = st.lists(dims, max_size=3).map(tuple)
+    length = data.draw(st.integers(1, 2))
+    base = data.draw(some_shape)
+    inputs = []
+    for argument in op.schema.inputs:
+        if argument.variadic:
+            inputs.append([data.draw(st.just(base[-1:]) | st.just(base) | some_shape) for _ in range(length)])
+        elif argument.optional and data.draw(st.booleans()):
+            inputs.append(None)
+        else:
+            inputs.append(data.draw(st.just(base) | st.just(base[-1:]) | some_shape))
+    attributes = (
+        {"size": data.draw(st.integers(-1, 5)), "stride": data.draw(st.integers(0, 3))} if op is library.windows else {}
+    )
+    dtypes = {"T": tf.float32, "Index": tf.int32}
+
+    def zeros(argument, shape):
+        return tf.zeros(shape, dtypes.get(argument.dtype, tf.float32))
+
+    tensors = [
+        None if shape is None else [zeros(a, one) for one in shape] if a.variadic else zeros(a, shape)
+        for a, shape in zip(op.schema.inputs, inputs, strict=True)
+    ]
+    try:
+        expected = shapes.output_shapes(op.schema, inputs, attributes)
+    except ValueError:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            op(*tensors, **attributes)
+        return
+    if op is library.lookup and inputs[0][0] == 0 and 0 not in inputs[1]:
+        return  # ids into an empty table: right shapes, wrong values
+    outputs = op(*tensors, **attributes)
+    found = [[tuple(y.shape) for y in outputs]] if isinstance(outputs, list) else [tuple(outputs.shape)]
+    assert found == expected

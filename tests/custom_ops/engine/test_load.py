@@ -1,0 +1,237 @@
+"""``load`` and ``load_inline`` as a user meets them: flags, headers, mistakes, notebooks, several processes."""
+
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import builder, toolchain
+
+SCALE = """static ffi::Error Scale(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
+  for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] * FACTOR;
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(ScaleCpu, Scale, ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+TK_OP(Scale, "(x: f32[...]) -> (y: f32[...])");
+TK_KERNEL(Scale, CPU, ScaleCpu);
+"""
+NEEDS_CUDA = pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
+
+
+def inline(name, text, tmp_path, **options):
+    return custom_ops.load_inline(name, text, cache_dir=tmp_path / "cache", **options)
+
+
+# Flags and headers
+
+
+def test_flags_are_used(tmp_path):
+    assert inline("Flags", SCALE, tmp_path, extra_cflags=["-DFACTOR=3"]).scale(1.0) == 3
+    assert inline("Flags", SCALE, tmp_path, extra_cflags=["-DFACTOR=4"]).scale(1.0) == 4
+
+
+@NEEDS_CUDA
+def test_cuda_flags_are_used(tmp_path):
+    cuda = "#ifndef FACTOR\n#error FACTOR is not defined\n#endif\n"
+    with pytest.raises(custom_ops.BuildError, match=r"CudaFlags\.cu.*FACTOR is not defined"):
+        inline("CudaFlags", SCALE, tmp_path, cuda=cuda, extra_cflags=["-DFACTOR=3"])
+    inline("CudaFlags", SCALE, tmp_path, cuda=cuda, extra_cflags=["-DFACTOR=3"], extra_cuda_cflags=["-DFACTOR=3"])
+
+
+@pytest.mark.parametrize(
+    ("header", "include", "where"),
+    [
+        ("src/detail/factor.h", '"detail/factor.h"', "nothing"),
+        ("factor.h", '"../factor.h"', "nothing"),
+        ("own/Factor", "<Factor>", "include_dirs"),
+        ("own/my/factor.h", '"my/factor.h"', "extra_cflags"),
+        ("src/nested.h", '"relay.h"', "nothing"),
+    ],
+)
+def test_a_changed_header_is_noticed_wherever_it_lies(tmp_path, header, include, where):
+    source = tmp_path / "src" / "scale.cc"
+    for path in (source, tmp_path / header):
+        path.parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / "src/relay.h").write_text('  #  include "nested.h"\n')
+    source.write_text(f'#include "tftoolkit/op.h"\n#include {include}\n{SCALE}')
+    options = {
+        "nothing": {},
+        "include_dirs": {"include_dirs": [tmp_path / "own"]},
+        "extra_cflags": {"extra_cflags": ["-I", str(tmp_path / "own")]},
+    }[where]
+    keys = set()
+    for factor in (2, 3):
+        (tmp_path / header).write_text(f"constexpr float FACTOR = {factor};\n")
+        keys.add(builder.library_recipe("Header", [source], **options).key())
+    assert len(keys) == 2
+    library = custom_ops.load("Header", [source], cache_dir=tmp_path / "cache", **options)
+    assert library.scale(1.0) == 3
+
+
+def test_a_header_that_is_not_included_is_not_noticed(tmp_path):
+    """Else whoever keeps sources in a big folder compiles anew all the time."""
+    source = tmp_path / "scale.cc"
+    source.write_text('#include "tftoolkit/op.h"\n')
+    before = builder.library_recipe("Other", [source]).key()
+    (tmp_path / "other.h").write_text("\n")
+    assert builder.library_recipe("Other", [source]).key() == before
+
+
+def test_several_sources_make_one_library(tmp_path):
+    declaration = "float Factor();\n"
+    (tmp_path / "scale.cpp").write_text(
+        '#include "tftoolkit/op.h"\n' + declaration + SCALE.replace("FACTOR", "Factor()")
+    )
+    (tmp_path / "factor.cxx").write_text("float Factor() { return 5; }\n")
+    library = custom_ops.load("Several", [tmp_path / "scale.cpp", str(tmp_path / "factor.cxx")], cache_dir=tmp_path)
+    assert library.scale(1.0) == 5
+
+
+def test_libraries_with_the_same_symbols_do_not_meet(tmp_path):
+    """Functions and variables of one name, inline and not, in two libraries of one process."""
+    text = """
+float Factor() { return FACTOR; }
+inline float& Shared() { static float value = FACTOR; return value; }
+template <int kAny> struct Holder { static inline float value = FACTOR; };
+""" + SCALE.replace("FACTOR", "(Factor() + 10 * Shared() + 100 * Holder<0>::value)")
+    one = inline("One", text, tmp_path, extra_cflags=["-DFACTOR=1"])
+    two = inline("Two", text, tmp_path, extra_cflags=["-DFACTOR=2"])
+    assert (one.scale(1.0), two.scale(1.0), one.scale(1.0)) == (111, 222, 111)
+
+
+# Notebooks and processes
+
+
+def test_works_after_tensorflow_has_run_and_again_and_with_a_changed_text(tmp_path):
+    """What happens in a notebook: the cell comes late, is run twice, is changed and run again."""
+    code = f"""
+import tensorflow as tf
+x = tf.ones(3)
+tf.function(lambda x: x + 1, jit_compile=True)(x)
+next(iter(tf.data.Dataset.from_tensors(x).map(lambda x: x * 2)))
+from tftoolkit import custom_ops
+def cell(factor):
+    return custom_ops.load_inline("Cell", {SCALE!r}.replace("FACTOR", factor), cache_dir={str(tmp_path / "cache")!r})
+def compiled(op):
+    return tf.function(lambda x: op(x), jit_compile=True)
+first = cell("2")
+before = compiled(first.scale)
+assert before(x).numpy().tolist() == [2, 2, 2]
+assert cell("2") is first
+changed = cell("3").scale
+assert compiled(changed)(x).numpy().tolist() == [3, 3, 3]
+assert changed(x).numpy().tolist() == [3, 3, 3]
+assert changed.tf_name == "Cell>Scale_2"
+assert before(x).numpy().tolist() == [2, 2, 2]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiling Cell") == 2
+    assert "Cell>Scale was registered before from another library; this one is now Cell>Scale_2" in done.stderr
+
+
+def test_processes_starting_together_compile_an_inline_text_once(tmp_path):
+    code = (
+        "import sys; from tftoolkit import custom_ops\n"
+        f"custom_ops.load_inline('Together', {SCALE!r}, cache_dir=sys.argv[1], extra_cflags=['-DFACTOR=2'])"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "cache"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    messages = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], messages
+    assert sum("compiling" in message for message in messages) == 1
+
+
+def test_cuda_text_without_a_cuda_toolkit(monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "nvcc", lambda: None)
+    toolchain.cuda_root.cache_clear()
+    with pytest.raises(custom_ops.BuildError, match="no CUDA toolkit found"):
+        inline("NoCuda", SCALE, tmp_path, cuda="\n", extra_cflags=["-DFACTOR=2"])
+
+
+# Mistakes
+
+
+def test_a_compile_error_shows_the_line_that_the_user_wrote(tmp_path):
+    with pytest.raises(custom_ops.BuildError) as caught:
+        inline("Wrong", "\n\n" + SCALE, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert "Wrong.cc:4:" in lines[1]
+    assert "‘FACTOR’ was not declared" in lines[1]
+    assert "y->typed_data()[i] = x.typed_data()[i] * FACTOR;" in lines[2]
+
+
+@NEEDS_CUDA
+def test_a_cuda_compile_error_shows_the_line_that_the_user_wrote(tmp_path):
+    cuda = "\n__global__ void Kernel(float* y) {\n  *y = FAKTOR;\n}\n"
+    with pytest.raises(custom_ops.BuildError) as caught:
+        inline("WrongCuda", SCALE, tmp_path, cuda=cuda, extra_cflags=["-DFACTOR=2"])
+    assert 'WrongCuda.cu(3): error: identifier "FAKTOR" is undefined' in str(caught.value)
+    assert "  *y = FAKTOR;" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [("", "‘Missing’ was not declared"), ("XLA_FFI_Error* Missing(XLA_FFI_CallFrame*);\n", "undefined reference to")],
+    ids=["not declared", "not defined"],
+)
+def test_a_handler_that_does_not_exist(tmp_path, declared, message):
+    text = declared + 'TK_OP(Lost, "(x: f32[...]) -> (y: f32[...])");\nTK_KERNEL(Lost, CPU, Missing);\n'
+    with pytest.raises(custom_ops.BuildError, match=f"{message}.*Missing|{message}"):
+        inline("Lost", text, tmp_path)
+
+
+UNFIT = [
+    ("(x: f32[...], *, beta: f32 = 1.0) -> (y: f32[...])", "beta vs alpha"),
+    ("(x: f32[...], *, alpha: f64 = 1.0) -> (y: f32[...])", "expected F32 but got F64"),
+    ("(x: f32[...], *, alpha: f32 = 1.0, beta: i32 = 2) -> (y: f32[...])", "expected 1 but got 2 with name"),
+    ("(x: f32[...], z: f32[...], *, alpha: f32 = 1.0) -> (y: f32[...])", "arguments: expected 1 but got 2"),
+    ("(x: f32[...], *, alpha: f32 = 1.0) -> (y: f32[...], z: f32[...])", "results: expected 1 but got 2"),
+    ("(x: i32[...], *, alpha: f32 = 1.0) -> (y: f32[...])", "expected F32 but got S32"),
+]
+
+
+def test_a_kernel_that_does_not_fit_its_schema(tmp_path):
+    """The message names the op, the schema, and what the kernel's Bind() expects."""
+    text = """
+static ffi::Error Run(ffi::Buffer<ffi::F32>, ffi::ResultBuffer<ffi::F32>, float) { return ffi::Error::Success(); }
+XLA_FFI_DEFINE_HANDLER(Cpu, Run, ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>()
+                       .Attr<float>("alpha"));
+"""
+    for i, (schema, _) in enumerate(UNFIT):
+        text += f'TK_OP(Unfit{i}, "{schema}");\nTK_KERNEL(Unfit{i}, CPU, Cpu);\n'
+    library = inline("Mine", text, tmp_path)
+    for i, (_, wanted) in enumerate(UNFIT):
+        op = library.op(f"Unfit{i}")
+        x = tf.ones(3, tf.int32 if "i32[" in str(op) else tf.float32)
+        for call in (op, tf.function(lambda *x, op=op: op(*x))):
+            with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+                call(*[x] * len(op.schema.inputs))
+            message = str(caught.value)
+            assert f"Mine>Unfit{i}: the kernel's Bind() and the schema Unfit{i}{op.schema} disagree: " in message
+            assert wanted in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sources": "scale.cc"}, TypeError, "sources must be a list, got 'scale.cc'"),
+        ({"sources": []}, ValueError, "library Scale has no sources"),
+        ({"sources": ["scale.cc"], "extra_cflags": "-DX"}, TypeError, "extra_cflags must be a list"),
+        ({"sources": ["scale.cc"], "cuda": "yes"}, ValueError, "cuda must be True, False or 'auto', got 'yes'"),
+        ({"sources": ["folder.cc"]}, custom_ops.BuildError, "cannot read the source .*folder.cc: Is a directory"),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.cc").mkdir()
+    with pytest.raises(error, match=message):
+        custom_ops.load("Scale", **arguments, cache_dir=tmp_path / "cache")
+
+
+def test_an_inline_name_cannot_leave_the_cache(tmp_path):
+    with pytest.raises(ValueError, match="name must be an identifier"):
+        inline("../outside", SCALE, tmp_path)
+    assert not list(tmp_path.rglob("*.cc"))

@@ -1,0 +1,1 @@
+"""What ``tftoolkit data inspect`` shows of a data set."""

@@ -1,0 +1,110 @@
+"""From a decomposed SavedModel to a TFLite flatbuffer."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import tensorflow as tf
+
+from tftoolkit.export.convert import library
+from tftoolkit.export.report import ExportError
+from tftoolkit.export.runtimes import worker
+from tftoolkit.export.runtimes.runtime import Arrays, Signature
+from tftoolkit.export.runtimes.samples import examples_in
+
+MODES = ("float16", "dynamic", "int8", "int16x8")
+CALIBRATED = ("int8", "int16x8")
+# TensorFlow's guide on post-training integer quantisation asks for "around 100-500 samples".
+MIN_CALIBRATION_EXAMPLES = 100
+FIXED = "a recurrent layer or a loop: give fixed shapes, tf.TensorSpec([1, ...]), or unroll it"
+Calibration = Mapping[str, list[Arrays]]
+
+
+def check_calibration(mode: str, real: Calibration, signatures: Mapping[str, Signature]) -> None:
+    """Raises ValueError where a signature has too few real examples to calibrate."""
+    for name in signatures:
+        count = sum(examples_in(arrays) for arrays in real.get(name, []))
+        if count < MIN_CALIBRATION_EXAMPLES:
+            raise ValueError(
+                f"quantize={mode!r} calibrates on real inputs: representative has {count} examples for signature "
+                f"{name!r}, at least {MIN_CALIBRATION_EXAMPLES} are needed"
+            )
+
+
+def convert(
+    saved_model: Path,
+    signatures: Mapping[str, Signature],
+    mode: str | None = None,
+    calibration: Calibration | None = None,
+    integer_io: bool = False,
+    custom: Mapping[str, Path] | None = None,
+) -> bytes:
+    """All signatures of the SavedModel as TFLite, quantised as ``mode`` says; made in a child process.
+
+    ``custom``: the custom ops that stay in it (op type -> library). Raises ExportError naming the ops that TFLite does
+    not have, or the signal that ended the child.
+    """
+    # The child may live in another folder than this process does by now.
+    return worker.call(_convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io, custom or {})
+
+
+def _convert(
+    saved_model: Path,
+    signatures: Mapping[str, Signature],
+    mode: str | None,
+    calibration: Calibration,
+    integer_io: bool,
+    custom: Mapping[str, Path],
+) -> bytes:
+    library.register(custom)
+    try:
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=sorted(signatures))
+        # Without it the converter loses the activation after a product with a non-constant matrix (TF 2.21).
+        converter.unfold_batchmatmul = True
+        converter.allow_custom_ops = bool(custom)
+        _set_mode(converter, mode, calibration, integer_io)
+        return converter.convert()
+    except Exception as error:  # the converter raises many kinds, bare Exception among them
+        # Its text is a dump of the whole program, hundreds of lines long: only what matters goes on.
+        raise ExportError("convert", _reason(str(error))) from None
+
+
+def _set_mode(converter: tf.lite.TFLiteConverter, mode: str | None, calibration: Calibration, integer_io: bool) -> None:
+    sets = tf.lite.OpsSet
+    if mode is None:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode not in CALIBRATED:
+        return
+    converter.representative_dataset = lambda: _yielded(calibration)
+    # Integer kernels only. The converter may still leave an op in float between two of them; the report counts those.
+    builtins = sets.TFLITE_BUILTINS_INT8
+    if mode == "int16x8":
+        builtins = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    converter.target_spec.supported_ops = [builtins]
+    if integer_io:
+        converter.inference_input_type = converter.inference_output_type = tf.int8 if mode == "int8" else tf.int16
+
+
+def _yielded(calibration: Calibration) -> Iterator[tuple[str, Arrays]]:
+    for name, items in calibration.items():
+        for arrays in items:
+            yield name, arrays
+
+
+def _reason(message: str) -> str:
+    """The few lines that matter of the converter's many, and the likely cause."""
+    if "element_shape to be static" in message:
+        return f"TFLite has no builtin op for a list of tensors of unknown shape; {FIXED}"
+    missing = re.findall(r"^(?:TF Select|Custom|Flex) ops: (.*)$", message, re.MULTILINE)
+    if missing:
+        names = sorted({name.strip() for names in missing for name in names.split(",")})
+        advice = "rewrite that part of the model with other ops"
+        if any(name.startswith("TensorList") for name in names):
+            advice = FIXED
+        return f"TFLite has no builtin op for {', '.join(names)}; {advice}"
+    errors = re.findall(r"error: (.*)$", message, re.MULTILINE)
+    lines = errors or [line for line in message.splitlines() if line.strip()]
+    return f"TensorFlow's converter: {lines[0].strip() if lines else 'no reason given'}"

@@ -1,0 +1,1 @@
+"""Is the file right? Structure, parity, metric, latency, memory."""

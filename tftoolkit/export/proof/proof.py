@@ -1,0 +1,333 @@
+"""The gate: what every file passes before it is written, and what ``verify`` repeats.
+
+TensorFlow is imported only for SavedModels: a .tflite or .onnx file with its proof beside it needs its runtime alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
+from tftoolkit.export.proof import golden as stored
+from tftoolkit.export.proof import memory
+from tftoolkit.export.proof.parity import GoldenCase, compare, golden_cases
+from tftoolkit.export.proof.rehearsal import rehearse
+from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
+from tftoolkit.export.runtimes import delegate
+from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, OnnxRuntime, Runtime, Signature, default_signature
+from tftoolkit.export.runtimes.samples import Representative, cases, latency_inputs, real_inputs
+from tftoolkit.export.staging import stage
+
+if TYPE_CHECKING:
+    from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
+
+# predict(inputs, signature=default) -> outputs, both dicts of named arrays; the metric is better when larger.
+Metric = Callable[[Callable[..., Arrays]], float]
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    golden: Any = None,
+    representative: Representative | None = None,
+    metric: Metric | None = None,
+    max_drop: float | None = None,
+    native: bool = False,
+) -> ExportReport:
+    """Proves a SavedModel, .tflite or .onnx file in its own runtime and returns what was measured.
+
+    Args:
+      path: a SavedModel folder, a .tflite or an .onnx file.
+      golden: what the file must compute: a SavedModel folder, or a model that says what it accepts. None: the inputs
+        and outputs that its export stored beside it (TensorFlow is then not needed). Where there are none, there is
+        nothing to compare with: the file is opened and run, and parity stays unproven.
+      representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
+        signature to either). A calibrated file (int8, int16x8) needs them when ``golden`` is given: it promises nothing
+        outside its calibrated range.
+      metric: ``metric(predict) -> float``, larger is better, with ``predict(inputs, signature=default) -> outputs``.
+      max_drop: how much smaller the file's metric may be than the golden model's.
+      native: run the native code in ``NAME.tflite.delegate``, which a file exported with ``ops="native"`` needs; only
+        for files that you trust.
+
+    Raises ExportError naming stage, signature, tensor and reason; ValueError for unusable arguments.
+    """
+    check_metric(metric, max_drop)
+    if max_drop is not None and golden is None:
+        raise ValueError("max_drop compares with the golden model; give golden")
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"no such file: {file}")
+    if delegate.folder_of(file).is_dir() and not native:
+        raise ValueError(
+            f"{file.name} needs the native code in {delegate.folder_of(file)}; if you trust it: native=True"
+        )
+    if golden is None:
+        return _proven_again(file, representative, metric)
+    from tftoolkit.export.convert.trace import trace
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(golden) if isinstance(golden, str | os.PathLike) else trace(golden, None, Path(folder) / "golden")
+        return prove(file, open_saved_model(source), representative, metric, max_drop).report
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What was found out about one file, and what it takes to find it out again."""
+
+    row: Row
+    cases: Sequence[GoldenCase]
+    signatures: Mapping[str, Signature]
+
+    @property
+    def report(self) -> ExportReport:
+        return ExportReport((self.row,))
+
+
+def open_saved_model(folder: Path) -> SavedModelRuntime:
+    """Loads a SavedModel after the custom ops in it are registered."""
+    from tftoolkit.export.convert import decompose, library
+    from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
+
+    if not (folder / "saved_model.pb").is_file():
+        raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
+    decompose.custom_ops(decompose.op_types(folder), library.find)
+    return SavedModelRuntime(folder)
+
+
+def open_lite(path: Path, threads: int) -> Runtime:
+    """A .tflite or .onnx file in its runtime."""
+    return OnnxRuntime(path, threads) if path.suffix == ".onnx" else LiteRuntime(path, threads)
+
+
+def prove(
+    path: Path,
+    golden: SavedModelRuntime,
+    representative: Representative | None,
+    metric: Metric | None,
+    max_drop: float | None,
+    label: str | None = None,
+    known: Sequence[GoldenCase] | None = None,
+) -> Proof:
+    """Structure, parity, metric, latency and memory of one file; ``label`` is its name in the report.
+
+    ``known``: the calls to prove it on, in this order, for a file whose calls depend on each other.
+    """
+    name = label or path.name
+    with stage("structure", name):
+        opened = _open(path, golden)
+        _same_signatures(golden.signatures, opened.file.signatures)
+    real = real_inputs(representative, opened.file.signatures)
+    lacking = sorted(set(opened.file.signatures) - {key for key, items in real.items() if items})
+    if opened.format.calibrated and lacking:
+        raise ValueError(
+            f"an {opened.format.name} file is proven on real inputs: give representative for signatures {lacking}"
+        )
+    with stage("parity", name):
+        found = known or golden_cases(golden, cases(opened.file.signatures, real), opened.format)
+        checks = compare(opened.file, found, opened.format.name, opened.endless)
+    value, golden_value = None, None
+    if metric is not None:
+        with stage("metric", name):
+            value, golden_value = _metric(metric, opened.file, golden, max_drop)
+    row = _measured(path, name, opened, real or _inputs(found), checks)
+    row = dataclasses.replace(row, metric=value, golden_metric=golden_value)
+    return Proof(row, found, opened.file.signatures)
+
+
+def _proven_again(path: Path, representative: Representative | None, metric: Metric | None) -> ExportReport:
+    """Against what is stored beside the file, where there is something."""
+    known = stored.load(path)
+    checks: tuple[Check, ...] = ()
+    with stage("structure", path.name):
+        opened = _open(path, None)
+        signatures = opened.file.signatures
+        if known and known[1]["signatures"] != stored.described(signatures):
+            raise ExportError("structure", f"signatures are {stored.described(signatures)}, not those of the proof")
+    real = real_inputs(representative, signatures)
+    if known:
+        with stage("parity", path.name):
+            checks = compare(opened.file, known[0], opened.format.name, opened.endless)
+        for item in known[0]:
+            if item.case.kind == "real":
+                real.setdefault(item.case.signature, []).append(item.case.inputs)
+    row = _measured(path, path.name, opened, real or _inputs(known[0] if known else ()), checks)
+    return ExportReport((dataclasses.replace(row, metric=evaluated(metric, opened.file) if metric else None),))
+
+
+def _inputs(found: Sequence[GoldenCase]) -> dict[str, list[Arrays]]:
+    """By signature what the file was called with; made-up inputs that TensorFlow refused are not among them."""
+    inputs: dict[str, list[Arrays]] = {}
+    for item in found:
+        if item.case.kind != "nan":
+            inputs.setdefault(item.case.signature, []).append(item.case.inputs)
+    return inputs
+
+
+def _measured(
+    path: Path, name: str, opened: _Opened, real: Mapping[str, list[Arrays]], checks: tuple[Check, ...]
+) -> Row:
+    signatures = opened.file.signatures
+    default = default_signature(signatures)
+    with stage("latency", name):
+        inputs = latency_inputs(signatures[default], real.get(default, []))
+        latency = {threads: _latency(runtime, default, inputs) for threads, runtime in opened.runtimes.items()}
+        peak = None if path.is_dir() else memory.peak(path, default, inputs)
+    texts = {
+        key: {side: [str(tensor) for tensor in getattr(signature, side)] for side in ("inputs", "outputs")}
+        for key, signature in signatures.items()
+    }
+    return Row(name, opened.kind, _size(path), latency, checks, None, None, peak, texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A file in its runtime by number of threads, what it is for people, its number format, and on which kinds of
+    inputs calls don't end."""
+
+    runtimes: Mapping[int, Runtime]
+    kind: str
+    format: Format
+    endless: frozenset[str] = frozenset()
+
+    @property
+    def file(self) -> Runtime:
+        return next(iter(self.runtimes.values()))
+
+
+def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
+    if path.is_dir():
+        return _open_saved_model(path)
+    if path.suffix == ".onnx":
+        endless = rehearse(path)
+        runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
+        # An .onnx file of ours computes in the types of its model.
+        return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32, endless)
+    from tftoolkit.export.convert import flatbuffer
+
+    contents = flatbuffer.inspect(path)
+    if contents.custom_ops and not delegate.folder_of(path).is_dir():
+        raise ExportError(
+            "structure",
+            f"ops {', '.join(contents.custom_ops)} are not builtin in TFLite (Select-TF or custom); no Python runtime "
+            f"runs them. Rewrite that part of the model with builtin ops",
+        )
+    if contents.keeps_state:
+        raise ExportError(
+            "structure",
+            "a fused recurrent op keeps its state from call to call, so the second call is wrong; make the layer with "
+            "unroll=True, or as a loop (a Keras 3 layer with fixed shapes)",
+        )
+    # A converter that loses the weights loses all of them; folding and deduplication only ever shrink them somewhat.
+    expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
+    if contents.stored < expected / 10:
+        raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
+    endless = rehearse(path)
+    runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
+    kind = f"TFLite {contents.format.name}"
+    if contents.format.calibrated and contents.float_ops:
+        kind += f", {contents.float_ops} op{'s' * (contents.float_ops > 1)} in float"
+    first = next(iter(runtimes[1].signatures.values()))
+    integers = sorted({tensor.stored.split()[0] for tensor in (*first.inputs, *first.outputs) if tensor.stored})
+    return _Opened(runtimes, kind + f", {integers[0]} I/O" if integers else kind, contents.format, endless)
+
+
+def _open_saved_model(path: Path) -> _Opened:
+    import tensorflow as tf
+
+    from tftoolkit.export.convert import decompose
+
+    types = decompose.op_types(path)
+    python = types & decompose.PYTHON_OPS
+    if python:
+        raise ExportError("structure", f"{', '.join(sorted(python))} calls Python and works in this process only")
+    native = any(">" in op_type for op_type in types)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    kind = "SavedModel, native" if native else "SavedModel"
+    return _Opened({threads: open_saved_model(path)}, kind, coarsest(path))
+
+
+def coarsest(folder: Path) -> Format:
+    """The least exact floating type that a SavedModel computes in."""
+    import tensorflow as tf
+
+    from tftoolkit.export.convert import decompose
+
+    types = {
+        value.type
+        for meta in decompose.read(folder).meta_graphs
+        for node in decompose.nodes(meta.graph_def)
+        for value in node.attr.values()
+        if value.HasField("type")
+    }
+    known = {tf.bfloat16: BFLOAT16, tf.float16: FLOAT16, tf.float32: FLOAT32}
+    found = [number_format for dtype, number_format in known.items() if dtype.as_datatype_enum in types]
+    return found[0] if found else FLOAT64
+
+
+def _same_signatures(golden: Mapping[str, Signature], file: Mapping[str, Signature]) -> None:
+    if set(golden) != set(file):
+        raise ExportError("structure", f"the file has signatures {sorted(file)}, the model {sorted(golden)}")
+    for name, expected in golden.items():
+        for side in ("inputs", "outputs"):
+            wanted, found = getattr(expected, side), getattr(file[name], side)
+            if [tensor.name for tensor in wanted] != [tensor.name for tensor in found]:
+                raise ExportError(
+                    "structure",
+                    f"{side} are {[tensor.name for tensor in found]}; the model has {[t.name for t in wanted]}",
+                    signature=name,
+                )
+            for ours, theirs in zip(wanted, found, strict=True):
+                if ours.dtype != theirs.dtype or not ours.accepts(theirs.shape):
+                    raise ExportError(
+                        "structure", f"is {theirs}; the model has {ours}", signature=name, tensor=ours.name
+                    )
+
+
+def check_metric(metric: Metric | None, max_drop: float | None) -> None:
+    if max_drop is not None and metric is None:
+        raise ValueError("max_drop needs a metric: give metric=function(predict) -> float")
+
+
+def _metric(metric: Metric, file: Runtime, golden: SavedModelRuntime, max_drop: float | None) -> tuple[float, float]:
+    value = evaluated(metric, file)
+    golden_value = evaluated(metric, golden)
+    if max_drop is not None and not golden_value - value <= max_drop:
+        raise ExportError("metric", f"fell from {golden_value:.6g} to {value:.6g}; max_drop allows {max_drop:g}")
+    return value, golden_value
+
+
+def evaluated(metric: Metric, runtime: Runtime) -> float:
+    """The metric of a file or model; without a signature, ``predict`` runs its default one."""
+    default = default_signature(runtime.signatures)
+
+    def predict(inputs: Mapping[str, Any], signature: str = default) -> Arrays:
+        return runtime.run(signature, inputs)
+
+    return float(metric(predict))
+
+
+def _latency(runtime: Runtime, signature: str, inputs: Arrays, calls: int = 50, seconds: float = 1.0) -> Latency:
+    """Of up to ``calls`` calls within ``seconds``, after three to warm up."""
+    for _ in range(3):
+        runtime.run(signature, inputs)
+    times: list[float] = []
+    while len(times) < calls and (sum(times) < seconds or len(times) < 3):
+        start = time.perf_counter()
+        runtime.run(signature, inputs)
+        times.append(time.perf_counter() - start)
+    median, p95 = np.percentile(np.array(times) * 1e3, [50, 95])
+    return Latency(float(median), float(p95))
+
+
+def _size(path: Path) -> int:
+    return (
+        sum(item.stat().st_size for item in path.rglob("*") if item.is_file()) if path.is_dir() else path.stat().st_size
+    )

@@ -1,0 +1,1 @@
+"""The programs that run exported files, and what they are fed."""

@@ -1,0 +1,1 @@
+"""When to train, evaluate, log and save."""

@@ -1,0 +1,123 @@
+"""When something is to be done: every so many steps, seconds or epochs."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tftoolkit.trainers.loop.trainer import Trainer
+
+EVENTS = ("start", "log", "evaluate", "checkpoint", "end")
+
+Hook = Callable[["Trainer"], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """A period; made by :func:`every`. Exactly one of the three is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    epochs: float | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether an interrupted and resumed run does it at the same steps as an undisturbed one."""
+        return self.seconds is None
+
+    def __str__(self) -> str:
+        return next(f"every({field}={value})" for field, value in dataclasses.asdict(self).items() if value is not None)
+
+
+def every(*, steps: int | None = None, seconds: float | None = None, epochs: float | None = None) -> Every:
+    """``every(steps=100)``, ``every(seconds=30)`` or ``every(epochs=0.5)``.
+
+    Steps and epochs are counted from the beginning of training, so that they don't depend on interruptions. Seconds
+    count from the last time in this process; what they call must not change the result.
+
+    Raises:
+        TypeError: not exactly one of the three, or not a number.
+        ValueError: not a positive number.
+    """
+    given = {
+        name: value for name, value in (("steps", steps), ("seconds", seconds), ("epochs", epochs)) if value is not None
+    }
+    if len(given) != 1:
+        raise TypeError(f"every takes one of steps, seconds and epochs, but got {given or 'none of them'}")
+    ((name, value),) = given.items()
+    if isinstance(value, bool) or not isinstance(value, int if name == "steps" else (int, float)):
+        raise TypeError(f"every: {name} must be {'an integer' if name == 'steps' else 'a number'}, but is {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"every: {name} must be above 0, but is {value}")
+    return Every(steps, seconds, epochs)
+
+
+class Alarm:
+    """Says when an :class:`Every` is due, in a run whose step and pipeline position are told to it.
+
+    Args:
+        period: how often; None: never.
+        batches_per_epoch: of the pipeline; may be None if the period isn't in epochs.
+    """
+
+    def __init__(self, period: Every | None, batches_per_epoch: int | None) -> None:
+        self._seconds = period.seconds if period else None
+        self._batches: Fraction | None = None
+        if period and period.epochs:
+            if batches_per_epoch is None:
+                raise ValueError(f"{period} needs a pipeline that knows its batches_per_epoch")
+            self._batches = Fraction(period.epochs).limit_denominator(1_000_000) * batches_per_epoch
+        self._steps = period.steps if period else None
+        self.next_step: float = math.inf
+        self._next_time = math.inf
+
+    def set(self, step: int, position: int) -> None:
+        """Look for the next time after ``step`` finished steps, with the pipeline at batch ``position``."""
+        if self._steps:
+            self.next_step = (step // self._steps + 1) * self._steps
+        elif self._batches:
+            following = math.ceil((position // self._batches + 1) * self._batches)
+            self.next_step = step + following - position
+        elif self._seconds:
+            self._next_time = time.monotonic() + self._seconds
+
+    def due(self, step: int) -> bool:
+        return step >= self.next_step or (self._next_time < math.inf and time.monotonic() >= self._next_time)
+
+
+def period_of(name: str, value: Every | int | None, *, repeatable: bool = False) -> Every | None:
+    """The trainer's argument ``name``: a period, or a number of steps; ``repeatable``: not in seconds."""
+    if value is None or isinstance(value, Every):
+        period = value
+    else:
+        try:
+            period = every(steps=value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    if repeatable and period is not None and not period.repeatable:
+        raise ValueError(
+            f"{name}={period}: what goes into metrics.jsonl must not depend on the clock; use steps or epochs"
+        )
+    return period
+
+
+def sorted_hooks(
+    hooks: Iterable[tuple[Every | str, Hook]], batches_per_epoch: int
+) -> tuple[dict[str, list[Hook]], list[tuple[Alarm, Hook]]]:
+    """The trainer's ``hooks``, by event, and those on a schedule with their alarms."""
+    events: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+    alarms = []
+    for pair in hooks:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
+            raise TypeError(f"hooks: expected pairs of when and a function of the trainer, but got {pair!r}")
+        when, hook = pair
+        if isinstance(when, Every):
+            alarms.append((Alarm(when, batches_per_epoch), hook))
+        elif when in events:
+            events[when].append(hook)
+        else:
+            raise ValueError(f"hooks: when must be every(…) or one of {', '.join(EVENTS)}, but is {when!r}")
+    return events, alarms

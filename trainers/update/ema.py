@@ -1,0 +1,64 @@
+"""Exponential moving averages of weights."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from tftoolkit.trainers.distribution.replicas import move, own
+from tftoolkit.trainers.naming import PerWeight
+
+
+class Ema(PerWeight):
+    """Bias-corrected exponential moving average of weights (Polyak & Juditsky 1992; the correction as in Adam).
+
+    After ``t`` updates the average is ``(1-d) * sum_i d^(t-i) w_i / (1 - d^t)``: a weighted mean of the weights after
+    each update, in which the initial weights have no part. It is kept in this form, so it can be used as it is; before
+    the first update it equals the initial weights. Only trainable variables are averaged: batch normalisation's moving
+    statistics stay those of the raw weights.
+    """
+
+    def __init__(self, decay: float, weights: Sequence[tf.Variable]) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"ema must be between 0 and 1, but is {decay}")
+        super().__init__()
+        self.decay = decay
+        self.weights = tuple(weights)
+        self.slots = {"average": [tf.Variable(weight.read_value(), trainable=False) for weight in weights]}
+        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._swapped = False
+
+    def update(self, ok: tf.Tensor) -> None:
+        """Take the present weights in if ``ok`` (bool scalar)."""
+        if self._swapped:
+            raise RuntimeError("the averaged weights are in place for an evaluation: train outside of `ema_weights()`")
+        own(self.updates).assign_add(tf.cast(ok, tf.int64))
+        # Float64, because 1 - d^t loses digits that the average would lose with it.
+        t = tf.cast(tf.maximum(self.updates, 1), tf.float64)
+        rate = (1.0 - self.decay) / (1.0 - tf.pow(tf.constant(self.decay, tf.float64), t))
+        for weight, average in zip(self.weights, self.slots["average"], strict=True):
+            before = average.read_value()
+            moved = before + tf.cast(rate, weight.dtype) * (weight - before)
+            move(average, before, tf.where(ok, moved, before))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the average in the model's weights for a while; whatever happens, the weights come back bit for bit.
+
+        Raises:
+            RuntimeError: used inside a ``tf.function``, or while already in place.
+        """
+        if tf.inside_function():
+            raise RuntimeError("ema_weights() exchanges weights from Python: use it outside of tf.function")
+        if self._swapped:
+            raise RuntimeError("the averaged weights are already in place")
+        raw = [tf.identity(weight.read_value()) for weight in self.weights]
+        self._swapped = True
+        try:
+            for weight, average in zip(self.weights, self.slots["average"], strict=True):
+                weight.assign(average)
+            yield
+        finally:
+            for weight, value in zip(self.weights, raw, strict=True):
+                weight.assign(value)
+            self._swapped = False
