@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
-from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import DTYPES, Argument, Attribute, presence
 from tftoolkit.custom_ops.engine.shapes import output_shapes
 
 _PLATFORMS = {"CPU": "cpu", "CUDA": "CUDA"}
 _lock = threading.Lock()
-_targets: dict[Op, str] = {}
+_targets: dict[Declaration, str] = {}
 
 
 def as_jax(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def as_jax(op: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def call(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     """Calls the op with JAX arrays; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
     dtypes = _bind_dtypes(op, inputs)
     shapes = [
@@ -77,7 +77,11 @@ class _Node:
     """One call of an op with fixed attributes and shapes; differentiable through the op's registered gradient."""
 
     def __init__(
-        self, op: Op, attributes: dict[str, Any], declared: tuple[jax.ShapeDtypeStruct, ...], aliases: dict[int, int]
+        self,
+        op: Declaration,
+        attributes: dict[str, Any],
+        declared: tuple[jax.ShapeDtypeStruct, ...],
+        aliases: dict[int, int],
     ) -> None:
         self.op = op
         self.attributes = attributes
@@ -130,7 +134,7 @@ def _cotangent(gradient: Any, value: Any) -> Any:
     return np.zeros(value.shape, jax.dtypes.float0)  # what JAX wants for integers
 
 
-def _target(op: Op) -> str:
+def _target(op: Declaration) -> str:
     """Registers the op's handlers with JAX once and returns the custom call's name."""
     with _lock:
         if op in _targets:
@@ -153,7 +157,7 @@ def _capsule(address: int) -> Any:
     return make(address, b"xla._CUSTOM_CALL_TARGET", None)
 
 
-def _bind_dtypes(op: Op, inputs: Sequence[Any]) -> dict[str, Any]:
+def _bind_dtypes(op: Declaration, inputs: Sequence[Any]) -> dict[str, Any]:
     """The dtype variables. Raises ValueError when an input's dtype does not fit the schema."""
     bound: dict[str, Any] = {}
     for argument, value in zip(op.schema.inputs, inputs, strict=True):
@@ -191,7 +195,7 @@ def _ffi_value(attribute: Attribute, value: Any) -> Any:
 
 
 @functools.cache
-def _aliases(op: Op, length: int) -> dict[int, int]:
+def _aliases(op: Declaration, length: int) -> dict[int, int]:
     """Flat input → flat output that takes its place."""
     first_input, first_output = {}, {}
     position = 0

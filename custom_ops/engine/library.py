@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tftoolkit.custom_ops.engine import builder
+from tftoolkit.custom_ops.engine.declaration import snake_case
 from tftoolkit.custom_ops.engine.errors import LoadError
-from tftoolkit.custom_ops.engine.ops import Op, snake_case
+from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import Schema
 from tftoolkit.custom_ops.engine.schema_parser import SchemaError, parse
 
@@ -124,10 +125,8 @@ class OpLibrary:
 
     def register(self) -> None:
         """Makes all ops known to TensorFlow, before a SavedModel that holds them is loaded, say. Calls do it too."""
-        from tftoolkit.custom_ops.engine import tf_host
-
         for name in self.schemas:
-            tf_host.register(self.op(name))
+            _ = self.op(name).tf_name
 
     def __getattr__(self, name: str) -> Op:
         """``library.rms_norm`` is ``library.op("RmsNorm")``."""

@@ -23,8 +23,8 @@ from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
 from tftoolkit.custom_ops.engine import builder, toolchain
+from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
-from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     REST,
@@ -38,16 +38,16 @@ from tftoolkit.custom_ops.engine.schema import (
 )
 
 _lock = threading.RLock()
-_by_type: dict[str, Op] = {}  # TensorFlow name → op
-_types: dict[Op, str] = {}
+_by_type: dict[str, Declaration] = {}  # TensorFlow name → op
+_types: dict[Declaration, str] = {}
 
 
-def find(op_type: str) -> Op | None:
+def find(op_type: str) -> Declaration | None:
     """The op with this TensorFlow name, or None."""
     return _by_type.get(op_type)
 
 
-def register(op: Op) -> str:
+def register(op: Declaration) -> str:
     """Makes an op known to TensorFlow's runtime and to XLA, once, and returns its TensorFlow name.
 
     TensorFlow cannot replace an op. So one that comes from a library with the same name but other content (its source
@@ -80,7 +80,7 @@ def register(op: Op) -> str:
         return name
 
 
-def declaration(name: str, op: Op) -> tuple[bytes, bytes, bytes]:
+def declaration(name: str, op: Declaration) -> tuple[bytes, bytes, bytes]:
     """What the host's ``tk_register_op`` takes: the OpDef, the schema for messages and for shapes."""
     definition = op_def(name, op.schema).SerializeToString()
     return definition, f"{op.name}{op.schema}".encode(), wire_form(op.schema).encode()
@@ -89,7 +89,7 @@ def declaration(name: str, op: Op) -> tuple[bytes, bytes, bytes]:
 # Calling
 
 
-def call(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any], name: str | None) -> Any:
+def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], name: str | None) -> Any:
     """Runs or traces the op; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
     if not op.handlers:
         return _without_kernel(op, inputs, attributes)
@@ -107,7 +107,9 @@ def call(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any], name: str
     return op.group_outputs(outputs, length)
 
 
-def _eagerly(op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None) -> Sequence[Any]:
+def _eagerly(
+    op: Declaration, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
+) -> Sequence[Any]:
     flat = [item for pair in stored.items() for item in pair]
     try:
         outputs = pywrap_tfe.TFE_Py_FastPathExecute(context.context(), op_type, name, *inputs, *flat)
@@ -121,7 +123,7 @@ def _eagerly(op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, A
 
 
 def _eagerly_converted(
-    op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
+    op: Declaration, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
 ) -> Sequence[Any]:
     dtypes: dict[str, tf.DType] = {}
     flat: list[tf.Tensor] = []
@@ -144,7 +146,7 @@ def _eagerly_converted(
 
 
 def _in_graph(
-    op: Op, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
+    op: Declaration, op_type: str, inputs: Sequence[Any], stored: Mapping[str, Any], name: str | None
 ) -> Sequence[Any]:
     names = (argument.name for argument in op.schema.inputs)
     arguments = dict(zip(names, inputs, strict=True))
@@ -156,7 +158,7 @@ def _in_graph(
     return outputs
 
 
-def _prepare(op: Op, inputs: Sequence[Any], stored: dict[str, Any]) -> list[Any]:
+def _prepare(op: Declaration, inputs: Sequence[Any], stored: dict[str, Any]) -> list[Any]:
     """Checks lists, and puts an empty tensor where an optional input is absent; its presence is an attribute."""
     lengths = {}
     for argument, value in zip(op.schema.inputs, inputs, strict=True):
@@ -178,7 +180,7 @@ def _prepare(op: Op, inputs: Sequence[Any], stored: dict[str, Any]) -> list[Any]
     return prepared
 
 
-def _dtype_for(op: Op, argument: Argument, inputs: list[Any]) -> tf.DType:
+def _dtype_for(op: Declaration, argument: Argument, inputs: list[Any]) -> tf.DType:
     """The dtype that an absent input would have."""
     if argument.dtype in DTYPES:
         return _dtype(argument.dtype)
@@ -192,11 +194,11 @@ def _dtype_for(op: Op, argument: Argument, inputs: list[Any]) -> tf.DType:
 
 
 @functools.cache
-def _warn_of_reference(op: Op) -> None:
+def _warn_of_reference(op: Declaration) -> None:
     logging.warning("tftoolkit: %s has no kernel for this machine; its reference runs in its place", op.name)
 
 
-def _without_kernel(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     if op.reference_function is None:
         raise LoadError(f"{op.name} has neither a kernel nor a reference: add TK_KERNEL or @{op.__name__}.reference")
     _warn_of_reference(op)
@@ -211,18 +213,18 @@ def _without_kernel(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]
 # Nodes: what TensorFlow hands to gradients and converters
 
 
-def node_attributes(op: Op, node: Any) -> dict[str, Any]:
+def node_attributes(op: Declaration, node: Any) -> dict[str, Any]:
     """The Python values of the op's declared attributes at a node (anything with ``get_attr``)."""
     return {item.name: read_attribute(item, node.get_attr(item.name)) for item in op.schema.attributes}
 
 
-def expand(op: Op, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def expand(op: Declaration, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """What a node computes, in plain TensorFlow ops: flat inputs → flat outputs. Raises LookupError: no reference."""
     outputs = op.run_reference(*op.group_inputs(inputs, node.get_attr), **node_attributes(op, node))
     return [tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
 
 
-def _gradient(op: Op, node: Any, *output_gradients: Any) -> Any:
+def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:
     if op.gradient_function is None:
         raise LookupError(
             f"{op.name} has no gradient: write one under @{op.__name__}.gradient, or call "
@@ -231,7 +233,7 @@ def _gradient(op: Op, node: Any, *output_gradients: Any) -> Any:
     return op.gradient_function(node, *output_gradients)
 
 
-def differentiate_reference(op: Op, node: Any, *output_gradients: Any) -> list[tf.Tensor | None]:
+def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) -> list[tf.Tensor | None]:
     """The gradients of a node's inputs, by differentiating the reference."""
     inputs = [tf.identity(tensor) for tensor in node.inputs]
     floating = [tensor for tensor in inputs if tensor.dtype.is_floating or tensor.dtype.is_complex]
@@ -246,7 +248,7 @@ def differentiate_reference(op: Op, node: Any, *output_gradients: Any) -> list[t
     return [found.get(id(tensor)) for tensor in inputs]
 
 
-def _vectorize(op: Op, pfor_input: Any) -> Any:
+def _vectorize(op: Declaration, pfor_input: Any) -> Any:
     """Teaches ``tf.vectorized_map`` the op where stacking is just one more leading dimension of every ``...``.
 
     Elsewhere (an output that sums over ``...``, say) TensorFlow falls back to a loop by itself.

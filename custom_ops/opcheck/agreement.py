@@ -15,7 +15,7 @@ from tftoolkit.custom_ops.opcheck.cases import Case, resampled
 from tftoolkit.custom_ops.opcheck.child import Died, RaisedError, ask
 from tftoolkit.custom_ops.opcheck.gradients import against_reference
 from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
-from tftoolkit.custom_ops.opcheck.memory import names, orders, over
+from tftoolkit.custom_ops.opcheck.memory import over
 from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.subject import MODES, Subject, evaluate
 
@@ -30,7 +30,7 @@ def modes(subject: Subject) -> str:
 
 def _modes(subject: Subject, case: Case) -> list[str]:
     found: list[str] = []
-    for order in orders(subject, case):
+    for order in subject.orders(case):
         function = subject.function(case, order)
         arrays = subject.arrays(case, order)
         eager = evaluate(function, arrays)
@@ -44,7 +44,7 @@ def _modes(subject: Subject, case: Case) -> list[str]:
             with tf.device("/GPU:0"):
                 others |= {f"on the GPU, {mode},": evaluate(function, arrays, mode) for mode in MODES}
         for mode, other in others.items():
-            for name, one, two, allowance in zip(names(subject, case, order), eager, other, allowed, strict=True):
+            for name, one, two, allowance in zip(subject.result_names(case, order), eager, other, allowed, strict=True):
                 text = "" if one is None or two is None else compare.difference(two, one, allowance)
                 found += [f"{mode} {name} {text}, as it is eagerly"] if text else []
     return found
@@ -125,7 +125,7 @@ def empty_values(subject: Subject) -> str:
 
 def _against_reference(subject: Subject, case: Case, gradients: bool = False) -> list[str]:
     found = compare.against(subject.outputs, subject.values(case), subject.right(case, 0))
-    return found + (against_reference(subject, case) if gradients and 1 in orders(subject, case) else [])
+    return found + (against_reference(subject, case) if gradients and 1 in subject.orders(case) else [])
 
 
 def nan(subject: Subject) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import tf_host
+from tftoolkit.custom_ops.engine import ops, tf_host
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.ops import Op
 
@@ -35,7 +35,7 @@ def _recorded(
     def trace() -> list[list[tf.Tensor]]:
         function(*args, **attrs)
         for node in tf.compat.v1.get_default_graph().get_operations():
-            op = tf_host.find(node.type)
+            op = ops.find(node.type)
             if op is not None:
                 found.append((op, node))
         return [list(node.inputs) for _, node in found]

@@ -79,7 +79,7 @@ def given(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Case:
         else array(argument, value)
         for argument, value in zip(op.schema.inputs, bound, strict=True)
     ]  # fmt: skip
-    case = Case("as given", tuple(values), op._complete(rest))
+    case = Case("as given", tuple(values), op.complete(rest))
     shapes_of_outputs(op, case)
     return case
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tftoolkit.custom_ops.opcheck import cases, compare
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.graphs import Array, Program, is_inexact
-from tftoolkit.custom_ops.opcheck.memory import names, over
+from tftoolkit.custom_ops.opcheck.memory import over
 from tftoolkit.custom_ops.opcheck.report import Failed, Skipped
 from tftoolkit.custom_ops.opcheck.subject import Subject, evaluate
 
@@ -94,7 +94,7 @@ def against_reference(subject: Subject, case: Case, order: int = 1) -> list[str]
     probe = subject.probe(case, order)
     if probe.error:
         return [f"{'the gradient' if order == 1 else 'the second derivative'} raises or crashes: {probe.error[:300]}"]
-    labels = names(subject, case, 1)
+    labels = subject.result_names(case, 1)
     if order == 2:
         outputs = [name for name, dtype in cases.output_dtypes(subject.op, case) if is_inexact(dtype)]
         labels = [f"the second derivative by {name}" for name in [*subject.floating_inputs(case), *outputs]]
@@ -119,7 +119,7 @@ def _shapes(subject: Subject, case: Case) -> list[str]:
     inputs = [array for array in case.flat if is_inexact(array.dtype)]
     return [
         f"{name} has shape {list(one.shape)}, the input has {list(array.shape)}"
-        for name, one, array in zip(names(subject, case, 1), probe.results["output"][0], inputs, strict=True)
+        for name, one, array in zip(subject.result_names(case, 1), probe.results["output"][0], inputs, strict=True)
         if one is not None and one.shape != array.shape
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, graph_pb2
 
-from tftoolkit.custom_ops.engine import tf_host
+from tftoolkit.custom_ops.engine import ops
 
 Array = np.ndarray[Any, Any]
 Program = Callable[..., Sequence[Any]]  # flat tensors → tensors and None
@@ -68,7 +68,7 @@ def _use_first_names(graph_def: graph_pb2.GraphDef) -> tuple[tuple[str, str], ..
     """Gives ops the names that they have where only one version was ever loaded; returns their libraries."""
     libraries = set()
     for node in [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]:
-        op = tf_host.find(node.op)
+        op = ops.find(node.op)
         if op is not None:
             node.op = f"{op.library.name}>{op.name}"
             libraries.add((op.library.name, str(op.library.path)))

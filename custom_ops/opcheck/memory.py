@@ -15,9 +15,8 @@ from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import describe
 from tftoolkit.custom_ops.opcheck.graphs import Array
 from tftoolkit.custom_ops.opcheck.report import Failed, Skipped
-from tftoolkit.custom_ops.opcheck.subject import GUARDS, Guards, Probe, Subject
+from tftoolkit.custom_ops.opcheck.subject import REPEATS, THREADS, Guards, Probe, Subject
 
-_REPEATS, _THREADS = 24, 4
 # What a kernel may answer to inputs that it does not take; everything else is a failure.
 _REFUSALS = ("InvalidArgumentError", "OutOfRangeError", "UnimplementedError", "FailedPreconditionError")
 _OVERWRITTEN = "DataLossError"
@@ -49,16 +48,6 @@ def over(subject: Subject, chosen: Iterable[Case], test: Callable[[Case], Sequen
     return f"{tested} case{'s' * (tested > 1)}"
 
 
-def orders(subject: Subject, case: Case) -> tuple[int, ...]:
-    """0 (values), and 1 where there is something to differentiate."""
-    return (0, 1) if subject.has_gradient and subject.differentiable(case) else (0,)
-
-
-def names(subject: Subject, case: Case, order: int) -> list[str]:
-    """What the results are called."""
-    return subject.outputs if order == 0 else [f"the gradient of {name}" for name in subject.floating_inputs(case)]
-
-
 def runs(subject: Subject) -> str:
     """The kernel crashes, hangs or raises on inputs that fit its schema."""
     everything = [subject.given, *subject.dtypes, *subject.variants, *subject.sizes]
@@ -75,7 +64,7 @@ def empty(subject: Subject) -> str:
 def _runs(subject: Subject, chosen: Sequence[Case]) -> str:
     refused = []
     for case in chosen:
-        for order in orders(subject, case):
+        for order in subject.orders(case):
             for jit in (False, True) if case in subject.empties else (False,):
                 probe = subject.probe(case, order, jit)
                 where = f"{case.label}{', gradient' * order}{', under XLA' * jit}"
@@ -104,21 +93,7 @@ def determinism(subject: Subject) -> str:
             subject.varies,
             "tasks must write to places of their own and be added in a fixed order; no static or shared scratch memory",
         )
-    return f"bitwise equal in {_REPEATS} runs in a row and {_REPEATS} from {_THREADS} threads at once"
-
-
-def varies(subject: Subject) -> str:
-    """What changes from run to run, in words, or ""."""
-    for case in (subject.given, cases.large(subject.op, subject.given)):
-        for order in orders(subject, case):
-            if not subject.survives(case) or subject.probe(case, order).error:
-                continue
-            # Guarded: what the kernel leaves unwritten is no race.
-            changes = subject.ask("repeat", case, order, GUARDS["output"][0], _REPEATS, _THREADS)
-            for name, count in zip(names(subject, case, order), changes, strict=True):
-                if count:
-                    return f"{name} differs from the first run in {count} of {2 * _REPEATS} runs on {_described(case)}"
-    return ""
+    return f"bitwise equal in {REPEATS} runs in a row and {REPEATS} from {THREADS} threads at once"
 
 
 def written(subject: Subject) -> str:
@@ -131,7 +106,7 @@ def bounds(subject: Subject) -> str:
     """A result depends on memory around an input (read past its end), or memory outside of a buffer was written."""
     chosen = [subject.given, *subject.dtypes, *subject.sizes, *subject.empties]
     for case in chosen:
-        for order in orders(subject, case):
+        for order in subject.orders(case):
             probe = subject.probe(case, order)
             if probe.error.startswith(_OVERWRITTEN):
                 raise Failed(f"{case.label}: {probe.error.partition(': ')[2][:300]}", "mind the last, partial vector")
@@ -144,9 +119,9 @@ def _unchanged(subject: Subject, pattern: str, text: str, advice: str) -> str:
         raise Skipped("results change from run to run: see determinism")
 
     def test(case: Case) -> list[str]:
-        for order in orders(subject, case):
+        for order in subject.orders(case):
             probe = subject.probe(case, order)
-            found = _differing(probe, pattern, names(subject, case, order))
+            found = _differing(probe, pattern, subject.result_names(case, order))
             if found:
                 culprit = _read_past(subject, case) if pattern == "around" and order == 0 else ""
                 return [f"{found} {text}{culprit}"]

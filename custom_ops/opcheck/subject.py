@@ -18,6 +18,8 @@ from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float6
 from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.worker import Guards
 
+REPEATS, THREADS = 24, 4  # how often, and by how many at once, a kernel is run to see whether its result varies
+
 # Each derivative is a chain of roundings of its own, of another shape in op and reference.
 _ROUNDINGS = (1, 4, 16)
 
@@ -120,6 +122,14 @@ class Subject:
         names = cases.input_names(self.op, case)
         return [name for name, array in zip(names, case.flat, strict=True) if is_inexact(array.dtype)]
 
+    def orders(self, case: Case) -> tuple[int, ...]:
+        """0 (values), and 1 where there is something to differentiate."""
+        return (0, 1) if self.has_gradient and self.differentiable(case) else (0,)
+
+    def result_names(self, case: Case, order: int) -> list[str]:
+        """What the results are called."""
+        return self.outputs if order == 0 else [f"the gradient of {name}" for name in self.floating_inputs(case)]
+
     # Running the op
 
     @functools.cached_property
@@ -181,10 +191,9 @@ class Subject:
     @functools.cache  # noqa: B019
     def survives(self, case: Case) -> bool:
         """Whether the kernels (gradients included) can be run on the case in this process."""
-        orders = (0, 1) if self.has_gradient and self.differentiable(case) else (0,)
         # XLA also calls kernels that have nothing to do.
         modes = (False, True) if 0 in {size for array in case.flat for size in array.shape} else (False,)
-        return not any(self.probe(case, order, jit).died for order in orders for jit in modes)
+        return not any(self.probe(case, order, jit).died for order in self.orders(case) for jit in modes)
 
     def values(self, case: Case) -> Sequence[Array]:
         """The outputs, of a case that the kernel takes."""
@@ -192,10 +201,18 @@ class Subject:
 
     @functools.cached_property
     def varies(self) -> str:
-        """Which result changes from run to run, in words, or ""."""
-        from tftoolkit.custom_ops.opcheck.memory import varies
-
-        return varies(self)
+        """Which result changes from run to run, or when several threads call at once, in words, or ""."""
+        for case in (self.given, cases.large(self.op, self.given)):
+            for order in self.orders(case):
+                if not self.survives(case) or self.probe(case, order).error:
+                    continue
+                # Guarded: what the kernel leaves unwritten is no race.
+                changes = self.ask("repeat", case, order, GUARDS["output"][0], REPEATS, THREADS)
+                for name, count in zip(self.result_names(case, order), changes, strict=True):
+                    if count:
+                        inputs = ", ".join(map(compare.describe, case.flat))
+                        return f"{name} differs from the first run in {count} of {2 * REPEATS} runs on {inputs}"
+        return ""
 
     # The reference
 

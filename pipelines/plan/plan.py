@@ -11,11 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.pipelines.plan.batching import Batch, Batching, Padding
-from tftoolkit.pipelines.plan.stage import Stage, Where
+from tftoolkit.pipelines.plan.stage import Mixing, Stage, Where
 from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
-from tftoolkit.pipelines.stages.mapping import PairedMap
-from tftoolkit.pipelines.stages.ordering import Shuffle
 
 _NUMBER = tf.TensorSpec([], tf.int64)
 _ADDRESSES_AT_ONCE = 1 << 14
@@ -31,7 +29,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     source_shuffled: bool = False  # by the source itself, see ``Source.order``
     batching: Batching | None = None
-    paired: PairedMap | None = None
+    paired: Mixing | None = None
     shard_index: int = 0
     shard_count: int = 1
     stacked: int = 0  # batches per element of the data set; 0: one, without a dimension for it
@@ -48,7 +46,7 @@ class Plan:
 
     @property
     def shuffled(self) -> bool:
-        return self.source_shuffled or any(isinstance(stage, Shuffle) for stage in self.stages)
+        return self.source_shuffled or any(stage.shuffles for stage in self.stages)
 
     @property
     def row_spec(self) -> Spec:

@@ -1,6 +1,5 @@
 """One pass over all elements of a plan, for what has to be known of each before any can be dealt out."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.stage import Where
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources.rows import Rows, Varied
-from tftoolkit.pipelines.stages.ordering import Select
 
 ROWS_AT_ONCE = 256
 
@@ -59,16 +57,6 @@ def scan(
 def as_pairs(where: Where) -> tf.Tensor:
     """int64[n, 2]: epochs and numbers."""
     return tf.stack([where.epoch + tf.zeros_like(where.index), where.index], axis=1)
-
-
-def with_only(plan: Plan, stage: str, elements: np.ndarray) -> Plan:
-    """``plan`` with nothing but these of its elements, the readable ones."""
-    if not len(elements):
-        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
-    if len(elements) == plan.length:
-        return plan
-    select = Select(plan.element_spec, len(elements), "readable", elements)
-    return dataclasses.replace(plan, stages=(*plan.stages, select))
 
 
 def lengths_of(plan: Plan, feature: str, skipping: Skipping | None) -> tuple[np.ndarray, np.ndarray]:

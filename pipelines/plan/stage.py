@@ -1,8 +1,8 @@
-"""Stages: what lies between the examples of a source and the batches."""
+"""What a plan asks of its stages, which lie between the examples of a source and the batches."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -53,6 +53,11 @@ class Stage:
         return True
 
     @property
+    def shuffles(self) -> bool:
+        """Whether it brings elements into a random order."""
+        return False
+
+    @property
     def map_functions(self) -> int:
         """How many functions of ``map`` it holds: the next one's number follows from it."""
         return 0
@@ -61,6 +66,19 @@ class Stage:
     def varies(self) -> bool:
         """Whether elements are others in another epoch or under another seed, so that no plan can be made of them."""
         return False
+
+
+class Mixing(Protocol):
+    """What changes each row of a batch together with its neighbour; see ``Paired``."""
+
+    @property
+    def after(self) -> Spec:
+        """Of one row, mixed."""
+
+    @property
+    def label(self) -> str: ...
+
+    def apply(self, rows: Rows, neighbours: Rows, identity: Where, seed: int) -> Rows: ...
 
 
 class Vectorized:

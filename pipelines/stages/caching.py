@@ -14,14 +14,15 @@ import tensorflow as tf
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.plan.bad_examples import Skipping, names, numbers_of
 from tftoolkit.pipelines.plan.plan import Plan
-from tftoolkit.pipelines.plan.scan import as_pairs, scan, with_only
+from tftoolkit.pipelines.plan.scan import as_pairs, scan
 from tftoolkit.pipelines.plan.stage import Stage, Where
 from tftoolkit.pipelines.sources import rows as rows_lib
+from tftoolkit.pipelines.sources.record_files import write_records
 from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 from tftoolkit.pipelines.sources.tfrecord_source import tfrecord
 from tftoolkit.pipelines.stages.mapping import Map
-from tftoolkit.pipelines.stages.ordering import Repeat
+from tftoolkit.pipelines.stages.ordering import Repeat, with_only
 
 # A feature of what is kept, int64[2]: the epoch and the number that an element's random keys are made of.
 _IDENTITY = "__identity__"
@@ -157,8 +158,6 @@ def _on_disk(plan: Plan, directory: Path, skipping: Skipping | None) -> _Kept:
 
 
 def _write(plan: Plan, directory: Path, told: Path, origin: dict[str, Any], skipping: Skipping | None) -> None:
-    from tftoolkit.pipelines.writing import write  # which needs Pipeline
-
     elements = np.arange(plan.length)
     if skipping:
         parts = scan(plan, "looking for bad examples", lambda _, identity: identity, skipping)
@@ -170,7 +169,7 @@ def _write(plan: Plan, directory: Path, told: Path, origin: dict[str, Any], skip
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write(_Elements(with_only(plan, "cache", elements)), directory / "elements")
+        write_records(_Elements(with_only(plan, "cache", elements)), directory / "elements")
         told.write_text(json.dumps({**json.loads(told.read_text()), **about}))
     except OSError as error:
         raise SourceError(f"cache: {error}") from error

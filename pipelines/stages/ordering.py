@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.keys import stream_state
 from tftoolkit.pipelines.permutation import permute
+from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.stage import Stage, Where
 
 
@@ -27,6 +28,10 @@ class Shuffle(Stage):
     @property
     def label(self) -> str:
         return "shuffle"
+
+    @property
+    def shuffles(self) -> bool:
+        return True
 
     @property
     def varies(self) -> bool:
@@ -102,3 +107,13 @@ class Window(Stage):
     @property
     def label(self) -> str:
         return f"window(size={self.size}, shift={self.shift})"
+
+
+def with_only(plan: Plan, stage: str, elements: np.ndarray) -> Plan:
+    """``plan`` with nothing but these of its elements, the readable ones."""
+    if not len(elements):
+        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
+    if len(elements) == plan.length:
+        return plan
+    select = Select(plan.element_spec, len(elements), "readable", elements)
+    return dataclasses.replace(plan, stages=(*plan.stages, select))

@@ -17,13 +17,13 @@ from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.plan.bad_examples import Skipping, names
 from tftoolkit.pipelines.plan.batching import Padding
 from tftoolkit.pipelines.plan.plan import Plan
-from tftoolkit.pipelines.plan.scan import lengths_of, scan, with_only
+from tftoolkit.pipelines.plan.scan import lengths_of, scan
 from tftoolkit.pipelines.plan.stage import Stage, Where
 from tftoolkit.pipelines.sources.rows import Rows, is_ragged, map_rows
 from tftoolkit.pipelines.sources.source import Example
 from tftoolkit.pipelines.stages import bucketing, packing
 from tftoolkit.pipelines.stages.mapping import name_of, refuse_stateful_random
-from tftoolkit.pipelines.stages.ordering import Select
+from tftoolkit.pipelines.stages.ordering import Select, with_only
 
 
 def filtered(

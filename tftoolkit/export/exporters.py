@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tftoolkit.export import saved_models
 from tftoolkit.export.convert import decompose, library, selective, tf2onnx_bridge
 from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
@@ -55,11 +56,11 @@ def saved_model(
         built = folder / "result"
         if ops == "native":
             shutil.copytree(native, built)
-            custom = decompose.custom_ops(decompose.op_types(built), library.find)
+            custom = decompose.custom_ops(saved_models.op_types(built), library.find)
             if custom:
                 library.pack(built, custom)
         else:
-            decomposed_copy(native, built, name)
+            decompose.decomposed_copy(native, built, name)
         proof = prove(built, open_saved_model(native), representative, metric, max_drop, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
@@ -108,12 +109,12 @@ def tflite(
         native = _native(model, signatures, folder, name)
         original = open_saved_model(native)
         _check_fake_quantization(native, "int8" if quantize == "int8" and not keep_float else None)
-        custom = decompose.custom_ops(decompose.op_types(native), library.find) if ops == "native" else {}
+        custom = decompose.custom_ops(saved_models.op_types(native), library.find) if ops == "native" else {}
         library.check_names(custom)
         real = real_inputs(representative, original.signatures)
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
-        source = native if custom else decomposed_copy(native, folder / "decomposed", name)
+        source = native if custom else decompose.decomposed_copy(native, folder / "decomposed", name)
         if is_saved_model_path(model):
             source = separate(source, folder / "separate")
         built = folder / "result.tflite"
@@ -164,7 +165,7 @@ def onnx(
         _check_fake_quantization(native, None)
         original = open_saved_model(native).only(signature)
         chosen, described = next(iter(original.signatures.items()))
-        decomposed = decomposed_copy(native, folder / "decomposed", name)
+        decomposed = decompose.decomposed_copy(native, folder / "decomposed", name)
         built = folder / "result.onnx"
         with stage("convert", name):
             built.write_bytes(worker.call(tf2onnx_bridge.convert, decomposed.absolute(), chosen, described))
@@ -184,7 +185,7 @@ def _check_ops(ops: str, quantize: Any = None, keep_float: Sequence[str] = ()) -
 
 
 def _check_fake_quantization(native: Path, mode: str | None) -> None:
-    if mode != "int8" and any(op_type.startswith("FakeQuant") for op_type in decompose.op_types(native)):
+    if mode != "int8" and any(op_type.startswith("FakeQuant") for op_type in saved_models.op_types(native)):
         raise ExportError(
             "convert",
             "the model rounds as an int8 file does (FakeQuantization): export it with tflite(…, quantize='int8'), "
@@ -247,15 +248,3 @@ def _native(
         return saved_model_path(model, signatures, aliases)
     with stage("trace", name):
         return trace(model, signatures, folder / "native", aliases)
-
-
-def decomposed_copy(native: Path, folder: Path, name: str) -> Path:
-    """A copy without custom ops."""
-    with stage("decompose", name):
-        shutil.copytree(native, folder)
-        shutil.rmtree(folder / "assets.extra", ignore_errors=True)  # the libraries of a native export
-        decompose.decompose(folder, library.find)
-        left = sorted(op_type for op_type in decompose.op_types(folder) if ">" in op_type or library.find(op_type))
-        if left:
-            raise ExportError("decompose", f"custom ops {', '.join(left)} are still there")
-    return folder

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.export import exporters
+from tftoolkit.export import saved_models
 from tftoolkit.export.convert import builtin_gradients, decompose
 from tftoolkit.export.convert.convert import convert
 from tftoolkit.export.convert.formats import FLOAT32
 from tftoolkit.export.convert.trace import trace
+from tftoolkit.export.exporters import write_proven
 from tftoolkit.export.proof import golden
 from tftoolkit.export.proof.parity import COARSE, GoldenCase, golden_cases
 from tftoolkit.export.proof.proof import Proof, open_saved_model, prove
@@ -71,8 +72,8 @@ def trainable_tflite(
         with stage("trace", name):
             signatures = {TRAIN: _train(step, examples[0]), INFER: infer, GET: state.get(), SET: state.set()}
             native = trace(step, signatures, folder / "native")
-        decomposed = exporters.decomposed_copy(native, folder / "decomposed", name)
-        decompose.substitute(decomposed, builtin_gradients.substitute)
+        decomposed = decompose.decomposed_copy(native, folder / "decomposed", name)
+        saved_models.substitute(decomposed, builtin_gradients.substitute)
         original = open_saved_model(native)
         built = folder / "result.tflite"
         with stage("convert", name):
@@ -81,7 +82,7 @@ def trainable_tflite(
         proof = _proven(built, original, _cases(original, real, state, examples), real, name)
         with stage("weights", name):
             _check_weights(LiteRuntime(built), state.values(), examples[0])
-        exporters.write_proven(built, folder, path, proof, overwrite)
+        write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
 

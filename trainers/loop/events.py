@@ -5,14 +5,39 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from tftoolkit.trainers.loop.trainer import Trainer
+from tftoolkit.trainers.step import Step
 
 EVENTS = ("start", "log", "evaluate", "checkpoint", "end")
 
-Hook = Callable[["Trainer"], None]
+
+class Run(Protocol):
+    """What a hook sees of the trainer."""
+
+    step: Step
+    directory: Path
+    finished_steps: int
+
+    @property
+    def last_metrics(self) -> dict[str, dict[str, Any]]:
+        """The latest line of each kind ("train", "eval", "rollback") in ``metrics.jsonl``."""
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run folder."""
+
+    @property
+    def summary_writer(self) -> Any:
+        """TensorBoard's, of the run folder."""
+
+    @property
+    def graph(self) -> Any:
+        """The graph of one step, or None where the step runs eagerly."""
+
+
+Hook = Callable[[Any], None]  # of a Run, in full a Trainer
 
 
 @dataclasses.dataclass(frozen=True)

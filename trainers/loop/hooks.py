@@ -14,19 +14,18 @@ They only look: a run with them ends as one without.
 
 import fnmatch
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from tftoolkit.trainers.loop.trainer import Trainer
+from tftoolkit.trainers.loop.events import Run
 
 
-def histograms(pattern: str = "*") -> Callable[["Trainer"], None]:
+def histograms(pattern: str = "*") -> Callable[[Run], None]:
     """Histograms of the floating-point variables whose names match ``pattern`` (``*`` stands for anything)."""
 
-    def write(trainer: "Trainer") -> None:
+    def write(trainer: Run) -> None:
         with trainer.summary_writer.as_default(step=trainer.finished_steps):
             for name, variable in trainer.step.named_variables().items():
                 if variable.dtype.is_floating and fnmatch.fnmatchcase(name, pattern):
@@ -35,14 +34,14 @@ def histograms(pattern: str = "*") -> Callable[["Trainer"], None]:
     return write
 
 
-def images(name: str, draw: Callable[[], Any], *, largest_number: int = 8) -> Callable[["Trainer"], None]:
+def images(name: str, draw: Callable[[], Any], *, largest_number: int = 8) -> Callable[[Run], None]:
     """Pictures that ``draw()`` returns: [number, height, width, 1, 3 or 4]; uint8, or floats from 0 to 1.
 
     Raises:
         ValueError: when called, ``draw`` returned something else.
     """
 
-    def write(trainer: "Trainer") -> None:
+    def write(trainer: Run) -> None:
         pictures = np.asarray(draw())
         if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3, 4):
             raise ValueError(f"images {name!r}: expected [number, height, width, channels], got shape {pictures.shape}")
@@ -54,14 +53,14 @@ def images(name: str, draw: Callable[[], Any], *, largest_number: int = 8) -> Ca
     return write
 
 
-def graph(trainer: "Trainer") -> None:
+def graph(trainer: Run) -> None:
     """The graph of one step."""
     if trainer.graph is not None:
         with trainer.summary_writer.as_default(step=0):
             tf.summary.graph(trainer.graph)
 
 
-def profile(*, calls: int = 2) -> Callable[["Trainer"], None]:
+def profile(*, calls: int = 2) -> Callable[[Run], None]:
     """A window of TensorFlow's profiler, for TensorBoard: from the first time it is called to the ``calls``-th.
 
     So ``(every(steps=50), profile())`` traces the steps 50 to 100. Later calls do nothing.
@@ -70,7 +69,7 @@ def profile(*, calls: int = 2) -> Callable[["Trainer"], None]:
         raise ValueError(f"profile: calls must be at least 2, where it begins and where it ends, but is {calls}")
     called = 0
 
-    def trace(trainer: "Trainer") -> None:
+    def trace(trainer: Run) -> None:
         nonlocal called
         called += 1
         if called == 1:

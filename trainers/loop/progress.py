@@ -1,12 +1,11 @@
 """One line about a running training."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import tensorflow as tf
+from tftoolkit.trainers.runners.memory import peak_memory
 
 
 class Progress:
@@ -109,13 +108,6 @@ _SHOWN = {
     "flops_per_second": ("{:.3g} GFLOP/s", 1e-9),
     "peak_memory_bytes": ("peak {:.0f} MiB", 2**-20),
 }
-
-
-def peak_memory() -> int:
-    """The most bytes that TensorFlow used of the GPU's memory; without a GPU, this process of the main memory."""
-    if tf.config.list_logical_devices("GPU"):
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers.distribution.replicas import strategy_of
-from tftoolkit.trainers.loop.progress import peak_memory
+from tftoolkit.trainers.runners.memory import peak_memory
 from tftoolkit.trainers.runners.runner import Runner
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update.update import Update

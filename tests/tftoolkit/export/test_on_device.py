@@ -11,7 +11,8 @@ from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
 from tftoolkit import export, trainers
-from tftoolkit.export.convert import builtin_gradients, decompose
+from tftoolkit.export import saved_models
+from tftoolkit.export.convert import builtin_gradients
 from tftoolkit.export.convert.trace import trace
 from tftoolkit.models.digits_cnn import DigitsCnn
 
@@ -79,9 +80,9 @@ def test_each_substitute_equals_tensorflows_gradient_in_float64(tmp_path, cases)
     signatures = {name: gradients(function, *(a.shape for a in arrays)) for name, (function, arrays) in cases.items()}
     trace(tf.Module(), signatures, tmp_path / "own")
     shutil.copytree(tmp_path / "own", tmp_path / "builtin")
-    replaced = decompose.substitute(tmp_path / "builtin", builtin_gradients.substitute)
+    replaced = saved_models.substitute(tmp_path / "builtin", builtin_gradients.substitute)
     assert len(replaced) >= 5
-    assert not set(replaced) & decompose.op_types(tmp_path / "builtin")
+    assert not set(replaced) & saved_models.op_types(tmp_path / "builtin")
     own, builtin = (tf.saved_model.load(str(tmp_path / name)).signatures for name in ("own", "builtin"))
     for name, (_, arrays) in cases.items():
         inputs = {f"x{i}": tf.constant(array) for i, array in enumerate(arrays)}

@@ -13,14 +13,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 
-from tftoolkit.export.convert.decompose import Expand
 from tftoolkit.export.convert.windows import Windows
+from tftoolkit.export.saved_models import Expand
 
 Tensors = Sequence[tf.Tensor]
 
 
 def substitute(node: node_def_pb2.NodeDef) -> Expand | None:
-    """What to put in the place of a node (``decompose.substitute`` asks for each); None: it stays."""
+    """What to put in the place of a node (``saved_models.substitute`` asks for each); None: it stays."""
     return _TABLE.get(node.op)
 
 

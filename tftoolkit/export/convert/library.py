@@ -25,7 +25,7 @@ Ops that the installed tftoolkit brings are its own; the others come from the li
 import pathlib
 
 import tensorflow as tf
-from tftoolkit.custom_ops.engine.library import open_library
+from tftoolkit.custom_ops import open_library
 from tftoolkit.export.convert.library import find
 
 HERE = pathlib.Path(__file__).resolve().parent

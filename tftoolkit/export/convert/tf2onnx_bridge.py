@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.export.convert import decompose
+from tftoolkit.export import saved_models
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes.runtime import Signature
 from tftoolkit.export.staging import quiet
@@ -54,9 +54,9 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
 
 def _without_jit(saved_model: Path) -> None:
     """Functions with jit_compile=True become ordinary ones: tf2onnx takes the others for unknown ops."""
-    proto = decompose.read(saved_model)
+    proto = saved_models.read(saved_model)
     for meta in proto.meta_graphs:
-        for marked in (*decompose.nodes(meta.graph_def), *meta.graph_def.library.function):
+        for marked in (*saved_models.nodes(meta.graph_def), *meta.graph_def.library.function):
             marked.attr.pop("_XlaMustCompile", None)
     (saved_model / "saved_model.pb").write_bytes(proto.SerializeToString(deterministic=True))
 

@@ -35,7 +35,7 @@ def _kilobytes(field: str) -> int:
 
 
 def _measure(path: str, signature: str, input_file: str) -> int:
-    from tftoolkit.export.proof.proof import open_lite
+    from tftoolkit.export.runtimes.runtime import open_lite
 
     if path.endswith(".onnx"):
         import onnxruntime  # noqa: F401

@@ -22,7 +22,7 @@ from tftoolkit.export.proof.parity import GoldenCase, compare, golden_cases
 from tftoolkit.export.proof.rehearsal import rehearse
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtimes import delegate
-from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, OnnxRuntime, Runtime, Signature, default_signature
+from tftoolkit.export.runtimes.runtime import Arrays, Runtime, Signature, default_signature, open_lite
 from tftoolkit.export.runtimes.samples import Representative, cases, latency_inputs, real_inputs
 from tftoolkit.export.staging import stage
 
@@ -93,18 +93,14 @@ class Proof:
 
 def open_saved_model(folder: Path) -> SavedModelRuntime:
     """Loads a SavedModel after the custom ops in it are registered."""
+    from tftoolkit.export import saved_models
     from tftoolkit.export.convert import decompose, library
     from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 
     if not (folder / "saved_model.pb").is_file():
         raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
-    decompose.custom_ops(decompose.op_types(folder), library.find)
+    decompose.custom_ops(saved_models.op_types(folder), library.find)
     return SavedModelRuntime(folder)
-
-
-def open_lite(path: Path, threads: int) -> Runtime:
-    """A .tflite or .onnx file in its runtime."""
-    return OnnxRuntime(path, threads) if path.suffix == ".onnx" else LiteRuntime(path, threads)
 
 
 def prove(
@@ -242,10 +238,10 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
 def _open_saved_model(path: Path) -> _Opened:
     import tensorflow as tf
 
-    from tftoolkit.export.convert import decompose
+    from tftoolkit.export import saved_models
 
-    types = decompose.op_types(path)
-    python = types & decompose.PYTHON_OPS
+    types = saved_models.op_types(path)
+    python = types & saved_models.PYTHON_OPS
     if python:
         raise ExportError("structure", f"{', '.join(sorted(python))} calls Python and works in this process only")
     native = any(">" in op_type for op_type in types)
@@ -258,12 +254,12 @@ def coarsest(folder: Path) -> Format:
     """The least exact floating type that a SavedModel computes in."""
     import tensorflow as tf
 
-    from tftoolkit.export.convert import decompose
+    from tftoolkit.export import saved_models
 
     types = {
         value.type
-        for meta in decompose.read(folder).meta_graphs
-        for node in decompose.nodes(meta.graph_def)
+        for meta in saved_models.read(folder).meta_graphs
+        for node in saved_models.nodes(meta.graph_def)
         for value in node.attr.values()
         if value.HasField("type")
     }

@@ -16,8 +16,8 @@ from ai_edge_litert.tools import flatbuffer_utils
 
 from tftoolkit.export.convert import flatbuffer, selective
 from tftoolkit.export.convert.convert import CALIBRATED, Calibration, check_calibration, convert
+from tftoolkit.export.convert.decompose import decomposed_copy
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
-from tftoolkit.export.exporters import decomposed_copy
 from tftoolkit.export.proof.proof import Metric, check_metric, evaluated, open_saved_model
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import worker

@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 
-from tftoolkit.export.convert import decompose
+from tftoolkit.export import saved_models
 
 _FUNCTIONS = frozenset(
     {
@@ -29,8 +29,8 @@ _EXACT = "tftoolkit_exact"  # what an op is called that has been perturbed alrea
 
 def has_functions(folder: Path) -> bool:
     """Whether a SavedModel holds anything that ``perturb_functions`` would change."""
-    graphs = [meta.graph_def for meta in decompose.read(folder).meta_graphs]
-    return any(_is_function(node) for graph in graphs for node in decompose.nodes(graph))
+    graphs = [meta.graph_def for meta in saved_models.read(folder).meta_graphs]
+    return any(_is_function(node) for graph in graphs for node in saved_models.nodes(graph))
 
 
 def perturb_functions(folder: Path, relative: float) -> None:
@@ -39,7 +39,9 @@ def perturb_functions(folder: Path, relative: float) -> None:
     Where such a function less 1 is meant, up to ``relative`` is added. The numbers are others for each element and
     wherever the values are others: in other ops, iterations and calls.
     """
-    decompose.substitute(folder, lambda node: functools.partial(_perturbed, relative) if _is_function(node) else None)
+    saved_models.substitute(
+        folder, lambda node: functools.partial(_perturbed, relative) if _is_function(node) else None
+    )
 
 
 def _is_function(node: node_def_pb2.NodeDef) -> bool:

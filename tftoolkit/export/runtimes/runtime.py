@@ -212,3 +212,8 @@ def _onnx_tensor(value: Any) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def open_lite(path: Path, threads: int) -> Runtime:
+    """A .tflite or .onnx file in its runtime."""
+    return OnnxRuntime(path, threads) if path.suffix == ".onnx" else LiteRuntime(path, threads)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import cancellation
 
-from tftoolkit.export.convert import decompose
+from tftoolkit.export import saved_models
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import rounding
 from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor, checked_inputs
@@ -81,7 +81,7 @@ class SavedModelRuntime:
         Constants that are the limits of a range stay, since they decide over shapes. ``functions`` is relative; see
         ``rounding``. It is itself where there is nothing to change.
         """
-        proto = decompose.read(self.path)
+        proto = saved_models.read(self.path)
         tensors = _constants(proto) if constants is not None else []
         inexact = functions is not None and rounding.has_functions(self.path)
         if not tensors and not inexact:

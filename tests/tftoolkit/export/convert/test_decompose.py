@@ -14,6 +14,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import custom_ops, export
 from tftoolkit.custom_ops.engine import ops, schema_parser
+from tftoolkit.export import saved_models
 from tftoolkit.export.convert import decompose, library
 from tftoolkit.export.convert.trace import trace
 
@@ -74,9 +75,9 @@ def test_decomposed_and_native_in_fresh_processes(tmp_path, model):
     report = export.saved_model(model, tmp_path / "plain", signatures=model.signatures())
     report += export.saved_model(model, tmp_path / "native", signatures=model.signatures(), ops="native")
     assert [row.format for row in report.rows] == ["SavedModel", "SavedModel, native"]
-    assert not any(">" in op_type for op_type in decompose.op_types(tmp_path / "plain"))
-    assert {"TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad"} <= decompose.op_types(tmp_path / "native")
-    meta = decompose.read(tmp_path / "plain").meta_graphs[0]
+    assert not any(">" in op_type for op_type in saved_models.op_types(tmp_path / "plain"))
+    assert {"TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad"} <= saved_models.op_types(tmp_path / "native")
+    meta = saved_models.read(tmp_path / "plain").meta_graphs[0]
     assert not any(">" in op.name for op in meta.meta_info_def.stripped_op_list.op)
     assert any(name.endswith(".so") for name in os.listdir(tmp_path / "native" / "assets.extra"))
     assert not (tmp_path / "plain" / "assets.extra").exists()
@@ -147,7 +148,7 @@ def test_a_stale_trace_is_decomposed_too(tmp_path):
     stale = normalise.get_concrete_function(tf.TensorSpec([4, 6], tf.float32, "x"))
     export_mode[0] = True
     export.saved_model(tf.Module(), tmp_path / "sm", signatures={"f": stale})
-    assert not any(">" in op_type for op_type in decompose.op_types(tmp_path / "sm"))
+    assert not any(">" in op_type for op_type in saved_models.op_types(tmp_path / "sm"))
 
 
 def native_folder(tmp_path: Path, function, *specs) -> Path:
@@ -208,7 +209,7 @@ def test_outputs_in_order_control_inputs_and_functions_inside_references(tmp_pat
     folder = native_folder(tmp_path, function, tf.TensorSpec([4, 6], tf.float32, "x"))
     expected = tf.function(function)(tf.constant(X))
     assert decompose.decompose(folder, {op_type: op}.get) == [op_type]
-    assert op_type not in decompose.op_types(folder)
+    assert op_type not in saved_models.op_types(folder)
     actual = tf.saved_model.load(str(folder)).signatures["f"](x=tf.constant(X))
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, atol=1e-6)

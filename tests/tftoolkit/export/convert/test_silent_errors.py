@@ -18,7 +18,7 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import custom_ops, export
-from tftoolkit.export.convert import decompose
+from tftoolkit.export import saved_models
 
 
 def refused(folder: Path, content: bytes, golden, message: str, name: str = "planted.tflite") -> None:
@@ -175,11 +175,11 @@ def test_7_a_stale_trace(tmp_path):
     holder.gamma = gamma
     options = tf.saved_model.SaveOptions(namespace_whitelist=["TfToolkit"])
     tf.saved_model.save(holder, str(tmp_path / "wrong"), function.get_concrete_function(spec), options)
-    assert "TfToolkit>RmsNorm" in decompose.op_types(tmp_path / "wrong")  # the flag was ignored
+    assert "TfToolkit>RmsNorm" in saved_models.op_types(tmp_path / "wrong")  # the flag was ignored
 
     for source, signatures in ((tmp_path / "wrong", None), (tf.Module(), {"serving_default": (function, [spec])})):
         export.saved_model(source, tmp_path / "right", signatures=signatures, overwrite=True)
-        assert not any(">" in op_type for op_type in decompose.op_types(tmp_path / "right"))
+        assert not any(">" in op_type for op_type in saved_models.op_types(tmp_path / "right"))
 
 
 def test_8_state_that_outlives_a_call(tmp_path):

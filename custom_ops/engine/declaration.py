@@ -1,0 +1,134 @@
+"""What a library declares of an op: all that a host must know to call it. Needs neither TensorFlow nor JAX."""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tftoolkit.custom_ops.engine.schema import Schema, presence
+
+
+class Library(Protocol):
+    """What an op asks of the library that it comes from."""
+
+    name: str
+    path: Path
+    schemas: dict[str, Schema]
+    handlers: dict[str, dict[str, int]]
+
+
+class Declaration:
+    """An op as it was declared, with its Python functions.
+
+    Attributes:
+      schema: what was declared; also the signature that ``help`` and ``str`` show.
+      handlers: platform ("CPU", "CUDA") → address of the FFI handler.
+      is_plain: it has neither lists nor optional inputs.
+      reference_function, gradient_function: what ``reference`` and ``gradient`` were given, or None.
+    """
+
+    def __init__(self, library: Library, name: str) -> None:
+        self.library = library
+        self.name = name
+        self.schema: Schema = library.schemas[name]
+        self.handlers: Mapping[str, int] = library.handlers[name]
+        self.reference_function: Callable[..., Any] | None = None
+        self.gradient_function: Callable[..., Any] | None = None
+        self.differentiates_reference = False
+        self.__name__ = snake_case(name)
+        self.__signature__ = _signature(self.schema)
+        self._attributes = {attribute.name: attribute for attribute in self.schema.attributes}
+        outputs = [output.name for output in self.schema.outputs]
+        self.output_type = collections.namedtuple(name, outputs)  # type: ignore[misc]
+        self.is_plain = not self.schema.has_lists and not self.schema.optional_inputs
+
+    def __str__(self) -> str:
+        return f"{self.__name__}{self.schema}"
+
+    __repr__ = __str__
+
+    def complete(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """All attributes, checked. Raises TypeError for missing, unknown or ill-typed ones."""
+        complete: dict[str, Any] = {}
+        for key, attribute in self._attributes.items():
+            if key in keywords:
+                complete[key] = attribute.convert(keywords[key])
+            elif attribute.default is not None:
+                complete[key] = attribute.default
+            else:
+                raise TypeError(f"missing attribute {key}; the signature is {self}")
+        unknown = keywords.keys() - self._attributes.keys()
+        if unknown:
+            raise TypeError(f"unknown attribute {', '.join(sorted(unknown))}; the signature is {self}")
+        return complete
+
+    def run_reference(self, *inputs: Any, **attributes: Any) -> Any:
+        """The reference, called like the op. Raises LookupError when there is none."""
+        if self.reference_function is None:
+            raise LookupError(
+                f"{self.name} has no reference: write one in TensorFlow ops under @{self.__name__}.reference"
+            )
+        outputs = self.reference_function(*inputs, **self.complete(attributes))
+        return outputs if len(self.schema.outputs) == 1 else self.output_type(*outputs)
+
+    # Between the caller's view (lists, None, named tuples) and the flat one of graphs and kernels
+
+    def group_inputs(self, flat: Sequence[Any], get_attr: Callable[[str], Any]) -> list[Any]:
+        """A node's inputs as the op's caller gives them; ``get_attr`` reads the node's attributes."""
+        grouped: list[Any] = []
+        position = 0
+        for argument in self.schema.inputs:
+            if argument.variadic:
+                length = get_attr("N")
+                grouped.append(list(flat[position : position + length]))
+                position += length
+            else:
+                absent = argument.optional and not get_attr(presence(argument))
+                grouped.append(None if absent else flat[position])
+                position += 1
+        return grouped
+
+    def group_outputs(self, flat: Sequence[Any], list_length: int) -> Any:
+        """A tensor, a list, or a named tuple of these."""
+        grouped: list[Any] = []
+        position = 0
+        for output in self.schema.outputs:
+            if output.variadic:
+                grouped.append(list(flat[position : position + list_length]))
+                position += list_length
+            else:
+                grouped.append(flat[position])
+                position += 1
+        return grouped[0] if len(grouped) == 1 else self.output_type(*grouped)
+
+    def flat_outputs(self, grouped: Any) -> list[Any]:
+        """The opposite of ``group_outputs``."""
+        parts = [grouped] if len(self.schema.outputs) == 1 else grouped
+        flat: list[Any] = []
+        for output, part in zip(self.schema.outputs, parts, strict=True):
+            flat += list(part) if output.variadic else [part]
+        return flat
+
+
+def snake_case(name: str) -> str:
+    """RmsNorm → rms_norm."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _signature(schema: Schema) -> inspect.Signature:
+    parameter = inspect.Parameter
+    kind = parameter.POSITIONAL_OR_KEYWORD
+    # An optional input may be left out where no needed one follows.
+    needed = max(i for i, argument in enumerate(schema.inputs) if not argument.optional)
+    parameters = [
+        parameter(argument.name, kind, default=None if i > needed else parameter.empty)
+        for i, argument in enumerate(schema.inputs)
+    ]
+    for attribute in schema.attributes:
+        default = parameter.empty if attribute.default is None else attribute.default
+        parameters.append(parameter(attribute.name, parameter.KEYWORD_ONLY, default=default))
+    return inspect.Signature(parameters)
