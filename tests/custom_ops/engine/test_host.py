@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import toolchain
 
 SOURCE = Path(__file__).parent / "faulty.cc"
 JIT = pytest.mark.parametrize("jit", [None, False, True], ids=["eager", "graph", "xla"])
@@ -137,7 +138,7 @@ def test_kernels_are_registered_for_each_device():
         assert {"CPU", "XLA_CPU_JIT"} <= devices
 
 
-@pytest.mark.skipif(custom_ops.toolchain.nvcc() is None, reason="no CUDA toolkit")
+@pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
 def test_cuda_kernels_are_registered_where_there_is_a_toolkit():
     assert custom_ops.rms_norm
     devices = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op("TfToolkit>RmsNorm").kernel}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine.record_reader import FRAME_BYTES
 
 RECORDS = [bytes([i % 256]) * (i * 37 % 900) for i in range(300)]
 LENGTHS = np.array([len(record) for record in RECORDS])
@@ -33,7 +34,7 @@ def test_the_index_holds_all_lengths(path: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(custom_ops.index_records(path), LENGTHS)
     (tmp_path / "empty").touch()
     assert custom_ops.index_records(str(tmp_path / "empty")).shape == [0]
-    begin = int(np.sum(LENGTHS[:2])) + 2 * custom_ops.record_reader.FRAME_BYTES
+    begin = int(np.sum(LENGTHS[:2])) + 2 * FRAME_BYTES
     np.testing.assert_array_equal(custom_ops.index_records(path, begin, 2), LENGTHS[2:])
     np.testing.assert_array_equal(custom_ops.index_records(path, begin, 2, 1), LENGTHS[2:3])
     assert custom_ops.index_records(path, Path(path).stat().st_size, len(LENGTHS)).shape == [0]
@@ -154,6 +155,7 @@ SHRINKING = """
 import os, sys, threading, time
 import numpy as np, tensorflow as tf
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine.record_reader import FRAME_BYTES
 
 path, record, count = sys.argv[1], b"x" * 500, 2000
 with tf.io.TFRecordWriter(path) as writer:
