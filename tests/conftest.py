@@ -1,4 +1,4 @@
-"""Settings for every test: quiet TensorFlow, and ``--slow`` to run the long ones too."""
+"""Settings for every test: quiet TensorFlow, and which tests run: the fast ones, ``--slow`` or ``--all``."""
 
 import importlib.util
 import os
@@ -14,15 +14,21 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    choice = parser.getgroup("which tests").addoption
+    choice("--slow", action="store_true", help="run only those marked slow, which are left out otherwise")
+    choice("--all", action="store_true", help="run all, also full crosses, of which the others hold a selection")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
+    if config.getoption("--all"):
         return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+    def wanted(item: pytest.Item) -> bool:
+        is_slow = item.get_closest_marker("slow") is not None
+        return not item.get_closest_marker("exhaustive") and is_slow == config.getoption("--slow")
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
 
 
 @pytest.fixture(scope="session")
