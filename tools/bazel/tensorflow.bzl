@@ -17,7 +17,7 @@ def _tensorflow_impl(repository_ctx):
     root = repository_ctx.path(Label("//:WORKSPACE")).dirname
     python = _interpreter(repository_ctx, root)
     for source in ["builder.py", "toolchain.py"]:
-        repository_ctx.path(Label("//:custom_ops/" + source))  # a change there asks Python again
+        repository_ctx.path(Label("//:custom_ops/engine/" + source))  # a change there asks Python again
     answer = repository_ctx.execute(
         [python, repository_ctx.path(Label("//:tools/bazel/describe.py"))],
         environment = {"PYTHONPATH": str(root)},

@@ -406,7 +406,7 @@ absl::Status IndexRecordsShape(tensorflow::shape_inference::InferenceContext* co
   return absl::OkStatus();
 }
 
-// Documented in custom_ops/record_reader.py.
+// Documented in custom_ops/engine/record_reader.py.
 REGISTER_OP("TfToolkit>ReadRecords")
     .Input("path: string")
     .Input("offsets: int64")
