@@ -1,5 +1,5 @@
 # make demo   sets everything up in .venv and trains, exports and reports on handwritten digits
-# make test   runs the tests
+# make test   runs the tests (make test-slow: those that it leaves out; make test-all: all, and full crosses)
 # Set-up steps run again only when their inputs change.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ TFTOOLKIT := $(BIN)/tftoolkit
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test test-slow lint format types bench bazel sanitize wheel clean compile_commands.json
+.PHONY: demo test test-slow test-all lint format types bench bazel sanitize wheel clean compile_commands.json
 
 demo: $(VENV)/.ops
 	$(TFTOOLKIT) train digits
@@ -20,9 +20,13 @@ test: $(VENV)/.ops
 test-slow: $(VENV)/.ops
 	$(PYTEST) --slow
 
+test-all: $(VENV)/.ops
+	$(PYTEST) --all
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@! command -v clang-format >/dev/null || clang-format --dry-run --Werror $(SOURCES)
 
 format: $(VENV)/.installed
