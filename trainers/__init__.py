@@ -4,14 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tftoolkit.trainers import faults
+    from tftoolkit.trainers import faults, heartbeat, hooks, optimizers, schedules
     from tftoolkit.trainers.checkpoints.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
     from tftoolkit.trainers.checkpoints.run_lock import RunLockedError
     from tftoolkit.trainers.checkpoints.weights_io import LoadReport, load_weights, save_weights
-    from tftoolkit.trainers.distribution import heartbeat
     from tftoolkit.trainers.distribution.replicas import distributed_strategy
     from tftoolkit.trainers.interrupts import TrainingTerminated
-    from tftoolkit.trainers.loop import hooks
     from tftoolkit.trainers.loop.best import Best
     from tftoolkit.trainers.loop.events import Every, every
     from tftoolkit.trainers.loop.trainer import Summary, Trainer
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.runners.runner import Runner
     from tftoolkit.trainers.runners.tuning import find_batch_size, find_lr
     from tftoolkit.trainers.step import Step
-    from tftoolkit.trainers.update import optimizers, schedules
     from tftoolkit.trainers.update.divergence import TrainingDivergedError
     from tftoolkit.trainers.update.gradients import Gradients, Losses
     from tftoolkit.trainers.update.recompute import rematerialize
@@ -90,19 +87,10 @@ _HOME = {
     "save_weights": "checkpoints.weights_io",
 }
 
-# Modules that are public under a shorter name.
-_MODULES = {
-    "faults": "faults",
-    "heartbeat": "distribution.heartbeat",
-    "hooks": "loop.hooks",
-    "optimizers": "update.optimizers",
-    "schedules": "update.schedules",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    if name in ("faults", "heartbeat", "hooks", "optimizers", "schedules"):
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

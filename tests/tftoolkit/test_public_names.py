@@ -16,7 +16,7 @@ PACKAGES = ("custom_ops", "pipelines", "trainers", "export", "models")
 
 
 def public_names() -> Iterator[str]:
-    """A line each: the names in the packages' ``__all__``, those of the modules among them, and the classes' members."""
+    """A line each: the names in the packages' ``__all__``, those of modules among them, and classes' members."""
     for package in PACKAGES:
         module = importlib.import_module(f"tftoolkit.{package}")
         for name in sorted(module.__all__):

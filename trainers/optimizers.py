@@ -1,0 +1,8 @@
+"""The public name of ``update/optimizers.py``."""
+
+import sys
+
+from tftoolkit.trainers.update import optimizers
+from tftoolkit.trainers.update.optimizers import *  # noqa: F403 (for type checkers)
+
+sys.modules[__name__] = optimizers
