@@ -126,6 +126,8 @@ class Laboratory:
             shutil.copytree(self._pristine, copy, symlinks=True)
             tree, temporary, log = copy / "tree", Path(place, "tmp"), Path(place, "log")
             temporary.mkdir()
+            for path, mode in {self.folder: 0o755, Path(place): 0o755, temporary: 0o1777}.items():
+                path.chmod(mode)  # some tests step down to another user
             if mutant:
                 (tree / mutant.path).write_bytes(mutant.apply((tree / mutant.path).read_bytes()))
             environment = {
@@ -144,8 +146,8 @@ class Laboratory:
         if status in (0, 5):  # 5: no tests, e.g. no slow ones
             return Run("passed", "", text)
         # The short summary names the test that failed; a crash or a hanging test leaves the line that announced it.
-        names = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.M) or re.findall(r"^(\S+\.py)::", text, re.M)[-1:]
-        return Run("hung" if status is None else "failed", names[0] if names else str(files[0]), text)
+        names = re.findall(r"^(?:FAILED|ERROR) (\S+\.py\S*)", text, re.M) + re.findall(r"^(\S+\.py)::", text, re.M)[-1:]
+        return Run("hung" if status is None else "failed", [*names, str(files[0])][0], text)
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> int | None:
         """The exit status, or None after too long a silence; no process of the group outlives this."""
@@ -236,4 +238,5 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave neither processes nor copies behind
     sys.exit(main())
