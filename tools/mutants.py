@@ -39,17 +39,8 @@ from mutations import Mutant, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_COPIED = (
-    ".git",
-    ".venv",
-    "__pycache__",
-    ".*_cache",
-    ".hypothesis",
-    "*.egg-info",
-    "build",
-    "dist",
-    "runs",
-    "bazel-*",
-)
+    ".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", "runs", "bazel-*",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +188,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds of silence that are a catch (default: 300)")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     options = parser.parse_args(arguments)
-    for folder in options.folders:
-        if not (root / folder).exists():
-            parser.error(f"there is no {folder} below {root}")
-    folders = [(root / folder).resolve().relative_to(root) for folder in options.folders]
+    paths = [(root / folder).resolve() for folder in options.folders]
+    for path in paths:
+        if not path.exists() or not path.is_relative_to(root):
+            parser.error(f"there is no {path} below {root}")
+    folders = [path.relative_to(root) for path in paths]
     share, rest = divmod(options.mutants, len(folders))
     chosen = {m: f for i, f in enumerate(folders) for m in sample(root, f, share + (i < rest), options.seed)}
     texts = {mutant: mutant.diff((root / mutant.path).read_bytes()) for mutant in chosen}

@@ -131,7 +131,8 @@ class _Sites(ast.NodeVisitor):
         old, new = OPERATORS.get(type(op), ("", ""))
         start, end = self._span(left)[1], self._span(right)[0]
         found = self.source.find(old.encode(), start, end)
-        if old and found >= 0 and not _joins(left) and not _joins(right):
+        joins = isinstance(op, ast.operator) and (_is_sequence(left) or _is_sequence(right))
+        if old and found >= 0 and not joins:  # what joins texts or lists would only raise
             self._add(found, found + len(old), new)
 
     def _negate(self, test: ast.expr) -> None:
@@ -165,8 +166,7 @@ def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _joins(node: ast.expr) -> bool:
-    """Whether + means joining here, and % formatting; other operators would raise at once."""
+def _is_sequence(node: ast.expr) -> bool:
     text = isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
     return text or isinstance(node, ast.JoinedStr | ast.List | ast.ListComp | ast.Tuple)
 

@@ -33,9 +33,12 @@ def half(n):
 
 def double(n):
     return n * 2
-'''
-AREA = """
 
+
+def label(n):
+    return n == "one" or "n" + n
+'''
+AREA = """\
 def area(width, height):
     return width * height
 """
@@ -72,7 +75,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def listed(mutants: ModuleType, root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+def listed(
+    mutants: ModuleType, root: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> list[tuple[str, str, str]]:
     """What --list prints: place, old line and new line of each mutant."""
     assert mutants.main([*arguments, "--list"], root) == 0
     return re.findall(r"^(\S+:\d+)\n    - (.*)\n    \+ (.*)", capsys.readouterr().out, re.M)
@@ -88,6 +93,7 @@ def test_what_is_mutated(mutants: ModuleType, toy: Path, capsys: pytest.CaptureF
         ("15", "return None"), ("15", whole.replace("True", "False")), ("15", whole.replace("True", "not (True)")),
         ("19", "return None"), ("19", "return n * 2"), ("19", "return n // 3"),
         ("23", "return None"), ("23", "return n / 2"), ("23", "return n * 3"),
+        ("27", "return None"), ("27", 'return n != "one" or "n" + n'), ("27", 'return n == "one" and "n" + n'),
     }  # fmt: skip
     assert {old for place, old, _ in found if place.endswith(":15")} == {whole}
 
@@ -97,18 +103,20 @@ def test_a_seed_gives_the_same_mutants_one_on_a_line(
 ) -> None:
     one, same, other = (listed(mutants, toy, capsys, "toy", f"--seed={seed}") for seed in (1, 1, 2))
     assert one == same != other
-    assert sorted(place for place, _, _ in one) == [f"toy/shapes.py:{line}" for line in (12, 13, 14, 15, 19, 23)]
+    assert sorted(place for place, _, _ in one) == [f"toy/shapes.py:{line}" for line in (12, 13, 14, 15, 19, 23, 27)]
 
 
 def test_folders_get_equal_numbers(mutants: ModuleType, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(toy / "toy", toy / "twin")
+    with pytest.raises(SystemExit):
+        mutants.main(["nowhere"], toy)
     places = [place.split("/")[0] for place, _, _ in listed(mutants, toy, capsys, "toy", "twin", "--mutants=7")]
     assert places == ["toy"] * 4 + ["twin"] * 3
 
 
 def test_verdicts(mutants: ModuleType, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line that a fast test sees, one that a slow test sees, one that none sees; the checkout stays as it was."""
-    (toy / "toy/shapes.py").write_text(SHAPES[SHAPES.index("def half") :] + AREA)
+    (toy / "toy/shapes.py").write_text(SHAPES[SHAPES.index("def half") : SHAPES.index("def label")] + AREA)
     before = {path: path.read_bytes() for path in toy.rglob("*") if path.is_file()}
     assert mutants.main(["toy", "--slow"], toy) == 0
     printed = capsys.readouterr().out
