@@ -5,8 +5,8 @@ mistake could show them), ``__all__``, TYPE_CHECKING and ``__main__`` blocks, an
 
 Why no library: of cosmic-ray 8.7 and mutmut 3.8 only the tables of operators could be used. Neither removes a statement
 or disarms a guard, and neither samples by a seed. Many of their mutants raise at once, wherever they are run (``*`` to
-``>>``, ``int | None`` to ``int & None``; an argument dropped or made None), which flatters the tests, and mutmut also
-changes every text. They would bring 13 direct dependencies (SQLAlchemy, aiohttp, GitPython) or 6 (libcst, textual).
+``>>``, ``int | None`` to ``int & None``; an argument dropped or made None), which flatters the tests, and mutmut
+changes texts. They would bring 13 direct dependencies (SQLAlchemy, aiohttp, GitPython) or 6 (libcst, textual).
 """
 
 import ast
