@@ -1,28 +1,29 @@
-"""Pipeline: from a source to an ordinary tf.data.Dataset that can be resumed at any batch."""
+"""Pipeline: from a source to an ordinary tf.data.Dataset that can be resumed at any batch.
 
-import dataclasses
+A long file, since it is the documentation of all stages; what they do lies in ``stages`` and ``plan``.
+"""
+
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import tensorflow as tf
 
 from tftoolkit.pipelines import profiling
 from tftoolkit.pipelines.arguments import integer
-from tftoolkit.pipelines.permutation import MAX_SIZE
-from tftoolkit.pipelines.plan import bad_examples
-from tftoolkit.pipelines.plan.batching import Batch, checked_padding
-from tftoolkit.pipelines.plan.plan import Plan, in_parallel
-from tftoolkit.pipelines.plan.stage import Paired, Stage
-from tftoolkit.pipelines.plan.state import check_same
+from tftoolkit.pipelines.plan import delivery
+from tftoolkit.pipelines.plan.bad_examples import SkippedExample, Skipping, explained
+from tftoolkit.pipelines.plan.batches import batched, batching_of, sharded, stacked
+from tftoolkit.pipelines.plan.plan import Plan
+from tftoolkit.pipelines.plan.stage import Paired
+from tftoolkit.pipelines.plan.state import check_same, position_in
 from tftoolkit.pipelines.profiling import Profile
-from tftoolkit.pipelines.sources.rows import is_dense
-from tftoolkit.pipelines.sources.source import Example, Source, Spec
-from tftoolkit.pipelines.stages import caching, planning
-from tftoolkit.pipelines.stages.mapping import Function, Map, PairedMap
-from tftoolkit.pipelines.stages.ordering import Repeat, Shuffle, Take, Window
+from tftoolkit.pipelines.sources.source import Example, Source, Spec, checked_source
+from tftoolkit.pipelines.stages import bucketing, caching, filtering, mapping, ordering, packing, windowing
+
+_Settings = TypeVarTuple("_Settings")
 
 
 class Pipeline:
@@ -63,18 +64,10 @@ class Pipeline:
         Raises:
           TypeError, ValueError: not a source, an empty source, or a value out of range.
         """
-        if not (hasattr(source, "fetch") and hasattr(source, "element_spec") and hasattr(source, "__len__")):
-            raise TypeError(f"source: expected one of pipelines.sources, e.g. sources.arrays(…), got {source!r}")
-        if not 1 <= len(source) <= MAX_SIZE:
-            raise ValueError(f"source: it has {len(source)} examples; a pipeline needs at least one")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: must be 'raise' or 'skip'")
-        if isinstance(max_skipped, bool) or not isinstance(max_skipped, int | float) or not 0 <= max_skipped <= 1:
-            raise ValueError(f"max_skipped={max_skipped!r}: must be a share between 0 and 1")
+        source = checked_source(source)
+        self._skipping = Skipping.asked_for(on_error, max_skipped, len(source))
         self._plan = Plan(source, integer("seed", seed, 0))
-        self._skipping = bad_examples.Skipping(max_skipped, len(source)) if on_error == "skip" else None
-        self._prefetch = tf.data.AUTOTUNE
-        self._device: str | None = None
+        self._prefetch = delivery.Prefetch()
         self._position = 0
 
     def shuffle(self) -> "Pipeline":
@@ -82,32 +75,16 @@ class Pipeline:
 
         A mixture of sources shuffles each of them and keeps their proportions.
         """
-        self._before_batch("shuffle")
-        plan = self._plan
-        if plan.shuffled:
-            raise ValueError("shuffle: the pipeline is shuffled already")
-        if hasattr(plan.source, "order"):
-            if any(not isinstance(stage, Map) for stage in plan.stages):
-                raise ValueError("shuffle: this source shuffles itself; put .shuffle() right after it")
-            return self._with(source_shuffled=True)
-        return self._then(Shuffle(plan.element_spec, plan.length, plan.seed, self._new_order()))
+        return self._with(ordering.shuffled(self._plan))
 
     def take(self, count: int) -> "Pipeline":
         """Only the first ``count`` elements of each epoch; after ``shuffle``, others in every epoch."""
-        self._before_batch("take")
-        count = integer("count", count, 1)
-        if count > self._plan.length:
-            raise ValueError(f"count={count}: there are only {self._plan.length} elements to take")
-        return self._then(Take(self._plan.element_spec, count))
+        return self._with(ordering.taken(self._plan, count))
 
     def repeat(self, count: int) -> "Pipeline":
         """Makes ``count`` epochs one, so that batches may reach over their borders. Order and keys stay those of the
         single epochs."""
-        self._before_batch("repeat")
-        count = integer("count", count, 1)
-        if self._plan.length * count > MAX_SIZE:
-            raise ValueError(f"count={count}: an epoch of {count} times {self._plan.length} elements is too long")
-        return self._then(Repeat(self._plan.element_spec, self._plan.length * count, count))
+        return self._with(ordering.repeated(self._plan, count))
 
     def map(self, function: Callable[..., Example] | Paired) -> "Pipeline":
         """Applies ``function(example)`` or ``function(example, key)`` to each example.
@@ -121,21 +98,7 @@ class Pipeline:
         Raises:
           TypeError, ValueError: not such a function, or one that draws from stateful random ops.
         """
-        plan = self._plan
-        functions = sum(stage.map_functions for stage in plan.stages)
-        if isinstance(function, Paired):
-            if not plan.batching or plan.paired or plan.stacked:
-                raise ValueError(
-                    f"map: {function.__name__} mixes examples of a batch: put it once, right after .batch(…)"
-                )
-            return self._with(paired=PairedMap.trace(function, plan.row_spec, functions + 1))
-        self._before_batch("map")
-        traced = Function.trace(function, plan.element_spec, functions + 1)
-        last = plan.stages[-1] if plan.stages else None
-        longer = last.then(traced) if isinstance(last, Map) else None
-        if longer:
-            return self._with(stages=(*plan.stages[:-1], longer))
-        return self._then(Map.of(traced, plan.length, plan.seed))
+        return self._with(mapping.mapped(self._plan, function))
 
     def filter(
         self, predicate: Callable[[Example], tf.Tensor], plan: str | os.PathLike[str] | None = None
@@ -154,9 +117,7 @@ class Pipeline:
           TypeError, ValueError: not such a function, or no example is left.
           SourceError: an example cannot be read, or the file cannot be written.
         """
-        self._before_batch("filter")
-        new = self._with()
-        return new._then(planning.filtered(new._plan, predicate, plan, new._skipping))
+        return self._planned(filtering.filtered, predicate, plan)
 
     def window(self, size: int, shift: int | None = None) -> "Pipeline":
         """Stacks ``size`` consecutive elements into one; a window begins every ``shift`` (default: ``size``) elements.
@@ -165,29 +126,10 @@ class Pipeline:
         elements are read once, now, and windows are made of those that can be read; it stands before ``shuffle`` then,
         and before functions that take keys.
         """
-        self._before_batch("window")
-        size = integer("size", size, 1)
-        shift = size if shift is None else integer("shift", shift, 1)
-        new = self._with()
-        if new._skipping:
-            new = new._with(stages=planning.readable(new._plan, "window", new._skipping).stages)
-        plan = new._plan
-        if size > plan.length:
-            raise ValueError(f"size={size}: larger than an epoch, which has {plan.length} elements")
-        loose = [name for name, spec in plan.element_spec.items() if not is_dense(spec)]
-        if loose:
-            raise ValueError(
-                f"window: the elements' {', '.join(map(repr, loose))} differ in shape and cannot be stacked"
-            )
-        spec = {name: tf.TensorSpec([size, *s.shape], s.dtype) for name, s in plan.element_spec.items()}
-        return new._then(Window(spec, (plan.length - size) // shift + 1, size, shift))
+        return self._planned(windowing.windowed, size, shift)
 
     def pack(
-        self,
-        size: int,
-        features: str | Sequence[str] = "tokens",
-        *,
-        padding_values: Mapping[str, Any] | None = None,
+        self, size: int, features: str | Sequence[str] = "tokens", *, padding_values: Mapping[str, Any] | None = None
     ) -> "Pipeline":
         """Packs sequences of different lengths into windows of ``size``, with few places left empty.
 
@@ -204,12 +146,7 @@ class Pipeline:
         Raises:
           TypeError, ValueError: there is no such feature, it is no sequence, or a value is out of range.
         """
-        self._before_batch("pack")
-        size, names = integer("size", size, 1), (features,) if isinstance(features, str) else tuple(features)
-        base, order = self._absorb_shuffle("pack")
-        new = self._with()
-        stage = planning.packed(base, size, names, padding_values, order, new._skipping)
-        return new._with(stages=(*base.stages, stage))
+        return self._planned(packing.packed, size, features, padding_values)
 
     def cache(self, directory: str | os.PathLike[str] | None = None) -> "Pipeline":
         """Keeps the elements as they are here, in memory or in files; they are all computed now, once.
@@ -224,11 +161,7 @@ class Pipeline:
           ValueError: the elements differ from epoch to epoch.
           SourceError: an example cannot be read, the files cannot be written, or they hold something else.
         """
-        self._before_batch("cache")
-        planning.need_fixed(self._plan, "cache")
-        new = self._with()
-        new._plan = caching.cached(new._plan, directory, new._skipping)
-        return new
+        return self._planned(caching.cached, directory)
 
     def batch(
         self,
@@ -249,15 +182,7 @@ class Pipeline:
           pad_to: feature -> size or shape to fill up to; default: the largest in the batch.
           padding_values: feature -> what to fill with; default 0, "" or False.
         """
-        self._before_batch("batch")
-        size = integer("batch_size", batch_size, 1)
-        if drop_remainder and size > self._plan.length:
-            raise ValueError(
-                f"batch_size={size}: with drop_remainder=True no batch is left, as there are only "
-                f"{self._plan.length} examples"
-            )
-        padding = checked_padding(self._plan.element_spec, padded, pad_to, padding_values)
-        return self._with(batching=Batch(self._plan.length, size, bool(drop_remainder), padding))
+        return self._with(batched(self._plan, batch_size, drop_remainder, padded, pad_to, padding_values))
 
     def bucket(
         self,
@@ -285,15 +210,9 @@ class Pipeline:
         Raises:
           TypeError, ValueError: no such feature, or an example is longer than the last boundary.
         """
-        self._before_batch("bucket")
-        base, order = self._absorb_shuffle("bucket")
-        padding = checked_padding(base.element_spec, True, None, padding_values)
-        assert padding is not None
-        new = self._with()
-        buckets = planning.bucketed(
-            base, batch_size, boundaries, feature, drop_remainder, padding, pad_to_boundary, order, new._skipping
+        return self._planned(
+            bucketing.bucketed, batch_size, boundaries, feature, drop_remainder, pad_to_boundary, padding_values
         )
-        return new._with(stages=base.stages, batching=buckets)
 
     def shard(self, index: int, count: int) -> "Pipeline":
         """The part of worker ``index`` of ``count``: rows index, index + count, … of every batch.
@@ -304,17 +223,7 @@ class Pipeline:
         rest of them get an empty batch, unless ``drop_remainder``. Batches padded to the longest row are padded to the
         longest of the worker's own rows; ``pad_to`` makes them the same for all workers.
         """
-        count = integer("count", count, 1)
-        index = integer("index", index, 0)
-        if index >= count:
-            raise ValueError(f"index={index}: must be below count={count}")
-        if self._plan.shard_count > 1:
-            raise ValueError("shard: the pipeline is sharded already")
-        if not self._plan.batching:
-            raise ValueError("shard: call .batch(global_batch_size) first")
-        if count > self._plan.batching.largest:
-            raise ValueError(f"count={count}: more workers than rows in a batch of {self._plan.batching.largest}")
-        return self._with(shard_index=index, shard_count=count)
+        return self._with(sharded(self._plan, index, count))
 
     def stack(self, count: int) -> "Pipeline":
         """Stacks ``count`` batches, for runners that make several steps per call: features become [count, batch, …].
@@ -322,21 +231,7 @@ class Pipeline:
         From here on it is stacks that are counted: ``position``, ``dataset(start)`` and states mean stacks. A stack may
         hold batches of two epochs. With ``epochs``, the batches that do not fill the last stack are left out.
         """
-        self._need_batch()
-        if self._plan.stacked:
-            raise ValueError("stack: the pipeline is stacked already")
-        varied = [name for name, spec in self.element_spec.items() if not _has_static_shape(spec)]
-        if varied and self._skipping:
-            raise ValueError(
-                'stack: with on_error="skip" a batch may come with fewer rows, and batches of different size cannot be '
-                'stacked; use on_error="raise", or have the runner make one step per call'
-            )
-        if varied:
-            raise ValueError(
-                f"stack: batches must all have one shape, but that of {', '.join(map(repr, varied))} differs; use "
-                "drop_remainder=True, and pad to a fixed size"
-            )
-        return self._with(stacked=integer("count", count, 1))
+        return self._with(stacked(self._plan, self._skipping, self.element_spec, count))
 
     def prefetch(self, buffer_size: int = tf.data.AUTOTUNE, device: str | None = None) -> "Pipeline":
         """How many batches ``dataset`` prepares in advance, and where: ``device="/GPU:0"`` has them copied there.
@@ -347,17 +242,9 @@ class Pipeline:
         Raises:
           TypeError, ValueError: no number above 0, or TensorFlow has no such device.
         """
-        self._need_batch()
-        if buffer_size != tf.data.AUTOTUNE:
-            buffer_size = integer("buffer_size", buffer_size, 1)
-        if device is not None:
-            known = [one.name.removeprefix("/device:") for one in tf.config.list_logical_devices()]
-            if not isinstance(device, str):
-                raise TypeError(f"device: expected a name such as '/GPU:0', got {device!r}")
-            if device.lstrip("/").upper().removeprefix("DEVICE:") not in [name.upper() for name in known]:
-                raise ValueError(f"device={device!r}: there is no such device, only {', '.join(known)}")
-        new = self._with()
-        new._prefetch, new._device = buffer_size, device
+        batching_of(self._plan)
+        new = self._with(self._plan)
+        new._prefetch = delivery.Prefetch.checked(buffer_size, device)
         return new
 
     def dataset(self, start: int = 0, epochs: int | None = None) -> tf.data.Dataset:
@@ -373,23 +260,7 @@ class Pipeline:
           While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
           it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
         """
-        self._need_batch()
-        start = integer("start", start, 0)
-        if epochs is None:
-            numbers = tf.data.Dataset.counter(start)
-        else:
-            end = integer("epochs", epochs, 0) * self.batches_per_epoch // max(self._plan.stacked, 1)
-            numbers = tf.data.Dataset.range(start, max(start, min(end, (1 << 63) - 1)))
-        if self._skipping:
-            load = self._skipping.loader(self._plan)
-            batches = in_parallel(numbers, load)
-        else:
-            batches = self._plan.batches(numbers)
-        if self._device:
-            batches = batches.apply(tf.data.experimental.copy_to_device(self._device))
-            with tf.device(self._device):
-                return batches.prefetch(self._prefetch)
-        return batches.prefetch(self._prefetch)
+        return delivery.dataset(self._plan, self._skipping, self._prefetch, start, epochs)
 
     def distributed(self, strategy: tf.distribute.Strategy, start: int = 0) -> Any:
         """The batches from ``start`` on for all replicas of ``strategy``, as a ``tf.distribute.DistributedDataset``.
@@ -401,22 +272,10 @@ class Pipeline:
           ValueError: the pipeline is sharded or stacked already, or batches have fewer rows than there are replicas.
         """
 
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            replicas = context.num_replicas_in_sync
-            mine = replicas // context.num_input_pipelines
-            first = context.input_pipeline_id * mine
-            shares = [self if replicas == 1 else self.shard(first + r, replicas) for r in range(mine)]
-            sets = [share.dataset(start) for share in shares]
-            # A worker's replicas take the elements of its data set in turn.
-            return (
-                sets[0]
-                if mine == 1
-                else tf.data.Dataset.choose_from_datasets(
-                    sets, tf.data.Dataset.range(mine).repeat(), stop_on_empty_dataset=True
-                )
-            )
+        def share(index: int, count: int) -> tf.data.Dataset:
+            return (self if count == 1 else self.shard(index, count)).dataset(start)
 
-        return strategy.distribute_datasets_from_function(of_worker)
+        return delivery.distributed(strategy, share)
 
     def loader(self) -> Any:
         """A tf.function: number of a batch (int64 scalar) -> that batch, as ``dataset`` has it.
@@ -424,10 +283,7 @@ class Pipeline:
         Raises:
           ValueError: there is no batch stage, or with ``on_error="skip"``, which needs Python code.
         """
-        self._need_batch()
-        if self._skipping:
-            raise ValueError('loader: with on_error="skip" bad rows are left out by Python code; use on_error="raise"')
-        return self._plan.load
+        return delivery.loader(self._plan, self._skipping)
 
     def __iter__(self) -> Iterator[Example]:
         """Endless batches from ``position`` on; ``position`` moves on as each batch is handed over.
@@ -452,12 +308,7 @@ class Pipeline:
 
         Where it has no name of an example in it, the batch is read again example by example.
         """
-        first = number * max(self._plan.stacked, 1)
-        for batch in range(first, first + max(self._plan.stacked, 1)):
-            explained = bad_examples.explained(self._plan, batch, error)
-            if explained is not error:
-                return explained
-        return error
+        return explained(self._plan, number, error)
 
     def profile(self, batches: int = 50) -> Profile:
         """Runs the first batches stage by stage and names the slowest: ``print(p.profile())``, ``.slowest``.
@@ -466,11 +317,10 @@ class Pipeline:
         is done once, when the pipeline is made (``filter``, filling a ``cache``, planning), shows a bar then and is no
         part of it.
         """
-        self._need_batch()
         return profiling.profile(self._plan, self.dataset(), integer("batches", batches, 1))
 
     @property
-    def skipped(self) -> list[bad_examples.SkippedExample]:
+    def skipped(self) -> list[SkippedExample]:
         """With ``on_error="skip"``: what was left out so far by plans and data sets of this pipeline, each once.
 
         Batches prepared in advance count too. Each worker lists what its own rows have lost.
@@ -488,9 +338,7 @@ class Pipeline:
 
     @property
     def batches_per_epoch(self) -> int:
-        self._need_batch()
-        assert self._plan.batching is not None
-        return self._plan.batching.batches_per_epoch
+        return batching_of(self._plan).batches_per_epoch
 
     @functools.cached_property
     def element_spec(self) -> Spec:
@@ -499,7 +347,7 @@ class Pipeline:
 
     def state(self, position: int | None = None) -> dict[str, Any]:
         """Everything needed to go on from ``position`` (default: the pipeline's own), as a small JSON-able dict."""
-        self._need_batch()
+        batching_of(self._plan)
         position = self._position if position is None else integer("position", position, 0)
         return {"position": position, "seed": self.seed, **self._plan.fingerprint()}
 
@@ -512,49 +360,20 @@ class Pipeline:
           TypeError, ValueError: not a state.
           StateMismatchError: the state of another pipeline; names each difference.
         """
-        if not isinstance(state, dict) or "position" not in state:
-            raise TypeError(f"state: expected a dict that Pipeline.state() returned, got {state!r}")
-        position = integer("state['position']", state["position"], 0)
+        position = position_in(state)
         check_same(state, self.state())
         self._position = position
 
-    def _then(self, stage: Stage) -> "Pipeline":
-        return self._with(stages=(*self._plan.stages, stage))
-
-    def _with(self, **changes: Any) -> "Pipeline":
-        new = object.__new__(type(self))
-        new._plan = dataclasses.replace(self._plan, **changes)
-        new._skipping = self._skipping.copy() if self._skipping else None
-        new._prefetch, new._device = self._prefetch, self._device
-        new._position = 0
+    def _planned(self, stage: Callable[[Plan, Skipping | None, *_Settings], Plan], *settings: *_Settings) -> "Pipeline":
+        """A pipeline with a stage that reads examples to make its plan, and lists those that cannot be read."""
+        new = self._with(self._plan)
+        new._plan = stage(self._plan, new._skipping, *settings)
         return new
 
-    def _new_order(self) -> int:
-        """Number of a random stream for a stage that changes the order; map stages have 1, 2, …"""
-        return caching.orders_in(self._plan.stages) << 32
-
-    def _absorb_shuffle(self, stage: str) -> tuple[Plan, tuple[int, int] | None]:
-        """The plan without its shuffle, and the random stream of the stage that shuffles in its place."""
-        stages = self._plan.stages
-        shuffles = [i for i, one in enumerate(stages) if isinstance(one, Shuffle)]
-        if self._plan.source_shuffled:
-            raise ValueError(f"{stage}: a shuffled mixture cannot be planned; put .shuffle() after .{stage}(…)")
-        if not shuffles:
-            return self._plan, None
-        behind = stages[shuffles[0] + 1 :]
-        if any(not isinstance(one, Map) for one in behind):
-            raise ValueError(f"{stage}: put .shuffle() right before it, with nothing but map stages in between")
-        without = (*stages[: shuffles[0]], *behind)
-        return dataclasses.replace(self._plan, stages=without), (self.seed, self._new_order())
-
-    def _before_batch(self, stage: str) -> None:
-        if self._plan.batching:
-            raise ValueError(f"{stage}: the examples are batched already; put .{stage}(…) before .batch(…)")
-
-    def _need_batch(self) -> None:
-        if not self._plan.batching:
-            raise ValueError("the pipeline has no batches yet: call .batch(batch_size)")
-
-
-def _has_static_shape(spec: Any) -> bool:
-    return isinstance(spec, tf.TensorSpec) and bool(spec.shape.is_fully_defined())
+    def _with(self, plan: Plan) -> "Pipeline":
+        """A pipeline with this plan, and with a list of its own of what it skips."""
+        new = object.__new__(type(self))  # without what a pipeline has computed of itself, as its element_spec
+        new._plan, new._skipping = plan, self._skipping.copy() if self._skipping else None
+        new._prefetch = self._prefetch
+        new._position = 0
+        return new

@@ -38,13 +38,13 @@ def _named(plan: Plan, where: Where, error: Exception) -> SourceError:
     reason = source_error(error) if isinstance(error, tf.errors.OpError) else error
     if isinstance(reason, SourceError):
         return reason
-    return SourceError(f"{', '.join(names(plan, where))}: {message_of(error)}")
+    return SourceError(f"{names(plan, where)}: {message_of(error)}")
 
 
-def names(plan: Plan, where: Where) -> list[str]:
-    """What the examples behind one element are called, each once."""
+def names(plan: Plan, where: Where) -> str:
+    """What the examples behind one element are called, each once, for messages."""
     indices = dict.fromkeys(plan.locate(where)[0].index.numpy().tolist())
-    return [_name(plan, index) for index in indices]
+    return ", ".join(_name(plan, index) for index in indices)
 
 
 def numbers_of(plan: Plan, where: Where) -> list[int]:
@@ -109,6 +109,15 @@ class Skipping:
         new = Skipping(self._max_share, self._examples)
         new._skipped = dict(self._skipped)
         return new
+
+    @classmethod
+    def asked_for(cls, on_error: str, max_skipped: float, examples: int) -> "Skipping | None":
+        """None with ``on_error="raise"``. Raises ValueError naming the argument that is out of range."""
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: must be 'raise' or 'skip'")
+        if isinstance(max_skipped, bool) or not isinstance(max_skipped, int | float) or not 0 <= max_skipped <= 1:
+            raise ValueError(f"max_skipped={max_skipped!r}: must be a share between 0 and 1")
+        return cls(max_skipped, examples) if on_error == "skip" else None
 
     @property
     def skipped(self) -> list[SkippedExample]:
@@ -180,11 +189,15 @@ class Skipping:
             )
 
 
-def explained(plan: Plan, number: int, error: tf.errors.OpError) -> Any:
-    """The SourceError behind ``error`` of batch ``number``: it names the example if one alone fails as well."""
+def explained(plan: Plan, number: int, error: tf.errors.OpError) -> Exception:
+    """See ``Pipeline.explain``."""
     known = source_error(error)
     if known:
         return known
-    batch = tf.constant(number, tf.int64)
-    failed = failed_elements(plan, Where(*plan.elements_of(batch)), functools.partial(plan.load_one, batch))
-    return next(iter(failed.values()), error)
+    first = number * max(plan.stacked, 1)
+    for one in range(first, first + max(plan.stacked, 1)):
+        batch = tf.constant(one, tf.int64)
+        failed = failed_elements(plan, Where(*plan.elements_of(batch)), functools.partial(plan.load_one, batch))
+        if failed:
+            return next(iter(failed.values()))
+    return error

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +10,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.plan.batching import Batch, Batching, Padding
 from tftoolkit.pipelines.plan.stage import Mixing, Stage, Where
+from tftoolkit.pipelines.plan.state import described, shortened
 from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 
@@ -66,6 +65,9 @@ class Plan:
     def _padding(self) -> Padding | None:
         assert self.batching is not None
         return self.batching.padding_of(*[tf.constant(0, tf.int64)] * 2)
+
+    def then(self, stage: Stage) -> "Plan":
+        return dataclasses.replace(self, stages=(*self.stages, stage))
 
     def load_elements(self, where: Where) -> tuple[Rows, Where]:
         """The elements at ``where``, and what their random keys are made of."""
@@ -238,10 +240,10 @@ class Plan:
         if self.source_shuffled:
             stages.insert(0, "shuffle")
         return {
-            "source": _short(self.source.fingerprint()),
-            "source features": _short(_described(self.source.element_spec)),
-            "stages": _short([*stages, self.batching.label, *([self.paired.label] if self.paired else [])]),
-            "features": _short(_described(self.row_spec)),
+            "source": shortened(self.source.fingerprint()),
+            "source features": shortened(described(self.source.element_spec)),
+            "stages": shortened([*stages, self.batching.label, *([self.paired.label] if self.paired else [])]),
+            "features": shortened(described(self.row_spec)),
         }
 
 
@@ -253,25 +255,3 @@ def in_parallel(elements: tf.data.Dataset, load: Callable[..., Rows]) -> tf.data
     # that is due counts as well: with none more a core waits meanwhile.
     options.autotune.initial_parallelism = min(16, 1 + (os.cpu_count() or 1))
     return elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).with_options(options)
-
-
-def _described(spec: Spec) -> dict[str, str]:
-    return {name: f"{one.dtype.name}{one.shape}" for name, one in sorted(spec.items())}
-
-
-def _short(value: Any, limit: int = 400) -> Any:
-    """``value``, with what is too long for a state of 2 KB, as JSON, cut and replaced by a digest."""
-    if isinstance(value, dict) and _size(value) > limit:
-        small = {name: _short(one, limit // 4) for name, one in value.items()}
-        return small if _size(small) <= limit else _digest(value, limit)
-    return value if _size(value) <= limit else _digest(value, limit)
-
-
-def _size(value: Any) -> int:
-    return len(json.dumps(value))
-
-
-def _digest(value: Any, limit: int) -> str:
-    text = str(value)
-    cut = next(length for length in range(limit // 2, -1, -1) if _size(text[:length]) <= limit // 2 + 2)
-    return f"{text[:cut]}… ({hashlib.sha256(text.encode()).hexdigest()[:16]})"

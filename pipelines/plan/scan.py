@@ -54,6 +54,21 @@ def scan(
             bar.update(min(ROWS_AT_ONCE, plan.length - first))
 
 
+def need_fixed(plan: Plan, stage: str) -> None:
+    """Raises ValueError if another epoch has other elements, so that one pass cannot tell ``stage`` about all."""
+    if hasattr(plan.source, "order"):
+        raise ValueError(
+            f"{stage}: its plan is made once for all epochs, but a mixture deals out other examples in each of them; "
+            "use a source that is no mixture"
+        )
+    changing = [one.label for one in plan.stages if one.varies]
+    if changing:
+        raise ValueError(
+            f"{stage}: its plan is made once for all epochs, but what comes before differs from epoch to epoch "
+            f"({', '.join(changing)}); put .{stage}(…) before that"
+        )
+
+
 def as_pairs(where: Where) -> tf.Tensor:
     """int64[n, 2]: epochs and numbers."""
     return tf.stack([where.epoch + tf.zeros_like(where.index), where.index], axis=1)

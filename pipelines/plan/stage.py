@@ -16,6 +16,11 @@ class Where(NamedTuple):
     epoch: tf.Tensor
     index: tf.Tensor
 
+    @classmethod
+    def one(cls, index: int) -> "Where":
+        """Element ``index`` of the first epoch alone."""
+        return cls(tf.constant(0, tf.int64), tf.constant([index], tf.int64))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
@@ -61,6 +66,11 @@ class Stage:
     def map_functions(self) -> int:
         """How many functions of ``map`` it holds: the next one's number follows from it."""
         return 0
+
+    @property
+    def orders(self) -> int:
+        """How many random streams for the order it takes up: the next one's number follows from it."""
+        return 1
 
     @property
     def varies(self) -> bool:

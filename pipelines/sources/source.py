@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError
+from tftoolkit.pipelines.permutation import MAX_SIZE
 
 Example = dict[str, tf.Tensor]
 Spec = dict[str, tf.TensorSpec]
@@ -41,6 +42,15 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Where example ``index`` lies, for messages: ``"train.csv, line 19"``."""
+
+
+def checked_source(source: Source) -> Source:
+    """``source``, if a pipeline can start with it. Raises TypeError or ValueError."""
+    if not (hasattr(source, "fetch") and hasattr(source, "element_spec") and hasattr(source, "__len__")):
+        raise TypeError(f"source: expected one of pipelines.sources, e.g. sources.arrays(…), got {source!r}")
+    if not 1 <= len(source) <= MAX_SIZE:
+        raise ValueError(f"source: it has {len(source)} examples; a pipeline needs at least one")
+    return source
 
 
 def varies(spec: tf.TensorSpec) -> bool:

@@ -1,1 +1,1 @@
-"""The stages of a pipeline, one file each, and what plans them."""
+"""The stages of a pipeline, one file each: the stage, and the function that puts it into a plan."""

@@ -3,15 +3,23 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.arguments import integer, integers, known
 from tftoolkit.pipelines.keys import fold, stream_state
 from tftoolkit.pipelines.permutation import permute
-from tftoolkit.pipelines.plan.batching import Padding
+from tftoolkit.pipelines.plan.bad_examples import Skipping, names
+from tftoolkit.pipelines.plan.batches import need_elements
+from tftoolkit.pipelines.plan.batching import Padding, checked_padding
+from tftoolkit.pipelines.plan.plan import Plan
+from tftoolkit.pipelines.plan.scan import lengths_of, need_fixed
+from tftoolkit.pipelines.plan.stage import Where
+from tftoolkit.pipelines.stages.ordering import without_shuffle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +98,58 @@ class Buckets:
         parts += [self.padding.label] if self.padding else []
         parts += ["to its boundary"] if self.to_boundary else []
         return f"{'shuffled ' if self.order else ''}bucket({', '.join(parts)}), members {digest}"
+
+
+def bucketed(
+    plan: Plan,
+    skipping: Skipping | None,
+    batch_size: int | Sequence[int],
+    boundaries: Sequence[int],
+    feature: str,
+    drop_remainder: bool,
+    pad_to_boundary: bool,
+    padding_values: Mapping[str, Any] | None,
+) -> Plan:
+    """See ``Pipeline.bucket``."""
+    need_elements(plan, "bucket")
+    plan, order = without_shuffle(plan, "bucket")
+    padding = checked_padding(plan.element_spec, True, None, padding_values)
+    assert padding is not None
+    need_fixed(plan, "bucket")
+    limits, sizes = _checked_sizes(boundaries, batch_size)
+    spec = known("feature", feature, plan.element_spec)
+    if not spec.shape.rank or spec.shape[0] is not None:
+        raise ValueError(
+            f"feature={feature!r}: has the shape {spec.shape}; bucket needs one of different lengths, [None, …]"
+        )
+    elements, lengths = lengths_of(plan, feature, skipping)
+    if len(lengths) and lengths.max() > limits[-1]:
+        worst = names(plan, Where.one(elements[lengths.argmax()]))
+        raise ValueError(f"boundaries: the last one is {limits[-1]}, but {worst} has the length {lengths.max()}")
+    members, counts, bucket_of, first_of = assign(lengths, limits, sizes, drop_remainder)
+    if not len(bucket_of):
+        raise ValueError(f"batch_size={batch_size!r}: with drop_remainder=True no batch is left")
+    if pad_to_boundary:
+        padding = dataclasses.replace(padding, sizes={feature: (None, *spec.shape[1:])})
+    buckets = Buckets(
+        feature, tuple(limits), tuple(sizes), bool(drop_remainder), padding, bool(pad_to_boundary), order,
+        elements[members], counts, bucket_of, first_of,
+    )  # fmt: skip
+    return dataclasses.replace(plan, batching=buckets)
+
+
+def _checked_sizes(boundaries: Sequence[int], batch_size: int | Sequence[int]) -> tuple[list[int], list[int]]:
+    """Largest length, and batch size, of each bucket."""
+    limits = integers("boundaries", boundaries, 0)
+    if any(a >= b for a, b in itertools.pairwise(limits)):
+        raise ValueError(f"boundaries={limits}: must be ascending")
+    if isinstance(batch_size, SupportsIndex):
+        sizes = [integer("batch_size", batch_size, 1)] * len(limits)
+    else:
+        sizes = integers("batch_size", batch_size, 1)
+    if len(sizes) != len(limits):
+        raise ValueError(f"batch_size={sizes}: must be one number, or one for each of the {len(limits)} buckets")
+    return limits, sizes
 
 
 def assign(

@@ -13,16 +13,17 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.plan.bad_examples import Skipping, names, numbers_of
+from tftoolkit.pipelines.plan.batches import need_elements
 from tftoolkit.pipelines.plan.plan import Plan
-from tftoolkit.pipelines.plan.scan import as_pairs, scan
+from tftoolkit.pipelines.plan.scan import as_pairs, need_fixed, scan
 from tftoolkit.pipelines.plan.stage import Stage, Where
 from tftoolkit.pipelines.sources import rows as rows_lib
 from tftoolkit.pipelines.sources.record_files import write_records
 from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 from tftoolkit.pipelines.sources.tfrecord_source import tfrecord
-from tftoolkit.pipelines.stages.mapping import Map
-from tftoolkit.pipelines.stages.ordering import Repeat, with_only
+from tftoolkit.pipelines.stages.filtering import with_only
+from tftoolkit.pipelines.stages.ordering import Repeat
 
 # A feature of what is kept, int64[2]: the epoch and the number that an element's random keys are made of.
 _IDENTITY = "__identity__"
@@ -47,10 +48,9 @@ class Cached(Stage):
     def map_functions(self) -> int:
         return sum(stage.map_functions for stage in self.stages)
 
-
-def orders_in(stages: Sequence[Stage]) -> int:
-    """How many random streams for the order are taken by ``stages``; the next one's number follows from it."""
-    return sum(orders_in(stage.stages) if isinstance(stage, Cached) else not isinstance(stage, Map) for stage in stages)
+    @property
+    def orders(self) -> int:
+        return sum(stage.orders for stage in self.stages)
 
 
 def epochs_in_one(stages: Sequence[Stage]) -> int:
@@ -81,11 +81,7 @@ class _Elements:
         return {"kind": "cache", "source": self._plan.source.fingerprint(), "stages": stages}
 
     def describe(self, index: int) -> str:
-        return ", ".join(names(self._plan, _element(index)))
-
-
-def _element(index: int) -> Where:
-    return Where(tf.constant(0, tf.int64), tf.constant([index], tf.int64))
+        return names(self._plan, Where.one(index))
 
 
 class _InMemory(_Elements):
@@ -112,11 +108,13 @@ class _Kept:
 
     def examples_of(self, index: int) -> list[int]:
         """The numbers, in the source behind the cache, of what element ``index`` is made of."""
-        return numbers_of(self._plan, _element(index))
+        return numbers_of(self._plan, Where.one(index))
 
 
-def cached(plan: Plan, directory: str | os.PathLike[str] | None, skipping: Skipping | None) -> Plan:
+def cached(plan: Plan, skipping: Skipping | None, directory: str | os.PathLike[str] | None) -> Plan:
     """``plan`` with its stages done already; see ``Pipeline.cache``."""
+    need_elements(plan, "cache")
+    need_fixed(plan, "cache")
     made = _in_memory(plan, skipping) if directory is None else _on_disk(plan, Path(directory), skipping)
     stage = Cached(plan.element_spec, len(made), made._plan.stages)
     return dataclasses.replace(plan, source=made, stages=(stage,))

@@ -10,6 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.pipelines.keys import example_keys, stream_state
+from tftoolkit.pipelines.plan.batches import need_elements
+from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.stage import Paired, Stage, Vectorized, Where
 from tftoolkit.pipelines.sources.rows import Rows, is_dense, is_ragged, map_rows
 from tftoolkit.pipelines.sources.source import Example, Spec
@@ -57,10 +59,6 @@ class Map(Stage):
     functions: tuple[Function, ...]
     seed: int
 
-    @classmethod
-    def of(cls, function: Function, length: int, seed: int) -> "Map":
-        return cls(function.after, length, (function,), seed)
-
     def then(self, function: Function) -> "Map | None":
         """This stage with ``function`` added to its loop, or None if it cannot be."""
         if self.functions[-1].over_rows or function.over_rows:
@@ -96,6 +94,10 @@ class Map(Stage):
     @property
     def map_functions(self) -> int:
         return len(self.functions)
+
+    @property
+    def orders(self) -> int:
+        return 0
 
     @property
     def varies(self) -> bool:
@@ -140,6 +142,22 @@ class PairedMap:
     @property
     def label(self) -> str:
         return f"map {self.function.__name__}"
+
+
+def mapped(plan: Plan, function: Callable[..., Example] | Paired) -> Plan:
+    """See ``Pipeline.map``."""
+    stream = sum(stage.map_functions for stage in plan.stages) + 1
+    if isinstance(function, Paired):
+        if not plan.batching or plan.paired or plan.stacked:
+            raise ValueError(f"map: {function.__name__} mixes examples of a batch: put it once, right after .batch(…)")
+        return dataclasses.replace(plan, paired=PairedMap.trace(function, plan.row_spec, stream))
+    need_elements(plan, "map")
+    traced = Function.trace(function, plan.element_spec, stream)
+    last = plan.stages[-1] if plan.stages else None
+    longer = last.then(traced) if isinstance(last, Map) else None
+    if longer:
+        return dataclasses.replace(plan, stages=(*plan.stages[:-1], longer))
+    return plan.then(Map(traced.after, plan.length, (traced,), plan.seed))
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -1,17 +1,15 @@
-"""Stages that decide which elements come, and in which order; none of them touches an element."""
+"""Shuffle, take and repeat: stages that decide which elements come, and in which order, and touch none of them."""
 
 import dataclasses
-import functools
-import hashlib
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
+from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.keys import stream_state
-from tftoolkit.pipelines.permutation import permute
+from tftoolkit.pipelines.permutation import MAX_SIZE, permute
+from tftoolkit.pipelines.plan.batches import need_elements
 from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.stage import Stage, Where
+from tftoolkit.pipelines.stages.mapping import Map
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,58 +60,50 @@ class Repeat(Stage):
         return f"repeat({self.count})"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Select(Stage):
-    """The elements with the numbers ``indices``: what a filter has kept, or what can be read."""
-
-    name: str  # of what has chosen them
-    indices: np.ndarray  # int64[length]
-
-    def locate(self, where: Where) -> tuple[Where, Any]:
-        return Where(where.epoch, tf.gather(self._table, where.index)), None
-
-    @functools.cached_property
-    def _table(self) -> tf.Tensor:
-        with tf.init_scope(), tf.device("CPU:0"):  # outside of the graph, which would hold a copy otherwise
-            return tf.constant(self.indices, tf.int64)
-
-    @functools.cached_property
-    def label(self) -> str:
-        digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:12]
-        return f"{self.name} (keeps {self.length}, {digest})"
+def shuffled(plan: Plan) -> Plan:
+    """See ``Pipeline.shuffle``."""
+    need_elements(plan, "shuffle")
+    if plan.shuffled:
+        raise ValueError("shuffle: the pipeline is shuffled already")
+    if hasattr(plan.source, "order"):
+        if any(not isinstance(stage, Map) for stage in plan.stages):
+            raise ValueError("shuffle: this source shuffles itself; put .shuffle() right after it")
+        return dataclasses.replace(plan, source_shuffled=True)
+    return plan.then(Shuffle(plan.element_spec, plan.length, plan.seed, _new_order(plan)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Window(Stage):
-    """``size`` consecutive elements each, stacked; a new one begins every ``shift`` elements."""
-
-    size: int
-    shift: int
-
-    def locate(self, where: Where) -> tuple[Where, Any]:
-        members = where.index[:, tf.newaxis] * self.shift + tf.range(self.size, dtype=tf.int64)
-        epoch = where.epoch if where.epoch.shape.rank == 0 else tf.repeat(where.epoch, self.size)
-        return Where(epoch, tf.reshape(members, [-1])), where
-
-    def build(self, rows: Any, identity: Where, context: Where) -> tuple[Any, Where]:
-        count = tf.size(context.index)
-        windows = {name: tf.reshape(rows[name], [count, *spec.shape]) for name, spec in self.element_spec.items()}
-        return windows, context
-
-    @property
-    def one_to_one(self) -> bool:
-        return False
-
-    @property
-    def label(self) -> str:
-        return f"window(size={self.size}, shift={self.shift})"
+def taken(plan: Plan, count: int) -> Plan:
+    """See ``Pipeline.take``."""
+    need_elements(plan, "take")
+    count = integer("count", count, 1)
+    if count > plan.length:
+        raise ValueError(f"count={count}: there are only {plan.length} elements to take")
+    return plan.then(Take(plan.element_spec, count))
 
 
-def with_only(plan: Plan, stage: str, elements: np.ndarray) -> Plan:
-    """``plan`` with nothing but these of its elements, the readable ones."""
-    if not len(elements):
-        raise ValueError(f"{stage}: none of the {plan.length} examples can be read")
-    if len(elements) == plan.length:
-        return plan
-    select = Select(plan.element_spec, len(elements), "readable", elements)
-    return dataclasses.replace(plan, stages=(*plan.stages, select))
+def repeated(plan: Plan, count: int) -> Plan:
+    """See ``Pipeline.repeat``."""
+    need_elements(plan, "repeat")
+    count = integer("count", count, 1)
+    if plan.length * count > MAX_SIZE:
+        raise ValueError(f"count={count}: an epoch of {count} times {plan.length} elements is too long")
+    return plan.then(Repeat(plan.element_spec, plan.length * count, count))
+
+
+def without_shuffle(plan: Plan, stage: str) -> tuple[Plan, tuple[int, int] | None]:
+    """``plan`` without its shuffle, and seed and number of the random stream for ``stage``, which shuffles instead."""
+    if plan.source_shuffled:
+        raise ValueError(f"{stage}: a shuffled mixture cannot be planned; put .shuffle() after .{stage}(…)")
+    shuffles = [number for number, one in enumerate(plan.stages) if isinstance(one, Shuffle)]
+    if not shuffles:
+        return plan, None
+    behind = plan.stages[shuffles[0] + 1 :]
+    if any(not isinstance(one, Map) for one in behind):
+        raise ValueError(f"{stage}: put .shuffle() right before it, with nothing but map stages in between")
+    stages = (*plan.stages[: shuffles[0]], *behind)
+    return dataclasses.replace(plan, stages=stages), (plan.seed, _new_order(plan))
+
+
+def _new_order(plan: Plan) -> int:
+    """Number of a random stream for a stage that changes the order; map stages have 1, 2, …"""
+    return sum(stage.orders for stage in plan.stages) << 32

@@ -5,16 +5,23 @@ import collections
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.arguments import integer, known, scalars_of
 from tftoolkit.pipelines.keys import fold, stream_state
 from tftoolkit.pipelines.permutation import permute
+from tftoolkit.pipelines.plan.bad_examples import Skipping, names
+from tftoolkit.pipelines.plan.batches import need_elements
+from tftoolkit.pipelines.plan.plan import Plan
+from tftoolkit.pipelines.plan.scan import lengths_of, need_fixed
 from tftoolkit.pipelines.plan.stage import Stage, Where
-from tftoolkit.pipelines.sources.rows import Rows, filling
-from tftoolkit.pipelines.sources.source import Source
+from tftoolkit.pipelines.sources.rows import Rows, filling, is_ragged
+from tftoolkit.pipelines.sources.source import Source, Spec
+from tftoolkit.pipelines.stages.ordering import without_shuffle
 
 SEGMENT_IDS, POSITIONS = "segment_ids", "positions"
 
@@ -127,6 +134,57 @@ class Pack(Stage):
     @property
     def varies(self) -> bool:
         return self.order is not None
+
+
+def packed(
+    plan: Plan,
+    skipping: Skipping | None,
+    size: int,
+    features: str | Sequence[str],
+    padding_values: Mapping[str, Any] | None,
+) -> Plan:
+    """See ``Pipeline.pack``."""
+    need_elements(plan, "pack")
+    size, features = integer("size", size, 1), (features,) if isinstance(features, str) else tuple(features)
+    plan, order = without_shuffle(plan, "pack")
+    need_fixed(plan, "pack")
+    packed_spec = _packed_spec(plan, features)
+    fills = scalars_of("padding_values", padding_values, packed_spec)
+    elements, lengths = _lengths(plan, features, skipping)
+    made = plan_packing(lengths, size)
+    made = made._replace(piece_sequence=elements[made.piece_sequence])
+    spec = {name: tf.TensorSpec([size, *one.shape[1:]], one.dtype) for name, one in packed_spec.items()}
+    spec |= {name: tf.TensorSpec([size], tf.int32) for name in (SEGMENT_IDS, POSITIONS)}
+    return plan.then(Pack(spec, made.windows, features, size, fills, order, made, first=not plan.stages))
+
+
+def _packed_spec(plan: Plan, features: tuple[str, ...]) -> Spec:
+    if not features:
+        raise ValueError("features: name at least one feature to pack")
+    for name in features:
+        spec = known("features", name, plan.element_spec)
+        if not is_ragged(spec):
+            raise ValueError(
+                f"features: {name!r} has the shape {spec.shape}; pack needs one of different lengths, [None, …]"
+            )
+    return {name: plan.element_spec[name] for name in features}
+
+
+def _lengths(plan: Plan, features: tuple[str, ...], skipping: Skipping | None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and lengths of the elements. Raises ValueError where the features of one differ in length."""
+    elements, lengths = lengths_of(plan, features[0], skipping)
+    for name in features[1:]:
+        other = lengths_of(plan, name, skipping)[1]
+        if not np.array_equal(other, lengths):
+            first = int(np.flatnonzero(other != lengths)[0])
+            where = names(plan, Where.one(elements[first]))
+            raise ValueError(
+                f"features: {features[0]!r} and {name!r} differ in length, first in {where} "
+                f"({lengths[first]} and {other[first]})"
+            )
+    if not lengths.any():
+        raise ValueError(f"features: {features[0]!r} is empty in every example")
+    return elements, lengths
 
 
 def plan_packing(lengths: np.ndarray, size: int) -> PackPlan:
