@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.interrupts import TrainingTerminated
     from tftoolkit.trainers.loop.best import Best
     from tftoolkit.trainers.loop.events import Every, every
-    from tftoolkit.trainers.loop.trainer import Summary, Trainer
+    from tftoolkit.trainers.loop.summary import Summary
+    from tftoolkit.trainers.loop.trainer import Trainer
     from tftoolkit.trainers.quantization.quantization import FakeQuantization
     from tftoolkit.trainers.runners.retracing import RetracingWarning, explain_retracing
     from tftoolkit.trainers.runners.runner import Runner
@@ -72,7 +73,7 @@ _HOME = {
     "RunLockedError": "checkpoints.run_lock",
     "Runner": "runners.runner",
     "Step": "step",
-    "Summary": "loop.trainer",
+    "Summary": "loop.summary",
     "Trainer": "loop.trainer",
     "TrainingDivergedError": "update.divergence",
     "TrainingTerminated": "interrupts",

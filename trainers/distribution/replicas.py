@@ -182,6 +182,7 @@ class Workers:
 
     Attributes:
         strategy: what it was made with.
+        asynchronous: whether the strategy is that of parameter servers.
         index: which of them this is; 0 is the chief, the only one that writes files.
         count: how many there are.
         replicas: the numbers of this worker's replicas among all of them.
@@ -190,8 +191,9 @@ class Workers:
 
     def __init__(self, strategy: tf.distribute.Strategy | None) -> None:
         self.strategy = strategy
+        self.asynchronous = strategy is not None and is_asynchronous(strategy)
         # With parameter servers the chief alone runs the program.
-        resolver = strategy.cluster_resolver if strategy and not is_asynchronous(strategy) else None
+        resolver = strategy.cluster_resolver if strategy and not self.asynchronous else None
         tasks = resolver.cluster_spec().as_dict() if resolver else {}
         chiefs, workers = (len(tasks.get(kind, ())) for kind in ("chief", "worker"))
         self.count = max(1, chiefs + workers)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,10 @@ class Run(Protocol):
 
     step: Step
     directory: Path
-    finished_steps: int
+
+    @property
+    def finished_steps(self) -> int:
+        """Number of finished steps."""
 
     @property
     def last_metrics(self) -> dict[str, dict[str, Any]]:
@@ -101,48 +104,20 @@ class Alarm:
 
     def set(self, step: int, position: int) -> None:
         """Look for the next time after ``step`` finished steps, with the pipeline at batch ``position``."""
-        if self._steps:
-            self.next_step = (step // self._steps + 1) * self._steps
-        elif self._batches:
-            following = math.ceil((position // self._batches + 1) * self._batches)
-            self.next_step = step + following - position
-        elif self._seconds:
+        self.next_step = self._step_after(step, position)
+        if self._seconds:
             self._next_time = time.monotonic() + self._seconds
 
     def due(self, step: int) -> bool:
         return step >= self.next_step or (self._next_time < math.inf and time.monotonic() >= self._next_time)
 
+    def was_due(self, step: int, position: int) -> bool:
+        """Whether ``step`` is one after which it is due in every run; in seconds it never is."""
+        return self._step_after(step - 1, position - 1) == step
 
-def period_of(name: str, value: Every | int | None, *, repeatable: bool = False) -> Every | None:
-    """The trainer's argument ``name``: a period, or a number of steps; ``repeatable``: not in seconds."""
-    if value is None or isinstance(value, Every):
-        period = value
-    else:
-        try:
-            period = every(steps=value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
-    if repeatable and period is not None and not period.repeatable:
-        raise ValueError(
-            f"{name}={period}: what goes into metrics.jsonl must not depend on the clock; use steps or epochs"
-        )
-    return period
-
-
-def sorted_hooks(
-    hooks: Iterable[tuple[Every | str, Hook]], batches_per_epoch: int
-) -> tuple[dict[str, list[Hook]], list[tuple[Alarm, Hook]]]:
-    """The trainer's ``hooks``, by event, and those on a schedule with their alarms."""
-    events: dict[str, list[Hook]] = {event: [] for event in EVENTS}
-    alarms = []
-    for pair in hooks:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
-            raise TypeError(f"hooks: expected pairs of when and a function of the trainer, but got {pair!r}")
-        when, hook = pair
-        if isinstance(when, Every):
-            alarms.append((Alarm(when, batches_per_epoch), hook))
-        elif when in events:
-            events[when].append(hook)
-        else:
-            raise ValueError(f"hooks: when must be every(…) or one of {', '.join(EVENTS)}, but is {when!r}")
-    return events, alarms
+    def _step_after(self, step: int, position: int) -> float:
+        if self._steps:
+            return (step // self._steps + 1) * self._steps
+        if self._batches:
+            return step + math.ceil((position // self._batches + 1) * self._batches) - position
+        return math.inf

@@ -92,6 +92,10 @@ class MetricsLog:
         self._file.seek(0)
         self._file.truncate(self._end_of(step))
 
+    def evaluation_of(self, step: int) -> dict[str, Any] | None:
+        """The latest evaluation if it is that of ``step``."""
+        return next((entry for entry in self.evaluations[-1:] if entry["step"] == step), None)
+
     @property
     def writer(self) -> tf.summary.SummaryWriter:
         """Of the TensorBoard file, for hooks."""

@@ -1,10 +1,7 @@
 """The loop around a step."""
 
 import contextlib
-import dataclasses
-import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,39 +10,23 @@ import tensorflow as tf
 
 from tftoolkit.pipelines import Pipeline
 from tftoolkit.trainers import faults
-from tftoolkit.trainers.checkpoints.checkpoint_files import snapshot
-from tftoolkit.trainers.checkpoints.checkpointer import Checkpointer, Restored
+from tftoolkit.trainers.checkpoints.checkpointer import Checkpointer
+from tftoolkit.trainers.checkpoints.shared_checkpoints import SharedCheckpoints
 from tftoolkit.trainers.distribution import heartbeat
-from tftoolkit.trainers.distribution.replicas import Workers, is_asynchronous, strategy_of
+from tftoolkit.trainers.distribution.replicas import Workers, strategy_of
 from tftoolkit.trainers.interrupts import StopRequest, TrainingTerminated, stop_requests
 from tftoolkit.trainers.loop.best import Best
-from tftoolkit.trainers.loop.events import Alarm, Every, Hook, period_of, sorted_hooks
-from tftoolkit.trainers.loop.metrics_log import MetricsLog
-from tftoolkit.trainers.loop.progress import Progress
-from tftoolkit.trainers.runners.asynchronous import AsynchronousRunner
+from tftoolkit.trainers.loop.evaluator import Evaluator
+from tftoolkit.trainers.loop.events import Every, Hook
+from tftoolkit.trainers.loop.record import Record
+from tftoolkit.trainers.loop.recovery import Recovery
+from tftoolkit.trainers.loop.run_state import RunState
+from tftoolkit.trainers.loop.schedule import Schedule
+from tftoolkit.trainers.loop.summary import Summary
+from tftoolkit.trainers.runners.choice import runner_for
 from tftoolkit.trainers.runners.feed import Feed
-from tftoolkit.trainers.runners.runner import Call, Runner
+from tftoolkit.trainers.runners.runner import Call
 from tftoolkit.trainers.step import Step
-from tftoolkit.trainers.update.divergence import DivergenceWatch, TrainingDivergedError
-from tftoolkit.trainers.update.update import Update
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run came to."""
-
-    steps: int
-    """Finished steps, earlier runs in the same folder included."""
-    seconds: float
-    """Wall-clock time of training, earlier runs included as far as their checkpoints know."""
-    metrics: dict[str, Any]
-    """The last line of kind "train" in ``metrics.jsonl``."""
-    evaluation: dict[str, Any]
-    """The last line of kind "eval", empty without ``evaluate``."""
-    best: dict[str, Any]
-    """The best line of kind "eval", empty without ``best``."""
-    already_finished: bool
-    """True if there was nothing left to do."""
 
 
 class Trainer:
@@ -147,67 +128,37 @@ class Trainer:
             raise TypeError(f"step must be a trainers.Step, but is {type(step).__name__}")
         if evaluate is None and (evaluate_every is not None or best is not None):
             raise ValueError("evaluate_every and best need evaluate, a function that returns a dict of numbers")
-        for name, number, least in (
-            ("max_skipped_in_a_row", max_skipped_in_a_row, 1),
-            ("max_rollbacks", max_rollbacks, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, but is {number}")
         self.step = step
         self.pipeline = pipeline
         self.directory = Path(directory)
-        self.finished_steps = 0
-        self._evaluate = evaluate
-        self._best = best
-        self._max_rollbacks = max_rollbacks
-        self._peak_flops = peak_flops
-        self._seed = seed
-        self._sinks = tuple(sinks)
-        batches = pipeline.batches_per_epoch
-        self._log_alarm = Alarm(period_of("log_every", log_every, repeatable=True), batches)
-        self._evaluate_alarm = Alarm(period_of("evaluate_every", evaluate_every, repeatable=True), batches)
-        checkpoints = period_of("checkpoint_every", checkpoint_every)
-        self._saves_on_schedule = checkpoints is not None and checkpoints.repeatable
-        self._checkpoint_alarm = Alarm(checkpoints, batches)
-        self._event_hooks, self._hook_alarms = sorted_hooks(hooks, batches)
-        self._alarms = [self._evaluate_alarm, self._checkpoint_alarm, *(alarm for alarm, _ in self._hook_alarms)]
-        self._updates = [module for module in step.submodules if isinstance(module, Update)]
-        self._variables = step.named_variables()
-        strategy = strategy_of(self._variables)
-        self._workers = Workers(strategy)
-        with strategy.scope() if strategy else contextlib.nullcontext():
-            self._watch = DivergenceWatch(self._updates, max_skipped_in_a_row)
-        self._asynchronous = strategy is not None and is_asynchronous(strategy)
-        self._runner = self._make_runner(strategy, runner, steps_per_call)
-        self._checkpointer = Checkpointer(
+        variables = step.named_variables()
+        self._workers = Workers(strategy_of(variables))
+        self._schedule = Schedule(
+            self._workers,
+            pipeline.batches_per_epoch,
+            log_every=log_every,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            hooks=hooks,
+        )
+        self._evaluator = Evaluator(evaluate, best, self._workers)
+        self._recovery = Recovery(
+            step, self._workers, max_skipped_in_a_row=max_skipped_in_a_row, max_rollbacks=max_rollbacks
+        )
+        checkpointer = Checkpointer(
             self.directory / "checkpoints",
             keep=keep,
             keep_best=1 if best else 0,
             keep_every=keep_every,
             asynchronous=async_checkpoints,
         )
-        self._seconds = 0.0
-        self._position = pipeline.position
-        self._good_step: int | None = None  # the checkpoint to roll back to
-        self._rollbacks: list[dict[str, int]] = []
-        self._log: MetricsLog | None = None
-
-    def _make_runner(
-        self, strategy: tf.distribute.Strategy | None, kind: str, steps_per_call: int
-    ) -> Runner | AsynchronousRunner:
-        options: dict[str, Any] = {
-            "kind": kind,
-            "steps_per_call": steps_per_call,
-            "seed": self._seed,
-            "watch": self._watch,
-        }
-        if strategy is None:
-            return Runner(self.step, self.pipeline.element_spec, **options)
-        if self._asynchronous:
-            return AsynchronousRunner(self.step, self.pipeline.element_spec, strategy, **options)
-        workers = self._workers
-        shares = (self.pipeline.shard(replica, workers.replica_count) for replica in workers.replicas)
-        return Runner(self.step, tuple(share.element_spec for share in shares), workers=workers, **options)
+        self._checkpoints = SharedCheckpoints(checkpointer, variables, self._workers)
+        self._state = RunState(self.directory, seed, pipeline, self._checkpoints, self._recovery)
+        options = {"kind": runner, "steps_per_call": steps_per_call, "seed": seed, "watch": self._recovery.watch}
+        self._runner = runner_for(step, pipeline, self._workers, **options)
+        self._peak_flops = peak_flops
+        self._sinks = tuple(sinks)
+        self._record: Record | None = None
 
     def run(self, steps: int) -> Summary:
         """Train until ``steps`` steps are finished, those of earlier runs in the same folder included.
@@ -226,25 +177,16 @@ class Trainer:
             raise ValueError(f"steps must be at least 1, but is {steps}")
         with contextlib.ExitStack() as closing:
             closing.callback(heartbeat.pause)
-            if self.is_chief:
-                closing.enter_context(self._checkpointer)
+            closing.enter_context(self._checkpoints)
             stop = closing.enter_context(stop_requests())
-            self._restore()
-            log = closing.enter_context(contextlib.closing(self._open_log()))
-            progress = Progress(
-                steps,
-                _batch_size(self.pipeline),
-                self._runner.flops_per_step,
-                peak_flops=self._peak_flops,
-                visible=self.is_chief,
-            )
-            closing.callback(progress.close)
-            already_finished = not self._loop(steps, log, progress, stop)
-            self._checkpointer.wait()
+            self._state.restore()
+            record = self._record = closing.enter_context(contextlib.closing(self._new_record(steps)))
+            already_finished = not self._loop(steps, record, stop)
+            self._checkpoints.wait()
             self._report_completed()
             if not already_finished:
                 self._call_hooks("end")
-            return self._summary(log, already_finished=already_finished)
+            return Summary.of(self._state, record.log, self._evaluator, already_finished=already_finished)
 
     @property
     def is_chief(self) -> bool:
@@ -252,8 +194,12 @@ class Trainer:
         return self._workers.is_chief
 
     @property
+    def finished_steps(self) -> int:
+        return self._state.finished_steps
+
+    @property
     def last_metrics(self) -> dict[str, dict[str, Any]]:
-        return self._log.last if self._log else {}
+        return self._record.log.last if self._record else {}
 
     @property
     def graph(self) -> tf.Graph | None:
@@ -267,14 +213,14 @@ class Trainer:
         Raises:
             RuntimeError: no run has begun yet.
         """
-        if self._log is None:
+        if self._record is None:
             raise RuntimeError("there is no TensorBoard file before run() begins")
-        return self._log.writer
+        return self._record.log.writer
 
     @property
     def best_checkpoint(self) -> int | None:
         """The step of the checkpoint whose evaluation was the best; see :meth:`load_best`."""
-        return self._checkpointer.best_step()
+        return self._checkpoints.best_step()
 
     def load_best(self) -> int:
         """Set the step's variables to those of the best checkpoint, for evaluation or export; returns its step.
@@ -286,247 +232,116 @@ class Trainer:
         step = self.best_checkpoint
         if step is None:
             raise ValueError(f"{self.directory} has no best checkpoint: give best=Best(metric) and run")
-        self._read_checkpoint(step)
+        self._checkpoints.read(step)
         return step
 
-    def _loop(self, steps: int, log: MetricsLog, progress: Progress, stop: StopRequest) -> bool:
+    def _loop(self, steps: int, record: Record, stop: StopRequest) -> bool:
         """Returns whether there was anything to do."""
-        evaluation_missing = self._evaluation_missing(steps, log)
-        if self._is_over(steps, log) and not evaluation_missing:
-            progress.say(f"{self.directory}: already finished at step {self.finished_steps}")
+        evaluation_missing = self._evaluation_missing(steps, record)
+        if self._is_over(steps, record) and not evaluation_missing:
+            record.say(f"{self.directory}: already finished at step {self.finished_steps}")
             return False
-        runner = self._runner
-        progress.say(
+        state, schedule, runner = self._state, self._schedule, self._runner
+        record.say(
             f"{self.directory}: step {self.finished_steps} to {steps}, runner {runner.kind} ({runner.reason})"
             + (f", up to {runner.steps_per_call} steps per call" if runner.steps_per_call > 1 else "")
         )
-        self._clock = time.perf_counter()
+        state.start_clock()
         self._call_hooks("start")
         if evaluation_missing:
-            scheduled = self._saves_on_schedule and self._was_due(self._checkpoint_alarm)
-            self._save(log, good=self._evaluate_now(log) or scheduled)
-        self._set_alarms()
-        feed = runner.feed(self.pipeline, self._position)
-        while not self._is_over(steps, log):
-            limit = min(steps, *(alarm.next_step for alarm in self._alarms)) - self.finished_steps
-            call = runner.call(feed, self.finished_steps, int(limit))
+            scheduled = schedule.saving_was_due(state.finished_steps, state.position)
+            self._save(record, repeatable=self._evaluate(record) or scheduled)
+        schedule.set(state.finished_steps, state.position)
+        feed = runner.feed(self.pipeline, state.position)
+        while not self._is_over(steps, record):
+            call = runner.call(feed, state.finished_steps, schedule.steps_until_due(state.finished_steps, steps))
             faults.passing("step")
             heartbeat.beat()
-            self.finished_steps += call.steps
-            self._position += call.steps
-            last = self.finished_steps == steps
-            stopped_by, due = self._stop_and_due(stop)
-            if not (last or stopped_by or due or self.finished_steps >= self._log_alarm.next_step):
+            state.advance(call.steps)
+            last = state.finished_steps == steps
+            due = schedule.due(state.finished_steps, stop)
+            if not (last or due.anything):
                 continue
-            if (diverged_at := self._watch.step) is not None:
-                feed = self._roll_back(diverged_at, log, progress)
+            if (diverged_at := self._recovery.watch.step) is not None:
+                feed = self._roll_back(diverged_at, record)
                 continue
-            self._write_metrics(call, last, log, progress, feed.seconds_waited)
-            improved = False
-            if (last or self._evaluate_alarm in due) and not stopped_by:
-                improved = self._evaluate_now(log)
+            self._write_metrics(call, record, feed.seconds_waited, last=last)
+            improved, signal = False, due.signal
+            if (last or due.evaluate) and not signal:
+                improved = self._evaluate(record)
                 # Not asked later: a signal that comes during the save is heeded after the next call.
-                stopped_by, _ = self._stop_and_due(stop)
-            if last or stopped_by or improved or self._checkpoint_alarm in due or self._is_over(steps, log):
-                self._save(log, good=improved or (self._checkpoint_alarm in due and self._saves_on_schedule))
-            for alarm, hook in self._hook_alarms:
-                if alarm in due:
-                    hook(self)
-            for alarm in due:
-                alarm.set(self.finished_steps, self._position)
+                signal = schedule.due(state.finished_steps, stop).signal
+            if last or signal or improved or due.save or self._is_over(steps, record):
+                self._save(record, repeatable=improved or due.save_repeatable)
+            for hook in due.hooks:
+                hook(self)
+            schedule.set_again(due, state.finished_steps, state.position)
             self._report_completed()
-            if stopped_by:
-                self._leave(stopped_by, steps, progress)
+            if signal:
+                self._leave(signal, steps, record)
         return True
 
-    def _is_over(self, steps: int, log: MetricsLog) -> bool:
-        return self.finished_steps >= steps or (self._best is not None and self._best.exhausted(log.evaluations))
+    def _new_record(self, steps: int) -> Record:
+        return Record(
+            self.directory,
+            self.finished_steps,
+            steps,
+            self.pipeline,
+            self._runner,
+            peak_flops=self._peak_flops,
+            sinks=self._sinks,
+            visible=self.is_chief,
+        )
 
-    def _stop_and_due(self, stop: StopRequest) -> tuple[str | None, set[Alarm]]:
-        """The signal that came, if any, and the alarms that are due; with several workers: on any of them."""
-        signals = ("SIGTERM", "SIGINT")
-        due = [alarm.due(self.finished_steps) for alarm in self._alarms]
-        agreed = self._workers.any([*(stop.name == name for name in signals), *due])
-        came = [name for name, flag in zip(signals, agreed, strict=False) if flag]
-        return came[0] if came else None, {alarm for alarm, flag in zip(self._alarms, agreed[2:], strict=True) if flag}
+    def _is_over(self, steps: int, record: Record) -> bool:
+        return self.finished_steps >= steps or self._evaluator.exhausted(record.log)
 
-    def _set_alarms(self) -> None:
-        for alarm in (self._log_alarm, *self._alarms):
-            alarm.set(self.finished_steps, self._position)
-
-    def _was_due(self, alarm: Alarm) -> bool:
-        """Whether the alarm was due after the latest step."""
-        alarm.set(self.finished_steps - 1, self._position - 1)
-        return alarm.next_step == self.finished_steps
-
-    def _evaluation_missing(self, steps: int, log: MetricsLog) -> bool:
+    def _evaluation_missing(self, steps: int, record: Record) -> bool:
         """Whether the run was interrupted when it should have evaluated."""
-        if self._evaluate is None or self.finished_steps == 0:
-            return False
-        if any(entry["step"] == self.finished_steps for entry in log.evaluations[-1:]):
-            return False
-        return self.finished_steps == steps or self._was_due(self._evaluate_alarm)
+        step, position = self.finished_steps, self._state.position
+        was_due = step == steps or self._schedule.evaluating_was_due(step, position)
+        return was_due and self._evaluator.missing(step, record.log)
 
-    def _restore(self) -> None:
-        restored = self._restore_checkpoint()
-        self._watch.reset()
-        if restored is None:
-            return
-        state = restored.state
-        if state["seed"] != self._seed:
-            raise ValueError(f"seed is {self._seed}, but {self.directory} was begun with {state['seed']}")
-        self.pipeline.restore(state["pipeline"])
-        self._position = self.pipeline.position
-        self.finished_steps = restored.step
-        self._seconds = state["seconds"]
-        self._good_step = state["good_step"]
-        self._rollbacks = state["rollbacks"]
-
-    def _restore_checkpoint(self, step: int | None = None) -> Restored | None:
-        """On all workers the one that the chief takes: others might look while it puts a damaged one aside."""
-        restored = self._read_checkpoint(step) if self.is_chief else None
-        step = self._workers.from_chief(restored.step if restored else None)
-        if self.is_chief or step is None:
-            return restored
-        return self._read_checkpoint(step)
-
-    def _read_checkpoint(self, step: int | None) -> Restored | None:
-        if not self._asynchronous:
-            return self._checkpointer.restore(self._variables, step)
-        # TensorFlow would let each parameter server open the files, which perhaps only the chief can see.
-        copies = snapshot(self._variables)
-        restored = self._checkpointer.restore(copies, step)
-        if restored is not None:
-            for name, variable in self._variables.items():
-                variable.assign(copies[name])
-        return restored
-
-    def _open_log(self) -> MetricsLog:
-        self._log = MetricsLog(
-            self.directory, self.finished_steps, self._sinks if self.is_chief else (), writes=self.is_chief
-        )
-        return self._log
-
-    def _evaluate_now(self, log: MetricsLog) -> bool:
+    def _evaluate(self, record: Record) -> bool:
         """Returns whether the evaluation is the best so far."""
-        if self._evaluate is None:
+        if not self._evaluator.evaluates:
             return False
-        metrics = self._evaluate()
-        heartbeat.beat()
-        faults.passing("evaluate")
-        if self.is_chief:
-            log.write("eval", self.finished_steps, metrics)
-        written = self._workers.from_chief(log.last.get("eval"))  # not each its own: they decide what comes next
-        if not self.is_chief:
-            values = {name: value for name, value in written.items() if name not in ("kind", "step")}
-            log.write("eval", self.finished_steps, {k: math.nan if v is None else v for k, v in values.items()})
+        self._evaluator.evaluate(self.finished_steps, record.log)
         self._call_hooks("evaluate")
-        return self._best is not None and self._best.of(log.evaluations) is log.evaluations[-1]
+        return self._evaluator.improved(record.log)
 
-    def _save(self, log: MetricsLog, *, good: bool) -> None:
-        """``good``: an undisturbed run would save here, too, so that rolling back to it is repeatable."""
-        log.flush()
-        score = None
-        if self._best is not None and log.evaluations and log.evaluations[-1]["step"] == self.finished_steps:
-            score = self._best.finite_score(log.evaluations[-1])
-        if good and self._watch.calm:
-            self._good_step = self.finished_steps
-        now = time.perf_counter()
-        self._seconds, self._clock = self._seconds + now - self._clock, now
-        state = {
-            "seed": self._seed,
-            "seconds": self._seconds,
-            "pipeline": self.pipeline.state(self._position),
-            "good_step": self._good_step,
-            "rollbacks": self._rollbacks,
-        }
-        protect = () if self._good_step is None else (self._good_step,)
-        # Some variables are means over all workers (statistics of tf_keras), which they all must read. And parameter
-        # servers would write theirs themselves, wherever they are.
-        copied = self._workers.count > 1 or self._asynchronous
-        variables = snapshot(self._variables) if copied else self._variables
-        if self.is_chief:
-            self._checkpointer.save(self.finished_steps, variables, state, score=score, protect=protect)
+    def _save(self, record: Record, *, repeatable: bool) -> None:
+        """``repeatable``: an undisturbed run would save here, too."""
+        record.log.flush()
+        self._state.save(score=self._evaluator.score(self.finished_steps, record.log), repeatable=repeatable)
 
-    def _write_metrics(
-        self, call: Call, last: bool, log: MetricsLog, progress: Progress, seconds_waited: float
-    ) -> None:
+    def _write_metrics(self, call: Call, record: Record, seconds_waited: float, *, last: bool) -> None:
         """Write the lines of those steps of ``call`` that are due. Other metrics are never read from the device."""
-        due = []
-        while self._log_alarm.next_step <= self.finished_steps:
-            due.append(int(self._log_alarm.next_step))
-            self._log_alarm.set(due[-1], self._position - (self.finished_steps - due[-1]))
-        if last and due[-1:] != [self.finished_steps]:
-            due.append(self.finished_steps)
-        if not due:
-            return
-        values = call.values()
-        for step in due:
-            log.write("train", step, {name: value[step - call.first - 1] for name, value in values.items()})
-        skipped = sum(int(update.skipped.numpy()) for update in self._updates)
-        log.write_rates(
-            self.finished_steps, progress.report(self.finished_steps, log.last["train"], skipped, seconds_waited)
-        )
-        self._call_hooks("log")
+        step = self.finished_steps
+        lines = self._schedule.take_lines(step, self._state.position, last=last)
+        if lines:
+            record.write_steps(step, call, lines, self._recovery.watch.skipped, seconds_waited)
+            self._call_hooks("log")
 
-    def _roll_back(self, diverged_at: int, log: MetricsLog, progress: Progress) -> Feed:
+    def _roll_back(self, diverged_at: int, record: Record) -> Feed:
         """Continue from the last good checkpoint with the batches after that of step ``diverged_at``."""
-        target = self._good_step
-        if target is None or len(self._rollbacks) >= self._max_rollbacks:
-            reason = (
-                "there is no good checkpoint yet" if target is None else f"rolled back {len(self._rollbacks)} times"
-            )
-            raise TrainingDivergedError(
-                f"step {diverged_at}: the updates were skipped too often in a row, and {reason}. Lower the learning "
-                "rate, clip the gradients, or look for NaN in the data"
-            )
-        end = self._position - (self.finished_steps - diverged_at)
-        restored = self._restore_checkpoint(target)
-        assert restored is not None
-        if self.is_chief:
-            self._checkpointer.discard_after(target)
-        self.pipeline.restore(restored.state["pipeline"])
-        skipped = {"first_batch": self.pipeline.position, "batches": end - self.pipeline.position}
-        self._rollbacks.append({"step": target, "diverged_at": diverged_at, **skipped})
-        self.finished_steps, self._position = target, end
-        self._watch.reset()
-        self._set_alarms()
-        log.rewind(target)
-        for rollback in self._rollbacks:
-            if (
-                rollback["step"] == target
-            ):  # named after the first step that follows, which drops it when that is dropped
-                log.write("rollback", target + 1, {name: rollback[name] for name in ("diverged_at", *skipped)})
-        progress.say(f"diverged at step {diverged_at}: back to step {target}, without {skipped['batches']} batches")
-        return self._runner.feed(self.pipeline, end)
+        state = self._state
+        left_out = state.roll_back(diverged_at, record.log)
+        self._schedule.set(state.finished_steps, state.position)
+        record.say(f"diverged at step {diverged_at}: back to step {state.finished_steps}, without {left_out} batches")
+        return self._runner.feed(self.pipeline, state.position)
 
-    def _leave(self, signal_name: str, steps: int, progress: Progress) -> None:
-        self._checkpointer.wait()
+    def _leave(self, signal_name: str, steps: int, record: Record) -> None:
+        self._checkpoints.wait()
         message = f"{signal_name}: saved step {self.finished_steps} of {steps}; run again to go on"
-        progress.say(message)
+        record.say(message)
         raise TrainingTerminated(message) if signal_name == "SIGTERM" else KeyboardInterrupt(message)
 
     def _report_completed(self) -> None:
-        for step in self._checkpointer.completed():
+        for step in self._checkpoints.completed():
             heartbeat.beat(saved_step=step)
             self._call_hooks("checkpoint")
 
     def _call_hooks(self, event: str) -> None:
-        for hook in self._event_hooks[event]:
+        for hook in self._schedule.hooks(event):
             hook(self)
-
-    def _summary(self, log: MetricsLog, *, already_finished: bool) -> Summary:
-        best = self._best.of(log.evaluations) if self._best else None
-        return Summary(
-            steps=self.finished_steps,
-            seconds=self._seconds,
-            metrics=log.last.get("train", {}),
-            evaluation=log.last.get("eval", {}),
-            best=dict(best or {}),
-            already_finished=already_finished,
-        )
-
-
-def _batch_size(pipeline: Pipeline) -> int | None:
-    sizes = {spec.shape[0] if spec.shape.rank else None for spec in pipeline.element_spec.values()}
-    return sizes.pop() if len(sizes) == 1 else None

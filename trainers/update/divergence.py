@@ -43,5 +43,10 @@ class DivergenceWatch(tf.Module):
         """Whether no update skipped the latest step. Waits for the device."""
         return all(int(update.skipped_in_a_row.numpy()) == 0 for update in self._updates)
 
+    @property
+    def skipped(self) -> int:
+        """How many updates were skipped so far. Waits for the device."""
+        return sum(int(update.skipped.numpy()) for update in self._updates)
+
     def reset(self) -> None:
         self._step.assign(-1)

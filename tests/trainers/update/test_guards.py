@@ -9,6 +9,7 @@ import tf_keras
 from tftoolkit import trainers
 from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.guards import WINDOW
+from tftoolkit.trainers.update.precision import LossScale
 
 MODES = ["eager", "graph", "xla"]
 KEY = tf.constant([1, 2])
@@ -85,7 +86,7 @@ def test_float16_keeps_gradients_that_would_underflow():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fused", [False, True])
 def test_loss_scale_halves_on_overflow_and_doubles_after_good_steps(mode, fused, monkeypatch):
-    monkeypatch.setattr(trainers.precision.LossScale, "growth_steps", 3)
+    monkeypatch.setattr(LossScale, "growth_steps", 3)
     update, step, _ = _fit("float16", mode, fused=fused)
     good = tf.ones([16, 4])
     scales, skipped = [], []
