@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tftoolkit import trainers
+from tftoolkit.trainers import naming
 from tftoolkit.trainers.checkpoints import weights_io
 
 ENDINGS = ["npz", "safetensors"]
@@ -30,7 +31,7 @@ class Net(tf.Module):
 
 
 def _values(model):
-    return {name: variable.numpy() for name, variable in trainers.naming.named_variables(model).items()}
+    return {name: variable.numpy() for name, variable in naming.named_variables(model).items()}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from tftoolkit import trainers
+from tftoolkit.trainers import naming
 
 MODES = ["eager", "graph", "xla"]
 KEY = tf.constant([1, 2])
@@ -95,7 +96,7 @@ def test_optimizers_of_keras_do_what_they_do_by_themselves(package, optimizer):
         assert variables["update/optimizer/iterations"] == 10
         held = {variable.ref() for variable in step.named_variables().values()}
         own = step.update.optimizer._keras.variables
-        assert {trainers.naming.tf_variable(variable).ref() for variable in own} <= held
+        assert {naming.tf_variable(variable).ref() for variable in own} <= held
         if optimizer == "schedule":
             rate = 0.01 * 0.5 * (1 + np.cos(np.pi * 9 / 20))
             np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-5)
@@ -294,7 +295,7 @@ def test_layers_of_keras_3_inside_a_tf_module_are_trained():
     model.dense.build([None, 4])
     update = trainers.Update(model, trainers.optimizers.Sgd(0.1))
     assert len(update.weights) == 3
-    names = trainers.naming.named_variables(model)
+    names = naming.named_variables(model)
     assert list(names) == ["dense/bias", "dense/kernel", "scale"]
 
 
