@@ -7,7 +7,6 @@ left out. The same imports and numbers of lines give the same bytes.
 """
 
 import ast
-import itertools
 import re
 import sys
 import textwrap
@@ -71,7 +70,9 @@ def _package(name: str, imports: Edges, layers: Sequence[str]) -> Box:
     for importer, imported in imports:
         if _name(importer, 1) == name:
             part, other = _name(importer, 2), _name(imported, 1)
-            if other == name:
+            if imported == f"tftoolkit.{name}":
+                edges |= {(part, target) for target in _by_name(importer, name)}
+            elif other == name:
                 edges.add((part, _name(imported, 2)))
             else:
                 uses[part].add(other)
@@ -79,14 +80,31 @@ def _package(name: str, imports: Edges, layers: Sequence[str]) -> Box:
     paths = [path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix == ".py"]
     parts = {path.stem: _box(path, uses[path.stem]) for path in paths if path.name[0] not in "_."}
     floors = _floors(layers, list(parts), edges)
-    for floor, below in itertools.pairwise(floors):  # who imports the whole package stands on all of it
-        edges |= {(part, below[0]) for part in floor if (part, "") in edges}
     package = _box(folder, uses[""])
     package.floors = [[parts[part] for part in floor] for floor in floors]
     package.edges = edges
     title = 10 * len(name) + 10 * len(package.uses) + 2 * MARGIN
     package.width = max([title, *(row_width(floor) + 2 * MARGIN for floor in package.floors)])
     return package
+
+
+def _by_name(module: str, package: str) -> set[str]:
+    """The parts of which a module that imports the whole package uses a name."""
+    used = {
+        node.attr
+        for node in ast.walk(_parsed(module))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == package
+    }
+    parts = set()
+    for node in ast.walk(_parsed(f"tftoolkit.{package}")):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts |= {_name(f"{node.module}.{name.name}", 2) for name in node.names if name.name in used}
+    return parts
+
+
+def _parsed(module: str) -> ast.Module:
+    path = ROOT / module.replace(".", "/")
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
 
 
 def _box(path: Path, uses: set[str]) -> Box:
@@ -104,8 +122,7 @@ def _name(module: str, depth: int) -> str:
 
 def _purpose(package: str) -> str:
     """What its docstring begins with."""
-    tree = ast.parse((ROOT / "tftoolkit" / package / "__init__.py").read_text())
-    return (ast.get_docstring(tree) or "").split("\n")[0].replace("``", "")
+    return (ast.get_docstring(_parsed(f"tftoolkit.{package}")) or "").split("\n")[0].replace("``", "")
 
 
 def _floors(layers: Sequence[str], names: Sequence[str] | None, edges: Edges) -> list[list[str]]:
