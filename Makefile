@@ -9,7 +9,7 @@ TFTOOLKIT := $(BIN)/tftoolkit
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test test-slow test-all lint format types bench bazel sanitize wheel clean compile_commands.json
+.PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json
 
 demo: $(VENV)/.ops
 	$(TFTOOLKIT) train digits
@@ -35,6 +35,10 @@ format: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+# The picture of the packages, from their imports.
+docs: $(VENV)/.installed
+	$(BIN)/python tools/architecture/run.py
 
 bench: $(VENV)/.ops
 	for script in $(filter-out %/results.py %_torch.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

@@ -65,7 +65,7 @@ def call_within(seconds: float | None, function: Callable[P, T], *args: P.args, 
 class _Child:
     def __init__(self) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
-        code = f"import sys; sys.path[:] = {sys.path!r}; from tftoolkit.export import worker; worker.serve({IDLE})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({IDLE})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
