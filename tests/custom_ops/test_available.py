@@ -69,8 +69,9 @@ def test_on_this_machine():
 def test_why_cuda_is_missing(monkeypatch, gpu, nvcc, reason):
     """The true reason, in each kind of machine."""
     path = builder.build(library.builtin_recipe("rms_norm", cuda=False))
-    monkeypatch.setattr(library, "load_builtin", lambda folder: library.open_library("TfToolkit", path))
+    monkeypatch.setattr(library, "load_builtin", lambda folder: library.OpLibrary("TfToolkit", path))
     monkeypatch.setattr(library, "builtin_folders", lambda: ["rms_norm"])
+    monkeypatch.setattr(library, "opened", list)  # other tests may have opened it with CUDA
     monkeypatch.setattr(toolchain, "has_gpu", lambda: gpu)
     monkeypatch.setattr(toolchain, "nvcc", lambda: nvcc)
     for host in ("TF GPU", "XLA CUDA", "JAX CUDA"):
