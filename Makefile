@@ -6,68 +6,79 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TFTOOLKIT := $(BIN)/tftoolkit
+# Python keeps compiled modules, so that only the first process compiles them; they are not installed compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json
 
 demo: $(VENV)/.ops
+	@echo "[3/3] training, exporting and proving; this takes about a minute and leaves runs/digits/report.html"
 	$(TFTOOLKIT) train digits
 
-test: $(VENV)/.ops
+test: $(VENV)/.dev $(VENV)/.ops
 	$(PYTEST)
 
-test-slow: $(VENV)/.ops
+test-slow: $(VENV)/.dev $(VENV)/.ops
 	$(PYTEST) --slow
 
-test-all: $(VENV)/.ops
+test-all: $(VENV)/.dev $(VENV)/.ops
 	$(PYTEST) --all
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	@! command -v clang-format >/dev/null || clang-format --dry-run --Werror $(SOURCES)
 
-format: $(VENV)/.installed
+format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed
+types: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The picture of the packages, from their imports.
-docs: $(VENV)/.installed
+docs: $(VENV)/.dev
 	$(BIN)/python tools/architecture/run.py
 
-bench: $(VENV)/.ops
+bench: $(VENV)/.dev $(VENV)/.ops
 	for script in $(filter-out %/results.py %_torch.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # Needs Debian's bazel-bootstrap.
-bazel: $(VENV)/.installed
+bazel: $(VENV)/.dev
 	bazel build //... && bazel test //...; status=$$?; bazel shutdown; exit $$status
 
 # The native code under AddressSanitizer, UBSan and ThreadSanitizer.
-sanitize: $(VENV)/.installed
+sanitize: $(VENV)/.dev
 	$(BIN)/python tools/sanitize/run.py
 
-wheel: $(VENV)/.installed
+wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-compile_commands.json: $(VENV)/.installed
+compile_commands.json: $(VENV)/.dev
 	$(TFTOOLKIT) ops build --compile_commands=$@
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info compile_commands.json
 
-$(VENV)/.installed: pyproject.toml
+# What the demo uses. Everything else is added by .dev.
+$(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is `$(PYTHON) --version`. Name another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing. On Debian: apt install python3-venv"; exit 1; }
+	@echo "[1/3] installing TensorFlow and what the demo needs into $(VENV): half a minute, and what the network needs for 1 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python tools/install.py export onnx
 	@touch $@
 
-# Compiled into the user's cache now, with a progress line, rather than when the first program wants it.
-$(VENV)/.ops: $(VENV)/.installed $(SOURCES)
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing what tests and checks need into $(VENV)"
+	$(BIN)/python tools/install.py dev
+	@touch $@
+
+# Compiled into the user's cache now, with progress, rather than when the first program wants it.
+$(VENV)/.ops: $(VENV)/.demo $(SOURCES)
+	@echo "[2/3] compiling the op host and the ops: about half a minute"
 	$(TFTOOLKIT) ops build >/dev/null
 	@touch $@

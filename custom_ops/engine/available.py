@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,10 +132,13 @@ def _missing_kernels(opened: OpLibrary, name: str, *, has_cuda_source: bool) -> 
     """Platform → why the op has no kernel for it, empty where it has."""
     cuda = "it has no CUDA kernel"
     if not any("CUDA" in handlers for handlers in opened.handlers.values()):
+        what = "" if toolchain.nvcc() else "no CUDA toolkit here. Install one (nvcc 12.8 or newer), or set CUDA_HOME"
+        if not toolchain.has_gpu():
+            what = "no NVIDIA GPU here. With a CUDA toolkit, tftoolkit ops build --cuda compiles it all the same"
         if has_cuda_source:
-            cuda = "no CUDA toolkit when it was compiled: install one (nvcc 12.8 or newer), or set CUDA_HOME"
-        elif toolchain.nvcc() is None:
-            cuda += " (.cu files are left out where no CUDA toolkit is installed)"
+            cuda = f"not compiled: {what}"
+        elif what:
+            cuda += " (.cu files are left out where there is no GPU or no CUDA toolkit; cuda=True insists)"
     reasons = {"CPU": "it has no CPU kernel", "CUDA": cuda}
     return {platform: "" if platform in opened.handlers[name] else why for platform, why in reasons.items()}
 
@@ -215,20 +217,12 @@ def _error(check: Callable[[], object]) -> str:
     return ""
 
 
-_COUNT_GPUS = """
-import ctypes
-cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-print(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)), count.value)
-"""
-
-
-@functools.cache
 def _no_gpu() -> str:
-    """Why there is no NVIDIA GPU. Asked in a process of its own, since CUDA does not survive a later fork."""
-    asked = subprocess.run([sys.executable, "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
-    if asked.returncode:
+    """Why there is no NVIDIA GPU that this process may use."""
+    answer = toolchain.ask_driver()
+    if answer is None:
         return "no NVIDIA driver on this machine (libcuda.so.1)"
-    status, count = map(int, asked.stdout.split())
+    status, count = answer
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     limit = "" if hidden is None else f", CUDA_VISIBLE_DEVICES is {hidden!r}"
     return "" if count else f"the NVIDIA driver shows no GPU (CUDA error {status}{limit})"

@@ -12,20 +12,15 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from tftoolkit.custom_ops.engine import toolchain
+from tftoolkit.custom_ops.engine import compiling, toolchain
+from tftoolkit.custom_ops.engine.compiling import Unit
 from tftoolkit.custom_ops.engine.errors import BuildError
 
 # -fopenmp-simd honours `#pragma omp simd` (no OpenMP runtime); without trapping and errno semantics, which no kernel
@@ -43,14 +38,6 @@ CUDA_CFLAGS = (
 )  # fmt: skip
 _SOURCES = (".cc", ".cpp", ".cxx")
 _CUDA_SOURCES = (".cu",)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One translation unit: the source and the command that compiles it, less the output."""
-
-    source: Path
-    command: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,11 +60,10 @@ class Recipe:
             digest.update(text.encode() + b"\0")
         for unit in self.units:
             # Where things lie does not matter, what is in them does: an installed copy finds the checkout's build.
-            flags = [
-                flag for flag in unit.command if not flag.startswith(("-I", "-isystem")) and flag != str(unit.source)
-            ]
+            flags = [flag for flag in unit.command if not flag.startswith(("-I", "-isystem"))]
             digest.update("\0".join(flags).encode() + b"\0")
-        for path, content in _with_headers((unit.source for unit in self.units), self.include_dirs).items():
+        sources = itertools.chain.from_iterable(unit.sources for unit in self.units)
+        for path, content in _with_headers(sources, self.include_dirs).items():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()[:20]
 
@@ -91,12 +77,13 @@ def library_recipe(
     extra_ldflags: Sequence[str] = (),
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cuda: bool | str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Recipe:
     """How to build an op library from C++ and CUDA sources.
 
-    ``cuda="auto"`` leaves the .cu files out when no CUDA toolkit is installed; True insists on them.
-    Raises BuildError for a missing compiler or source and for a source of unknown kind, TypeError or ValueError for
-    arguments of another kind.
+    ``cuda="auto"`` takes the .cu files in where there is a CUDA toolkit and either a GPU or, in the cache, the library
+    that an earlier build with True made; True insists on them. Raises BuildError for a missing
+    compiler or source and for a source of unknown kind, TypeError or ValueError for arguments of another kind.
     """
     if cuda not in (True, False, "auto"):
         raise ValueError(f"cuda must be True, False or 'auto', got {cuda!r}")
@@ -119,39 +106,41 @@ def library_recipe(
     include_flags = [f"-I{folder}" for folder in includes]
     system = f"-isystem{toolchain.ffi_include_dir()}"
     compiler = toolchain.cxx()
-    versions = [compiler.version, _ffi_version()]
-    units = [
-        Unit(path, (compiler.path, *CFLAGS, "-Wall", "-Wextra", *extra_cflags, *include_flags, system, "-c", str(path)))
-        for path in paths
-        if path.suffix in _SOURCES
-    ]
-    # No symbol may be left over: an op library gets everything it needs from its host through the call frame.
-    link = [compiler.path, "-shared", "-Wl,-z,defs", *extra_ldflags]
-    if any(path.suffix in _CUDA_SOURCES for path in paths) and (cuda is True or (cuda == "auto" and toolchain.nvcc())):
-        root = toolchain.cuda_root()  # raises where cuda=True and there is no toolkit
-        nvcc = toolchain.nvcc()
-        assert nvcc is not None
-        versions.append(nvcc.version)
-        units += [
-            Unit(
-                path,
-                (
-                    nvcc.path,
-                    *CUDA_CFLAGS,
-                    *extra_cuda_cflags,
-                    *include_flags,
-                    system.replace("-isystem", "-isystem="),
-                    "-c",
-                    str(path),
-                ),
-            )
+    recipe = Recipe(
+        name,
+        units=tuple(
+            Unit((path,), (compiler.path, *CFLAGS, "-Wall", "-Wextra", *extra_cflags, *include_flags, system))
             for path in paths
-            if path.suffix in _CUDA_SOURCES
-        ]
+            if path.suffix in _SOURCES
+        ),
+        # No symbol may be left over: an op library gets everything it needs from its host through the call frame.
+        link=(compiler.path, "-shared", "-Wl,-z,defs", *extra_ldflags),
+        include_dirs=(*includes, *_include_folders([*extra_cflags, *extra_cuda_cflags])),
+        versions=(compiler.version, _ffi_version()),
+    )
+    cuda_sources = [path for path in paths if path.suffix in _CUDA_SOURCES]
+    if not cuda_sources or cuda is False or (cuda == "auto" and toolchain.nvcc() is None):
+        return recipe
+    flags = [*extra_cuda_cflags, *include_flags, system.replace("-isystem", "-isystem=")]
+    full = _with_cuda(recipe, cuda_sources, flags)
+    wanted = cuda is True or toolchain.has_gpu() or library_path(full, cache_dir=cache_dir).exists()
+    return full if wanted else recipe
+
+
+def _with_cuda(recipe: Recipe, sources: Sequence[Path], flags: Sequence[str]) -> Recipe:
+    """The recipe with CUDA sources in it. Raises BuildError where there is no CUDA toolkit."""
+    root = toolchain.cuda_root()
+    nvcc = toolchain.nvcc()
+    assert nvcc is not None  # cuda_root() has checked
+    return replace(
+        recipe,
+        units=(*recipe.units, *(Unit((path,), (nvcc.path, *CUDA_CFLAGS, *flags)) for path in sources)),
         # Hidden, so that these symbols and TensorFlow's own CUDA stubs cannot be taken for one another.
-        link += [f"-L{root}/lib64", "-lcudart_static", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
-    folders = [*includes, *_include_folders([*extra_cflags, *extra_cuda_cflags])]
-    return Recipe(name, tuple(units), tuple(link), tuple(folders), tuple(versions))
+        link=(
+            *recipe.link, f"-L{root}/lib64", "-lcudart_static", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread",
+        ),
+        versions=(*recipe.versions, nvcc.version),
+    )  # fmt: skip
 
 
 def host_recipe() -> Recipe:
@@ -174,28 +163,46 @@ def host_recipe() -> Recipe:
         *([f'-DTK_WITHOUT_XLA="{obstacle}"'] if obstacle else []),
         *(f"-isystem{path}" for path in system),
     ]  # fmt: skip
-    source_dir = Path(__file__).resolve().parent / "host"
-    # The XLA half takes longest: it goes first, so that the others are built beside it.
-    sources = sorted(source_dir.glob("*.cc"), key=lambda path: (path.name != "xla_kernel.cc", path.name))
-    units = tuple(Unit(path, (compiler.path, *flags, "-c", str(path))) for path in sources)
+    # As one unit: TensorFlow's headers take ten times as long as all that the host says itself.
+    sources = tuple(sorted((Path(__file__).resolve().parent / "host").glob("*.cc")))
+    unit = Unit(sources, (compiler.path, *flags))
     # TensorFlow's libraries are not named: `import tensorflow` has put their symbols into the global scope.
-    return Recipe("host", units, (compiler.path, "-shared"), (), (version, compiler.version))
+    return Recipe("host", (unit,), (compiler.path, "-shared"), (), (version, compiler.version))
 
 
 def build(recipe: Recipe, *, cache_dir: str | os.PathLike[str] | None = None, verbose: bool = False) -> Path:
-    """The compiled library of ``recipe``: from the cache, or compiled now with a progress line.
+    """The compiled library of ``recipe``: from the cache, or compiled now with progress on stderr.
 
     Raises BuildError with the compiler's first error and its source line.
     """
-    folder = cache_folder(cache_dir)
-    library = folder / f"{recipe.name}-{recipe.key()}.so"
-    if library.exists():
-        return library
-    with FileLock(folder / f"{library.name}.lock"):
-        if not library.exists():  # another process may have built it while this one waited
-            with _progress(f"compiling {recipe.name} ({len(recipe.units)} files)"):
-                _compile(recipe, library, verbose)
-    return library
+    return build_all([recipe], cache_dir=cache_dir, verbose=verbose)[0]
+
+
+def build_all(
+    recipes: Sequence[Recipe], *, cache_dir: str | os.PathLike[str] | None = None, verbose: bool = False
+) -> list[Path]:
+    """The compiled libraries of ``recipes``, in their order; what is not in the cache is compiled side by side.
+
+    Raises BuildError with the compiler's first error and its source line.
+    """
+    paths = [library_path(recipe, cache_dir=cache_dir) for recipe in recipes]
+    missing = {path: recipe for path, recipe in zip(paths, recipes, strict=True) if not path.exists()}
+    with contextlib.ExitStack() as stack:
+        # In one order in all processes, or two could wait for each other.
+        locks = {path: stack.enter_context(FileLock(f"{path}.lock")) for path in sorted(missing)}
+        targets = [
+            compiling.Target(recipe.name, path, recipe.units, recipe.link)
+            for path, recipe in missing.items()
+            if not path.exists()  # another process may have built it while this one waited
+        ]
+        for target in compiling.compile_all(targets, verbose=verbose):
+            locks[target.path].release()
+    return paths
+
+
+def library_path(recipe: Recipe, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where the compiled library of ``recipe`` lies in the cache, once it is built. Raises BuildError."""
+    return cache_folder(cache_dir) / f"{recipe.name}-{recipe.key()}.so"
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -224,64 +231,12 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def compile_commands(recipes: Sequence[Recipe]) -> str:
     """The compilation database (compile_commands.json) that editors and clang tools read."""
     entries = [
-        {"directory": str(unit.source.parent), "file": str(unit.source), "arguments": list(unit.command)}
+        {"directory": str(source.parent), "file": str(source), "arguments": [*unit.command, "-c", str(source)]}
         for recipe in recipes
         for unit in recipe.units
+        for source in unit.sources
     ]
     return json.dumps(entries, indent=1) + "\n"
-
-
-def _compile(recipe: Recipe, library: Path, verbose: bool) -> None:
-    with tempfile.TemporaryDirectory(prefix=f"{recipe.name}-", dir=library.parent) as temp:
-        objects = [Path(temp) / f"{index}-{unit.source.stem}.o" for index, unit in enumerate(recipe.units)]
-        commands = [[*unit.command, "-o", str(obj)] for unit, obj in zip(recipe.units, objects, strict=True)]
-        # The units' own threads only wait for compilers.
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            for _ in pool.map(lambda command: _run(recipe.name, command, verbose), commands):
-                pass
-        linked = Path(temp) / "library.so"
-        driver, *flags = recipe.link
-        _run(recipe.name, [driver, *map(str, objects), *flags, "-o", str(linked)], verbose)
-        shutil.move(linked, library)
-
-
-def _run(name: str, command: list[str], verbose: bool) -> None:
-    if verbose:
-        print(" ".join(command), file=sys.stderr)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BuildError(f"{name}: cannot run {command[0]}: {error}") from error
-    output = done.stderr + done.stdout
-    if verbose and output:
-        print(output, file=sys.stderr)
-    if done.returncode != 0:
-        raise BuildError(f"{name} does not compile:\n{_first_error(output)}\nThe command was: {' '.join(command)}")
-
-
-def _first_error(output: str) -> str:
-    """The compiler's first error with the source excerpt below it, out of what may be hundreds of lines."""
-    lines = output.splitlines()
-    starts = [i for i, line in enumerate(lines) if re.search(r"\b(fatal )?error\b|fatal\s*:|undefined reference", line)]
-    if not starts:
-        return output.strip() or "the compiler gave no reason"
-    start = starts[0]
-    end = start + 1
-    while end < len(lines) and end < start + 6 and re.match(r"\s|\d+ *\|", lines[end]):
-        end += 1  # GCC draws a bar beside the excerpt, nvcc indents it
-    return "\n".join(lines[start:end]).rstrip()
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    print(f"tftoolkit: {what} …", end="", file=sys.stderr, flush=True)
-    start = time.monotonic()
-    try:
-        yield
-    except BaseException:
-        print(" failed", file=sys.stderr, flush=True)
-        raise
-    print(f" {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE)

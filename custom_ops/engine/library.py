@@ -159,7 +159,7 @@ def load(
     Args:
       name: namespace of the ops in TensorFlow; an identifier that begins with a capital letter.
       sources: .cc/.cpp/.cxx and .cu files.
-      cuda: "auto" leaves .cu files out where no CUDA toolkit is installed, True insists on one.
+      cuda: "auto" compiles .cu files where there is an NVIDIA GPU and a CUDA toolkit, True without a GPU too.
       cache_dir: where the result is kept; see ``builder.cache_folder``.
       verbose: prints the commands and all the compiler says.
 
@@ -168,7 +168,7 @@ def load(
     _check_name(name)
     recipe = builder.library_recipe(
         name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
-        include_dirs=include_dirs, cuda=cuda,
+        include_dirs=include_dirs, cuda=cuda, cache_dir=cache_dir,
     )  # fmt: skip
     return open_library(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
 
@@ -242,11 +242,11 @@ def opened() -> list[OpLibrary]:
         return list(_open.values())
 
 
-def builtin_recipe(folder: str | os.PathLike[str]) -> builder.Recipe:
-    """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it."""
+def builtin_recipe(folder: str | os.PathLike[str], *, cuda: bool | str = "auto") -> builder.Recipe:
+    """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it, as by ``load``."""
     path = _PACKAGE / folder
     sources = sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
-    return builder.library_recipe(path.name, sources)
+    return builder.library_recipe(path.name, sources, cuda=cuda)
 
 
 def delegate_recipe() -> builder.Recipe:

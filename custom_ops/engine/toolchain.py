@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,37 @@ def cuda_root() -> Path:
     return (
         Path(found.group(1).strip() if found else compiler.path).resolve() if found else Path(compiler.path).parents[1]
     )
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, one that CUDA_VISIBLE_DEVICES hides included."""
+    # WSL has no such file, but a driver.
+    return any(Path("/dev").glob("nvidia[0-9]*")) or (ask_driver(hidden=True) or (0, 0))[1] > 0
+
+
+@functools.cache
+def ask_driver(*, hidden: bool = False) -> tuple[int, int] | None:
+    """The NVIDIA driver's CUDA status, 0 when all is well, and its number of GPUs; None when there is no driver.
+
+    Args:
+      hidden: count those too that CUDA_VISIBLE_DEVICES hides.
+    """
+    environment = {name: value for name, value in os.environ.items() if not (hidden and name == "CUDA_VISIBLE_DEVICES")}
+    # In a process of its own, since CUDA does not survive a later fork.
+    command = [sys.executable, "-I", "-S", "-c", _COUNT_GPUS]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return None
+    status, count = map(int, asked.stdout.split())
+    return status, count
+
+
+_COUNT_GPUS = """
+import ctypes
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)), count.value)
+"""
 
 
 def tensorflow_dir() -> Path | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import toolchain
 from tftoolkit.pipelines import image
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,6 +51,14 @@ def test_the_op_of_the_tutorial_is_in_order(tutorial):
     folder, programs = tutorial
     (program,) = (code for code in programs if "opcheck(" in code)
     assert "no check failed" in run(program, folder)
+
+
+@pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
+def test_the_cuda_twin_of_the_tutorial_compiles(tutorial):
+    folder, _ = tutorial
+    sources = [folder / name for name in ("leaky.cc", "leaky_grad.cc", "leaky.cu")]
+    handlers = custom_ops.load("Twin", sources, cuda=True, cache_dir=folder / "cache").handlers
+    assert all(handlers[op].keys() == {"CPU", "CUDA"} for op in ("Leaky", "LeakyGrad"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")

@@ -16,10 +16,11 @@ def run(arguments: list[str]) -> int:
     """Shows the built-in ops, compiles them and the op host, or checks the ops of a library."""
     values = flags.FlagValues()
     flags.DEFINE_string("compile_commands", None, "write a compilation database to this file", flag_values=values)
+    flags.DEFINE_boolean("cuda", False, "compile the CUDA kernels too, also where there is no GPU", flag_values=values)
     try:
         words = values(["tftoolkit", *arguments])[1:]
     except flags.Error as error:
-        raise UsageError(f"{error}. The only option is --compile_commands=FILE") from error
+        raise UsageError(f"{error}. The options are --compile_commands=FILE and --cuda") from error
     if words[:1] == ["check"]:
         if len(words) != 2:
             raise UsageError(f"ops check needs one op library, source or built-in op, got {words[1:] or 'none'}")
@@ -28,12 +29,13 @@ def run(arguments: list[str]) -> int:
         raise UsageError(f"ops needs 'list', 'build' or 'check', got {' '.join(words) or 'nothing'}")
     if words == ["list"]:
         _list()
-    elif values.compile_commands:
-        recipes = [builder.host_recipe(), *map(library.builtin_recipe, library.builtin_folders())]
+        return 0
+    cuda = True if values.cuda else "auto"
+    recipes = [builder.host_recipe(), *(library.builtin_recipe(name, cuda=cuda) for name in library.builtin_folders())]
+    if values.compile_commands:
         Path(values.compile_commands).write_text(builder.compile_commands(recipes))
     else:
-        for recipe in [builder.host_recipe(), *map(library.builtin_recipe, library.builtin_folders())]:
-            print(builder.build(recipe))
+        print(*builder.build_all(recipes), sep="\n")
     return 0
 
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 try:
     from tftoolkit.custom_ops import BuildError
-    from tftoolkit.custom_ops.engine import builder, toolchain
+    from tftoolkit.custom_ops.engine import builder, compiling, toolchain
 except ImportError as error:
     sys.exit(f"{error}. Install what tftoolkit needs: {sys.executable} -m pip install -e .")
 
 
-def flags(unit: builder.Unit) -> list[str]:
+def flags(unit: compiling.Unit) -> list[str]:
     """The flags that are the same on every machine: Bazel finds sources and headers its own way."""
-    options = [flag for flag in unit.command[1:] if not flag.startswith(("-I", "-isystem"))]
-    return [flag for flag in options if flag not in ("-c", str(unit.source))]
+    return [flag for flag in unit.command[1:] if not flag.startswith(("-I", "-isystem"))]
 
 
 def description() -> dict[str, object]:

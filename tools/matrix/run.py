@@ -138,7 +138,7 @@ def call(python: Path, arguments: Sequence[str], cache: Path) -> subprocess.Comp
 
 COMPILE = """
 import hashlib, json, sys
-from tftoolkit.custom_ops import builder, library
+from tftoolkit.custom_ops.engine import builder, library
 recipes = {"TfToolkit": library.builtin_recipe("rms_norm"), "Grammar": builder.library_recipe("Grammar", sys.argv[1:])}
 paths = {name: builder.build(recipe) for name, recipe in recipes.items()}
 print(json.dumps({name: [str(p), hashlib.sha256(p.read_bytes()).hexdigest()] for name, p in paths.items()}))

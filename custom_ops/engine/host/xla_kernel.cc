@@ -1,6 +1,5 @@
-// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. The only file that
-// needs tf2xla's headers, which take most of the host's build time; TensorFlow versions whose headers are not complete
-// or whose XLA is too old get without_xla.cc in its place.
+// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. TensorFlow versions whose
+// headers are not complete or whose XLA is too old get without_xla.cc in its place.
 
 #ifndef TK_WITHOUT_XLA
 
@@ -11,7 +10,7 @@
 #include "compatibility.h"
 #include "registry.h"
 #include "tensorflow/compiler/tf2xla/shape_util.h"
-#include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
+#include "tf2xla.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/hlo/builder/xla_builder.h"
 #include "xla/layout_util.h"

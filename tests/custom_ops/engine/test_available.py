@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops.engine import toolchain
+from tftoolkit.custom_ops.engine import builder, library, toolchain
 from tftoolkit.custom_ops.engine.available import HOSTS
 
 GRAMMAR = Path(__file__).parent / "grammar.cc"
@@ -52,10 +52,30 @@ def test_on_this_machine():
     assert rows("TfToolkit>RmsNorm", "reference") == dict.fromkeys(("f32", "bf16", "f16"), "")
     assert rows("TfToolkit>RmsNorm", "JAX CPU") == dict.fromkeys(("f32", "bf16", "f16"), "")
     (reason,) = set(rows("TfToolkit>RmsNorm", "TF GPU").values())
-    if toolchain.nvcc() is None:
-        assert reason.startswith("no CUDA toolkit when it was compiled")
-    else:  # tests/conftest.py hides GPUs
+    if library.load_builtin("rms_norm").handlers["RmsNorm"].keys() == {"CPU", "CUDA"}:  # conftest.py hides GPUs
         assert reason.startswith(("no NVIDIA driver", "the NVIDIA driver shows no GPU"))
+    else:
+        assert reason.startswith("not compiled: no CUDA toolkit" if toolchain.has_gpu() else "not compiled: no NVIDIA")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nvcc", "reason"),
+    [
+        (False, None, "no NVIDIA GPU here. With a CUDA toolkit, tftoolkit ops build --cuda compiles it all the same"),
+        (False, "nvcc", "no NVIDIA GPU here. With a CUDA toolkit, tftoolkit ops build --cuda compiles it all the same"),
+        (True, None, "no CUDA toolkit here. Install one (nvcc 12.8 or newer), or set CUDA_HOME"),
+    ],
+)
+def test_why_cuda_is_missing(monkeypatch, gpu, nvcc, reason):
+    """The true reason, in each kind of machine."""
+    path = builder.build(library.builtin_recipe("rms_norm", cuda=False))
+    monkeypatch.setattr(library, "load_builtin", lambda folder: library.OpLibrary("TfToolkit", path))
+    monkeypatch.setattr(library, "builtin_folders", lambda: ["rms_norm"])
+    monkeypatch.setattr(library, "opened", list)  # other tests may have opened it with CUDA
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(toolchain, "nvcc", lambda: nvcc)
+    for host in ("TF GPU", "XLA CUDA", "JAX CUDA"):
+        assert set(rows("TfToolkit>RmsNorm", host).values()) == {f"not compiled: {reason}"}
 
 
 def test_printing_needs_neither_tensorflow_nor_jax():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ TK_OP(Scale, "(x: f32[...]) -> (y: f32[...])");
 TK_KERNEL(Scale, CPU, ScaleCpu);
 """
 
+NEEDS_CUDA = pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
+
 
 @pytest.fixture
 def source(tmp_path):
@@ -39,7 +43,7 @@ def cache(tmp_path):
 @pytest.fixture
 def fresh_toolchain():
     """Forgets what was found out about this machine before and after the test."""
-    caches = (toolchain.cxx, toolchain.nvcc, toolchain.cuda_root)
+    caches = (toolchain.cxx, toolchain.nvcc, toolchain.cuda_root, toolchain.has_gpu, toolchain.ask_driver)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -66,7 +70,9 @@ def test_builds_once_and_leaves_nothing_else(source, cache, capsys):
     assert builder.build(recipe, cache_dir=cache) == path
     assert path.stat().st_mtime_ns == before
     assert sorted(file.name for file in cache.iterdir()) == [path.name, f"{path.name}.lock"]
-    assert capsys.readouterr().err.count("compiling Scale (1 files)") == 1
+    assert re.fullmatch(
+        r"tftoolkit: compiling Scale \(1 step\) …\ntftoolkit: 1 of 1: scale\.cc, \d+\.\d s\n", capsys.readouterr().err
+    )
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
@@ -115,6 +121,44 @@ def test_a_built_library_needs_no_compiler(monkeypatch, fresh_toolchain, source,
     assert library.OpLibrary("Copy", path).schemas.keys() == {"Scale"}
 
 
+def test_libraries_are_built_together(source, cache, capsys):
+    other = source.with_name("other.cc")
+    other.write_text(GOOD.replace("Scale", "Other"))
+    recipes = [builder.library_recipe("Scale", [source]), builder.library_recipe("Other", [other, source])]
+    paths = builder.build_all(recipes, cache_dir=cache)
+    assert [library.OpLibrary(path.name, path).schemas.keys() for path in paths] == [{"Scale"}, {"Other", "Scale"}]
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "tftoolkit: compiling Scale, Other (3 steps) …"
+    assert [line[:18] for line in lines] == [f"tftoolkit: {i} of 3:" for i in (1, 2, 3)]
+    assert sorted(line.split()[4] for line in lines) == ["other.cc,", "scale.cc,", "scale.cc,"]
+    assert builder.build_all(recipes, cache_dir=cache) == paths
+    assert capsys.readouterr().err == ""
+
+
+def test_a_library_that_does_not_compile_leaves_the_others_be(source, cache):
+    wrong = source.with_name("wrong.cc")
+    wrong.write_text("#error wrong\n" + "// the largest comes first\n" * 1000)
+    recipes = [builder.library_recipe("Scale", [source]), builder.library_recipe("Wrong", [wrong])]
+    with pytest.raises(errors.BuildError, match="Wrong does not compile"):
+        builder.build_all(recipes, cache_dir=cache)
+    assert builder.build_all(recipes[:1], cache_dir=cache)[0].exists()
+    assert not list(cache.glob("build-*"))
+
+
+def test_progress_on_a_terminal(source, cache):
+    code = (
+        "import sys; from tftoolkit import custom_ops; custom_ops.load('Scale', [sys.argv[1]], cache_dir=sys.argv[2])"
+    )
+    main, other = pty.openpty()
+    subprocess.run([sys.executable, "-c", code, source, cache], stderr=other, check=True)
+    os.close(other)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    during, after = shown.split("\r\033[K")[1], shown.split("\r\033[K")[-1]
+    assert re.match(r"tftoolkit: compiling, 0 of 1 step done, 0 s: (scale\.cc)?$", during)
+    assert re.match(r"tftoolkit: compiled Scale \(1 step\), \d+\.\d s\r\n$", after)
+
+
 def test_cuda_asked_for_but_absent(monkeypatch, fresh_toolchain, source, cache):
     kernel = source.with_suffix(".cu")
     kernel.write_text("// nothing\n")
@@ -124,9 +168,39 @@ def test_cuda_asked_for_but_absent(monkeypatch, fresh_toolchain, source, cache):
         library.load("Scale", [source, kernel], cache_dir=cache, cuda=True)
 
 
-@pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
-def test_cuda_is_linked_statically():
-    path = builder.build(library.builtin_recipe("rms_norm"))
+@NEEDS_CUDA
+def test_cuda_is_compiled_for_a_gpu_or_when_asked_for(monkeypatch, source, cache):
+    kernel = source.with_suffix(".cu")
+    kernel.write_text("// nothing\n")
+
+    def recipe(cuda):
+        return builder.library_recipe("Scale", [source, kernel], cuda=cuda, cache_dir=cache)
+
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: True)
+    assert recipe("auto") == recipe(True)
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: False)
+    assert recipe("auto") == recipe(False) != recipe(True)
+    builder.library_path(recipe(True), cache_dir=cache).touch()
+    assert recipe("auto") == recipe(True), "what was compiled when asked for is found afterwards"
+
+
+def test_gpus_are_found_without_a_framework(monkeypatch, fresh_toolchain):
+    """A machine's GPU counts also where CUDA_VISIBLE_DEVICES hides it, as conftest.py does."""
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(()))
+    monkeypatch.setattr(toolchain, "_COUNT_GPUS", "import os; print(0, int('CUDA_VISIBLE_DEVICES' not in os.environ))")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert toolchain.ask_driver() == (0, 0)
+    assert toolchain.has_gpu()
+    monkeypatch.setattr(toolchain, "_COUNT_GPUS", "raise OSError('libcuda.so.1')")
+    toolchain.ask_driver.cache_clear()
+    toolchain.has_gpu.cache_clear()
+    assert toolchain.ask_driver() is None
+    assert not toolchain.has_gpu()
+
+
+@NEEDS_CUDA
+def test_cuda_is_linked_statically(cache):
+    path = builder.build(library.builtin_recipe("rms_norm", cuda=True), cache_dir=cache)
     needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
     assert "libcudart" not in needed
     assert {"CPU", "CUDA"} == library.OpLibrary("TfToolkit", path).handlers["RmsNorm"].keys()
@@ -183,3 +257,4 @@ def test_a_cache_that_cannot_be_made(tmp_path):
 def test_compile_commands():
     entries = json.loads(builder.compile_commands([builder.host_recipe(), library.builtin_recipe("rms_norm")]))
     assert {"kernel.cc", "xla_kernel.cc", "rms_norm.cc"} <= {Path(entry["file"]).name for entry in entries}
+    assert all(entry["arguments"][-2:] == ["-c", entry["file"]] for entry in entries)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tftoolkit.custom_ops.engine import builder, ops, tf_host, toolchain
+from tftoolkit.custom_ops.engine import builder, compiling, ops, tf_host, toolchain
 
 NAME, HOST = "register.so", "host.so"
 
@@ -100,7 +100,7 @@ def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "register.cc"
         source.write_text(_SOURCE.replace("OPS", "".join(rows)))
-        unit = builder.Unit(source, (compiler.path, "-std=c++17", "-O1", "-fPIC", "-c", str(source)))
+        unit = compiling.Unit((source,), (compiler.path, "-std=c++17", "-O1", "-fPIC"))
         recipe = builder.Recipe("register", (unit,), (compiler.path, "-shared", "-ldl"), (), (compiler.version,))
         shutil.copyfile(builder.build(recipe, cache_dir=temporary), folder / NAME)
     shutil.copyfile(tf_host.host_path(), folder / HOST)
