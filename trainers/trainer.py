@@ -298,6 +298,7 @@ class Trainer:
         progress.say(
             f"{self.directory}: step {self.finished_steps} to {steps}, runner {runner.kind} ({runner.reason})"
             + (f", up to {runner.steps_per_call} steps per call" if runner.steps_per_call > 1 else "")
+            + ("; the first call compiles" if runner.kind != "eager" else "")
         )
         self._clock = time.perf_counter()
         self._call_hooks("start")
@@ -463,9 +464,8 @@ class Trainer:
         for step in due:
             log.write("train", step, {name: value[step - call.first - 1] for name, value in values.items()})
         skipped = sum(int(update.skipped.numpy()) for update in self._updates)
-        log.write_rates(
-            self.finished_steps, progress.report(self.finished_steps, log.last["train"], skipped, seconds_waited)
-        )
+        rates = progress.report(self.finished_steps, log.last["train"], skipped, seconds_waited, log.last.get("eval"))
+        log.write_rates(self.finished_steps, rates)
         self._call_hooks("log")
 
     def _roll_back(self, diverged_at: int, log: MetricsLog, progress: Progress) -> Feed:

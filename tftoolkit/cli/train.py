@@ -64,6 +64,7 @@ def _run(recipe: str, options: argparse.Namespace) -> int:
     """Loads the recipe, applies the overrides, runs its job."""
     config = recipes.load(recipe)
     _override(config, {name: value for name, value in vars(options).items() if name.startswith("config.")})
+    print("loading TensorFlow", file=sys.stderr, flush=True)
     import_tensorflow()
     importlib.import_module(f"tftoolkit.jobs.{config.job}").run(config, Path(options.directory))
     return 0
