@@ -115,13 +115,9 @@ def _parts(metrics: Mapping[str, Any], skipped: int, evaluation: Mapping[str, An
     if "loss" in metrics:
         loss = metrics["loss"]
         parts["loss"] = "loss not finite" if loss is None else f"loss {loss:.4g}"
-    numbers = [
-        f"{name} {value:.4g}"
-        for name, value in evaluation.items()
-        if name not in ("kind", "step") and value is not None
-    ]
-    if numbers:
-        parts["evaluation"] = f"eval {' '.join(numbers)}"
+    for name, value in sorted(evaluation.items(), key=lambda item: item[0] == "loss"):
+        if name not in ("kind", "step") and value is not None:
+            parts[f"eval {name}"] = f"eval {name} {value:.4g}"
     if "learning_rate" in metrics:
         parts["learning_rate"] = f"rate {metrics['learning_rate']:.3g}"
     if skipped:
@@ -132,14 +128,14 @@ def _parts(metrics: Mapping[str, Any], skipped: int, evaluation: Mapping[str, An
 def _fitting(parts: Mapping[str, str], columns: int) -> str:
     """As many of the parts as fit, the most important ones, in their order."""
     kept: set[str] = set()
-    for name in sorted(parts, key=_IMPORTANCE.index):
+    for name in sorted(parts, key=lambda name: _IMPORTANCE.index(name.split()[0])):
         if len("  ".join(text for part, text in parts.items() if part in {*kept, name})) <= columns:
             kept.add(name)
     return "  ".join(text for part, text in parts.items() if part in kept)
 
 
 _IMPORTANCE = (
-    "step", "eta", "loss", "skipped", "steps_per_second", "evaluation", "waiting_for_data", "learning_rate",
+    "step", "eta", "loss", "skipped", "steps_per_second", "eval", "waiting_for_data", "learning_rate",
     "examples_per_second", "model_flops_utilization", "flops_per_second", "peak_memory_bytes",
 )  # fmt: skip
 _SHOWN = {

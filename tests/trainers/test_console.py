@@ -81,7 +81,7 @@ def _progress(stop=100):
 def _report(progress, step):
     time.sleep(0.001)
     metrics = {"loss": 1 / step, "learning_rate": 0.001}
-    return progress.report(step, metrics, 0, 0.0, {"kind": "eval", "step": 1, "accuracy": 0.5})
+    return progress.report(step, metrics, 0, 0.0, {"kind": "eval", "step": 1, "accuracy": 0.5, "loss": 0.3})
 
 
 @pytest.mark.parametrize("columns", [200, 80, 30])
@@ -99,6 +99,7 @@ def test_one_line_rewrites_itself_and_never_wraps(terminal, columns):
     assert len(line) < columns
     assert ("examples/s" in line) == (columns == 200)
     assert ("eval accuracy 0.5" in line) == (columns >= 80)
+    assert ("eval loss 0.3" in line) == (columns == 200)
     assert shown.written.count(b"step ") > 90
 
 
