@@ -48,7 +48,7 @@ def _add_inspect(parser: Parser) -> None:
     parser.add_argument("--label", metavar="FEATURE", default="label", help="the feature whose values are counted")
     _add_by(parser)
     parser.add_argument(
-        "--page", type=path, metavar="FILE", default="inspect.html", help="the page to write; --page= for none"
+        "--page", type=path, metavar="FILE", default="inspect.html", help="the page to write; empty: none"
     )
     parser.add_argument("--sheet", type=integer(1), metavar="N", default=48, help="how many examples are on the page")
     parser.add_argument("--tokenizer", type=path, metavar="FILE", help="JSON file that makes text of token numbers")

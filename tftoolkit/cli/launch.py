@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
     for name, default, options, meaning in (
         ("workers", 1, number, "how many on this machine, or on each host"),
         ("parameter_servers", 0, number, "how many, for asynchronous training"),
-        ("hosts", [], {"type": _names, "metavar": "A,B"}, "all machines, in the same order on each of them"),
+        ("hosts", (), {"type": _names, "metavar": "A,B"}, "all machines, in the same order on each of them"),
         ("host_index", None, number, "which of the hosts this is (default: as Kubernetes or Slurm says)"),
         ("port", 20000, number, "with hosts: of the first worker, the others count on"),
         ("max_restarts", 3, number, "how often in a row without a newer checkpoint"),
@@ -77,5 +77,5 @@ def command(words: list[str]) -> list[str]:
     return words
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()

@@ -190,7 +190,7 @@ class _Formatter(argparse.HelpFormatter):
         text = action.help or ""
         if not action.option_strings or action.dest == "help" or "(default" in text:
             return text
-        shown = "no" if action.default is False else "none" if action.default in (None, []) else "%(default)s"
+        shown = "no" if action.default is False else "none" if action.default in (None, [], ()) else "%(default)s"
         return f"{text} (default: {shown})"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
