@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+from typing import Any
 
 from tftoolkit.cli import COMMANDS
 from tftoolkit.cli.parser import Parser, path
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _complete_paths(parser: Parser, files: dict[str, str]) -> None:
+def _complete_paths(parser: Parser, files: Any) -> None:
     for action in parser._actions:
         if action.type is path:
             action.complete = files  # type: ignore[attr-defined]
