@@ -127,8 +127,10 @@ class _Terminal:
         self._drawn = False
         self._at_start = True  # of a line: nobody has printed half a one
         self._next_time = 0.0
-        self._patched = [stream for stream in {sys.stdout, sys.stderr} if stream is not None and stream.isatty()]
-        for stream in self._patched:
+        streams = {stream for stream in (sys.stdout, sys.stderr) if stream is not None and stream.isatty()}
+        # With the "write" that stood there before, if there is such a line around this one.
+        self._patched = [(stream, vars(stream).get("write")) for stream in streams]
+        for stream in streams:
             stream.write = functools.partial(self._others, stream.write)  # type: ignore[method-assign]
 
     def show(self, line: Line) -> bool:
@@ -149,8 +151,10 @@ class _Terminal:
 
     def close(self) -> None:
         with self._lock:
-            for stream in self._patched:
+            for stream, before in self._patched:
                 del stream.write
+                if before is not None:
+                    stream.write = before  # type: ignore[method-assign]
             self._patched = []
             if self._line is not None:
                 self._draw()

@@ -226,6 +226,8 @@ def test_every_spelling_reaches_the_recipe(monkeypatch):
     monkeypatch.setitem(sys.modules, "tftoolkit.jobs.image_classification", job)  # the real one needs TensorFlow
     for arguments in (
         ["digits", "--directory=x/y", "--config.steps=7", "--config.runner=xla", "--config.expected.test_accuracy=0.5"],
+        ["--config.steps=7", "--directory=x/y", "--config.runner=xla", "--config.expected.test_accuracy=0.5", "--",
+         "digits"],
         ["--config.steps", "7", "--directory", "x/y", "digits", "--config.runner", "xla", "--debug",
          "--config.expected.test_accuracy", "0.5"],
     ):  # fmt: skip

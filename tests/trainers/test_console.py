@@ -234,6 +234,17 @@ def test_a_phase_tells_that_it_goes_on(monkeypatch, capsys, terminal):
     assert shown.written.count("converting … 0 s".encode()) > 2
 
 
+def test_phases_within_phases_leave_the_streams_as_they_were(terminal):
+    shown = terminal()
+    with console.phase("outer"):
+        with console.phase("inner"):
+            print("innermost")
+        print("between")
+        assert "write" in vars(sys.stderr)
+    assert "write" not in vars(sys.stderr)
+    assert [line.partition(" ok")[0] for line in shown.screen()] == ["innermost", "inner", "between", "outer", ""]
+
+
 def test_a_phase_that_fails_is_not_ok(capsys):
     with pytest.raises(ValueError, match="no"), console.phase("converting"):
         raise ValueError("no")

@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             if word in self.commands.choices:
                 return self.commands.choices[word].find([*arguments[:place], *arguments[place + 1 :]])
             value_of_option = place > 0 and re.fullmatch(r"--?[^-=][^=]*", arguments[place - 1])
-            if word == "--" or not (word.startswith("-") or value_of_option):
+            if not (word.startswith("-") or value_of_option):
                 break
         return self, list(arguments)
 
