@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from tftoolkit.custom_ops.errors import BuildError
+from tftoolkit.custom_ops.engine.errors import BuildError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tftoolkit.cli import launch
+from tftoolkit import cli
 from tftoolkit.trainers.distribution import cluster
 
 FOLDER = Path(__file__).parents[2] / "docs/cluster"
@@ -16,8 +16,7 @@ FOLDER = Path(__file__).parents[2] / "docs/cluster"
 
 def _task(options, variables, number):
     """The cluster and the place of worker ``number`` of the machine that sets ``variables``."""
-    values, words = launch._parse(options)
-    assert not words
+    values = cli.parser_of("launch").parse(options)
     index = cluster.host_index(values.hosts, variables, values.host_index) * values.workers + number
     addresses = cluster.addresses(values.hosts, values.workers, values.port)
     config = json.loads(cluster.environment(addresses, index)["TF_CONFIG"])

@@ -1,4 +1,5 @@
-"""The command line. One module here per command, each with ``run(arguments) -> exit code``."""
+"""The command line. One module here per command, each with ``add_arguments(parser)``, which names the ``run`` function
+that gets the parsed options and returns the exit code."""
 
 import difflib
 import importlib
@@ -7,39 +8,36 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from tftoolkit.cli.parser import Parser, UsageError
+
+# Command → what comes after it, and what it does. The help must fit a screen of 24 lines.
 COMMANDS = {
-    "train": "train RECIPE [--directory=DIR] [--config.OPTION=VALUE ...]: train, export, report; resumes",
-    "launch": "launch [--workers=N] [--hosts=A,B --host_index=I --port=P] [--max_restarts=N] [--heartbeat_timeout=S] "
-    "[--start_timeout=S] [--grace=S] [--backoff=S] [--log_dir=DIR] -- train RECIPE ...|FILE.py ...|PROGRAM ...: run a "
-    "gang of workers; when one dies or hangs, all start again from the last checkpoint",
-    "export": "export RUN|SAVED_MODEL [--output=FILE.tflite|FILE.onnx] [--quantize=float16|dynamic|int8|int16x8] "
-    "[--keep_float=PATTERN ...] [--integer_io] [--overwrite]: write another format, proven",
-    "verify": "verify FILE [--golden=SAVED_MODEL] [--native]: run an exported file in its own runtime and compare it",
-    "web": "web FILE.tflite FOLDER [--title=TEXT] [--overwrite] | FOLDER [--port=N]: make a web page in which the "
-    "model runs, proven in headless Chromium; serve it on this machine",
-    "data": "data inspect SOURCE|FILE.py:NAME [--page=inspect.html] | index FILE ... | profile RECIPE|FILE.py:NAME | "
-    "write SOURCE ... DESTINATION [--format=tfrecord|array_record] [--shards=N]: look into data and write a page of "
-    "examples (--page= for none), index TFRecord files, find the slowest stage, write sharded files; "
-    "SOURCE: files, a folder, tfds:NAME/SPLIT",
-    "ops": "ops list|build|check [--compile_commands=FILE]: show or compile the built-in ops and the op host; "
-    "check LIBRARY.so|SOURCE.cc|OP: opcheck of all ops in it",
-    "doctor": "doctor: what is installed, what is missing, and how to mend it",
+    "train": ("RECIPE", "train, export, report; run again, it goes on where it was"),
+    "launch": ("-- PROGRAM", "several workers that start again together when one dies"),
+    "export": ("RUN", "write another format of a run's model, proven"),
+    "verify": ("FILE", "run an exported file and compare it with its model"),
+    "web": ("FILE FOLDER", "make a web page in which the model runs; serve it"),
+    "data": ("COMMAND", "inspect, index, write, profile: look into data"),
+    "ops": ("COMMAND", "list, build, check: compiled ops"),
+    "doctor": ("", "what is installed, what is missing, and how to mend it"),
+    "completion": ("SHELL", "print what lets bash or zsh complete all of this"),
 }
-
-
-class UsageError(Exception):
-    """The command line is wrong; the message says what to write instead."""
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 75 training was stopped by SIGTERM
+and has saved (run the same again to go on), 130 interrupted (likewise)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on)."""
+    """Runs a command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on).
+
+    SIGTERM during training raises TrainingTerminated, a SystemExit with code 75.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is for another program
     debug = "--debug" in own
     arguments = [argument for argument in own if argument != "--debug"] + arguments[len(own) :]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
     try:
-        return _dispatch(arguments)
+        return run(arguments)
     except UsageError as error:
         print(f"tftoolkit: {error}", file=sys.stderr)
         return 2
@@ -53,19 +51,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _dispatch(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command, as :func:`main` does, but lets errors through.
+
+    Raises:
+        UsageError: the command line is wrong.
+    """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print("usage: tftoolkit COMMAND ...\n\n" + "\n".join(f"  {text}" for text in COMMANDS.values()))
+        print(_help())
         return 0 if arguments else 2
     command, *rest = arguments
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(f"unknown command {command!r}: {hint}There are: {', '.join(COMMANDS)}")
+    parser, rest = parser_of(command).find(rest)
     if {"-h", "--help"} & set(rest[: rest.index("--")] if "--" in rest else rest):
-        print(f"usage: tftoolkit {COMMANDS[command]}")
+        parser.print_help()
         return 0
-    return int(importlib.import_module(f"tftoolkit.cli.{command}").run(rest))
+    options = parser.parse(rest)
+    return int(options.run(options))
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of one of ``COMMANDS``."""
+    parser = Parser(prog=f"tftoolkit {command}")
+    importlib.import_module(f"tftoolkit.cli.{command}").add_arguments(parser)
+    return parser
+
+
+def _help() -> str:
+    commands = [f"  {f'{name} {operands}':20}{summary}" for name, (operands, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tftoolkit COMMAND ...",
+            "",
+            "Write a kernel once, train at compiled speed, ship it verified to the edge.",
+            "",
+            *commands,
+            "",
+            "tftoolkit COMMAND --help shows its options and an example;",
+            "--debug with any command shows where an error came from.",
+            "",
+            EXIT_CODES,
+        ]
+    )
 
 
 def import_tensorflow() -> None:

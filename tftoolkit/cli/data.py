@@ -1,69 +1,127 @@
 """``tftoolkit data inspect|index|write|profile``."""
 
+from __future__ import annotations
+
+import argparse
 import importlib
 import os
 import runpy
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from absl import flags
+from typing import TYPE_CHECKING, Any
 
 from tftoolkit.cli import UsageError, import_tensorflow
+from tftoolkit.cli.parser import Parser, integer, path
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _LABELS = 100  # that are printed, at most
 _BARS = 8  # of a histogram of lengths
 
 
-def run(arguments: list[str]) -> int:
-    """Shows what a source holds, makes indices of TFRecord files, turns a source into files of records, or tells which
-    stage of a pipeline takes the time."""
-    values = flags.FlagValues()
-    flags.DEFINE_integer("examples", 3, "inspect: how many examples to show", 0, flag_values=values)
-    flags.DEFINE_string("format", "tfrecord", "write: tfrecord or array_record", flag_values=values)
-    flags.DEFINE_integer("shards", None, "write: number of files", 1, flag_values=values)
-    flags.DEFINE_integer("batches", 50, "profile: how many batches to run", 1, flag_values=values)
-    flags.DEFINE_string("by", "line", "text files: line, paragraph or file", flag_values=values)
-    flags.DEFINE_string("label", "label", "inspect: the feature whose values are counted", flag_values=values)
-    flags.DEFINE_string("page", "inspect.html", "inspect: the page to write; empty: none", flag_values=values)
-    flags.DEFINE_integer("sheet", 48, "inspect: how many examples stand on the page", 1, flag_values=values)
-    flags.DEFINE_string("tokenizer", "", "inspect: JSON file that makes text of tokens", flag_values=values)
-    try:
-        words = values(["tftoolkit", *arguments])[1:]
-    except flags.Error as error:
-        options = ", ".join(f"--{name}" for name in sorted(values))
-        raise UsageError(f"{error}. The options are {options}") from error
-    command, *operands = words or [""]
-    needed = {"inspect": "SOURCE", "index": "FILE ...", "write": "SOURCE ... DESTINATION", "profile": "PIPELINE"}
-    if command not in needed:
-        raise UsageError(f"data needs {', '.join(needed)}; got {command or 'nothing'}")
-    if len(operands) < (2 if command == "write" else 1):
-        raise UsageError(f"usage: tftoolkit data {command} {needed[command]}")
-    import_tensorflow()
-    if command == "index":
-        _index(operands)
-    elif command == "write":
-        from tftoolkit.data_tools.inspection import bytes_text
-        from tftoolkit.pipelines import write
+def add_arguments(parser: Parser) -> None:
+    parser.describe(
+        "COMMAND ...",
+        "Looks into data. SOURCE is one or more files or patterns of one kind, a folder (with a folder per class), or "
+        "tfds:NAME/SPLIT; the kind follows from the files' names.",
+        "tftoolkit data inspect tfds:digits/train",
+        "tftoolkit data write photos/ photos.tfrecord --shards=8",
+    )
+    commands = parser.add_commands("commands", "COMMAND")
+    _add_inspect(commands.add_parser("inspect", help="what a source or pipeline holds; a page of examples"))
+    _add_index(commands.add_parser("index", help="index TFRecord files"))
+    _add_write(commands.add_parser("write", help="turn a source into sharded files of records"))
+    _add_profile(commands.add_parser("profile", help="find the slowest stage of a pipeline"))
 
-        *files, destination = operands
-        for file in write(open_source(files, values.by), destination, format=values.format, shards=values.shards):
-            print(f"{file}  {bytes_text(os.path.getsize(file))}")
-    elif command == "profile":
-        print(open_pipeline(operands).profile(values.batches))
-    else:
-        _inspect(operands, values)
+
+def _add_inspect(parser: Parser) -> None:
+    parser.describe(
+        "SOURCE ...|FILE.py:NAME [OPTION ...]",
+        "Prints number, features, bytes, labels and lengths of a source or a pipeline, shows some examples, and writes "
+        "a page of more. SOURCE: files, a folder, or tfds:NAME/SPLIT. FILE.py:NAME: a Pipeline or a function that "
+        "returns one.",
+        "tftoolkit data inspect 'train-*.tfrecord' --examples=5",
+        "tftoolkit data inspect my_training.py:pipeline --page=",
+    )
+    parser.add_argument("source", type=path, nargs="+", metavar="SOURCE", help="what to look into")
+    parser.add_argument("--examples", type=integer(0), metavar="N", default=3, help="how many examples to print")
+    parser.add_argument("--label", metavar="FEATURE", default="label", help="the feature whose values are counted")
+    _add_by(parser)
+    parser.add_argument(
+        "--page", type=path, metavar="FILE", default="inspect.html", help="the page to write; empty: none"
+    )
+    parser.add_argument("--sheet", type=integer(1), metavar="N", default=48, help="how many examples are on the page")
+    parser.add_argument("--tokenizer", type=path, metavar="FILE", help="JSON file that makes text of token numbers")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_index(parser: Parser) -> None:
+    parser.describe(
+        "FILE ... [OPTION ...]",
+        "Makes the side-car index of TFRecord files, which otherwise happens when they are first used, and prints the "
+        "number of records in each.",
+        "tftoolkit data index 'train-*.tfrecord'",
+    )
+    parser.add_argument("files", type=path, nargs="+", metavar="FILE", help="TFRecord files or patterns")
+    parser.set_defaults(run=_index)
+
+
+def _add_write(parser: Parser) -> None:
+    parser.describe(
+        "SOURCE ... DESTINATION [OPTION ...]",
+        "Turns any source into sharded files of records with a manifest. Nothing is overwritten.",
+        "tftoolkit data write photos/ photos.tfrecord --shards=8",
+    )
+    parser.add_argument("source", type=path, nargs="+", metavar="SOURCE", help="files, a folder, or tfds:NAME/SPLIT")
+    parser.add_argument("destination", type=path, metavar="DESTINATION", help="how the files' names begin")
+    parser.add_argument(
+        "--format", choices=("tfrecord", "array_record"), default="tfrecord", help="of the files that are written"
+    )
+    parser.add_argument("--shards", type=integer(1), metavar="N", help="number of files (default: by size)")
+    _add_by(parser)
+    parser.set_defaults(run=_write)
+
+
+def _add_profile(parser: Parser) -> None:
+    parser.describe(
+        "RECIPE|FILE.py:NAME [OPTION ...]",
+        "Runs the stages of a pipeline one by one and names the slowest. RECIPE: the pipeline it trains on. "
+        "FILE.py:NAME: a Pipeline or a function that returns one.",
+        "tftoolkit data profile digits --batches=100",
+    )
+    parser.add_argument("pipeline", type=path, metavar="PIPELINE", help="a recipe or FILE.py:NAME")
+    parser.add_argument("--batches", type=integer(1), metavar="N", default=50, help="how many batches to run")
+    parser.set_defaults(run=_profile)
+
+
+def _add_by(parser: Parser) -> None:
+    parser.add_argument(
+        "--by", choices=("line", "paragraph", "file"), default="line", help="text files: what one example is"
+    )
+
+
+def _write(options: argparse.Namespace) -> int:
+    import_tensorflow()
+    from tftoolkit.data_tools.inspection import bytes_text
+    from tftoolkit.pipelines import write
+
+    source = open_source(options.source, options.by)
+    for file in write(source, options.destination, format=options.format, shards=options.shards):
+        print(f"{file}  {bytes_text(os.path.getsize(file))}")
     return 0
 
 
-def open_pipeline(words: Sequence[str]) -> Any:
+def _profile(options: argparse.Namespace) -> int:
+    import_tensorflow()
+    print(open_pipeline(options.pipeline).profile(options.batches))
+    return 0
+
+
+def open_pipeline(word: str) -> Any:
     """The pipeline that a recipe trains on, or FILE.py:NAME, a Pipeline or a function that returns one."""
     from tftoolkit.pipelines import Pipeline
     from tftoolkit.trainers import recipes
 
-    word = words[0]
-    if len(words) > 1:
-        raise UsageError(f"{' '.join(words)}: one pipeline at a time")
     if ".py:" not in word:
         if word not in recipes.names():
             raise UsageError(f"{word}: expected FILE.py:NAME or a recipe, one of {', '.join(recipes.names())}")
@@ -132,38 +190,45 @@ def _is_stored(files: list[str]) -> bool:
     return os.path.exists(manifest_path(list_files(files)[0]))
 
 
-def _index(files: list[str]) -> None:
+def _index(options: argparse.Namespace) -> int:
+    import_tensorflow()
     from tftoolkit.data_tools.inspection import bytes_text
     from tftoolkit.pipelines.sources.files import list_files
     from tftoolkit.pipelines.sources.tfrecord_index import lengths_of
 
-    paths = list_files(files)
-    for path, lengths in zip(paths, lengths_of(paths), strict=True):
+    files = list_files(options.files)
+    for file, lengths in zip(files, lengths_of(files), strict=True):
         longest = f", the longest {bytes_text(int(lengths.max()))}" if len(lengths) else ""
-        print(f"{path}  {len(lengths):,} records, {bytes_text(os.path.getsize(path))}{longest}")
+        print(f"{file}  {len(lengths):,} records, {bytes_text(os.path.getsize(file))}{longest}")
+    return 0
 
 
-def _inspect(words: list[str], values: flags.FlagValues) -> None:
+def _inspect(options: argparse.Namespace) -> int:
+    import_tensorflow()
     from tftoolkit.data_tools.contact_sheet import write_contact_sheet
     from tftoolkit.data_tools.inspection import shown, spread, survey
 
-    opened = open_pipeline(words) if ".py:" in words[0] else open_source(words, values.by)
+    words = options.source
+    if ".py:" in words[0] and len(words) > 1:
+        raise UsageError(f"{' '.join(words)}: one pipeline at a time")
+    opened = open_pipeline(words[0]) if ".py:" in words[0] else open_source(words, options.by)
     tokenizer = None
-    if values.tokenizer:
+    if options.tokenizer:
         from tftoolkit.pipelines.text import Tokenizer
 
-        tokenizer = Tokenizer.load(values.tokenizer)
-    found = survey(opened, max(values.examples, values.sheet if values.page else 0), values.label)
+        tokenizer = Tokenizer.load(options.tokenizer)
+    found = survey(opened, max(options.examples, options.sheet if options.page else 0), options.label)
     _print_survey(found)
-    for row in [found.shown[place] for place in spread(len(found.shown), values.examples)]:
+    for row in [found.shown[place] for place in spread(len(found.shown), options.examples)]:
         print(f"\n{row.name}")
         if row.error:
             print(f"  bad: {row.error}")
         for name, value in row.features.items():
             print(f"  {name}: {shown(value)}")
-    if values.page:
-        write_contact_sheet(values.page, " ".join(words), found, tokenizer)
-        print(f"\npage: {values.page}")
+    if options.page:
+        write_contact_sheet(options.page, " ".join(words), found, tokenizer)
+        print(f"\npage: {options.page}")
+    return 0
 
 
 def _print_survey(found: Any) -> None:
@@ -196,6 +261,8 @@ def _print_survey(found: Any) -> None:
 
 def _print_lengths(name: str, lengths: np.ndarray, of: str) -> None:
     """Median, mean and a histogram of the lengths of a feature."""
+    import numpy as np
+
     from tftoolkit.data_tools.inspection import length_edges
 
     print(f"length of {name}{of}: {lengths.min():,} to {lengths.max():,}, "

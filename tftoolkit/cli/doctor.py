@@ -1,11 +1,12 @@
 """``tftoolkit doctor``: what is there, what is missing, and the command that mends it."""
 
+import argparse
 import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
 
-from tftoolkit.cli import UsageError
+from tftoolkit.cli.parser import Parser
 from tftoolkit.custom_ops.engine import builder, library, toolchain
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 
@@ -22,10 +23,18 @@ _PACKAGES: dict[str, str | None] = {
 }
 
 
-def run(arguments: list[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    parser.describe(
+        "",
+        "Says what is installed, what is missing, and how to mend it: packages, compilers, compiled ops.",
+        "tftoolkit doctor",
+        exit_codes="0 all is there that is needed, 1 something is missing",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Prints the findings. Returns 1 when something is missing that the core needs."""
-    if arguments:
-        raise UsageError(f"doctor takes no arguments, got {' '.join(arguments)}")
     checks: list[tuple[str, Callable[[], str], bool]] = [
         ("Python", lambda: f"{platform.python_version()} ({sys.executable})", True),
         *((name, lambda name=name: _package(name), fix is None) for name, fix in _PACKAGES.items()),

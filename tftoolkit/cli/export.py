@@ -1,43 +1,56 @@
 """``tftoolkit export RUN``: another file from what a run (or anybody else) saved."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from tftoolkit.cli import UsageError, import_tensorflow
+from tftoolkit.cli.parser import Parser, path
+
+QUANTIZE = ("float16", "dynamic", "int8", "int16x8")
 
 
-def run(arguments: list[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    parser.describe(
+        "RUN|SAVED_MODEL [OPTION ...]",
+        "Writes another format of a run's model, or of any SavedModel, after the file was run in its own runtime and "
+        "computed the same. Prints the table of size, latency and memory.",
+        "tftoolkit export runs/digits --quantize=int8 --integer_io",
+        "tftoolkit export my_saved_model --output=model.onnx",
+    )
+    parser.add_argument("source", type=path, metavar="RUN", help="a run folder, or a SavedModel")
+    parser.add_argument(
+        "--output", type=path, metavar="FILE",
+        help="the .tflite or .onnx file to write (default: model[_QUANTIZE].tflite beside the SavedModel)",
+    )  # fmt: skip
+    parser.add_argument("--quantize", choices=QUANTIZE, help="a .tflite file of smaller numbers (default: float32)")
+    parser.add_argument(
+        "--keep_float", action="append", metavar="PATTERN", default=[],
+        help="regular expression: layers of such names stay in float; may be given several times",
+    )  # fmt: skip
+    parser.add_switch("--integer_io", "inputs and outputs are integers, too (int8 and int16x8)")
+    parser.add_switch("--overwrite", "replace an existing file")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Exports the SavedModel of a run folder, or any SavedModel, and prints the table."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("output", None, "the file to write (.tflite or .onnx)", flag_values=values)
-    flags.DEFINE_string("quantize", None, "float16, dynamic, int8 or int16x8", flag_values=values)
-    flags.DEFINE_multi_string("keep_float", [], "pattern of layers that stay in float", flag_values=values)
-    flags.DEFINE_boolean("integer_io", False, "inputs and outputs are integers too", flag_values=values)
-    flags.DEFINE_boolean("overwrite", False, "replace an existing file", flag_values=values)
-    try:
-        sources = values(["tftoolkit", *arguments])[1:]
-    except flags.Error as error:
-        options = ", ".join(f"--{name}" for name in ("output", "quantize", "keep_float", "integer_io", "overwrite"))
-        raise UsageError(f"{error}. The options are {options}") from error
-    if len(sources) != 1:
-        raise UsageError(f"export needs one run folder or SavedModel, got {sources or 'none'}")
-    source = _saved_model(Path(sources[0]))
-    output = Path(values.output or source.parent / f"model{'_' + values.quantize if values.quantize else ''}.tflite")
+    source = _saved_model(Path(options.source))
+    suffix = f"_{options.quantize}" if options.quantize else ""
+    output = Path(options.output or source.parent / f"model{suffix}.tflite")
+    if output.suffix == ".onnx" and (options.quantize or options.keep_float or options.integer_io):
+        raise UsageError("--quantize, --keep_float and --integer_io are for .tflite files")
     import_tensorflow()
     from tftoolkit import export
 
     # The real inputs that the SavedModel was proven on calibrate the new file and prove it too.
-    arguments_for_both: dict[str, Any] = {"representative": _real_inputs(source), "overwrite": values.overwrite}
+    arguments_for_both: dict[str, Any] = {"representative": _real_inputs(source), "overwrite": options.overwrite}
     if output.suffix == ".onnx":
-        if values.quantize or values.keep_float or values.integer_io:
-            raise UsageError("--quantize, --keep_float and --integer_io are for .tflite files")
         print(export.onnx(source, output, **arguments_for_both))
         return 0
     print(
         export.tflite(
-            source, output, quantize=values.quantize, keep_float=values.keep_float, integer_io=values.integer_io,
+            source, output, quantize=options.quantize, keep_float=options.keep_float, integer_io=options.integer_io,
             **arguments_for_both,
         )
     )  # fmt: skip

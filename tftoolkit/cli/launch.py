@@ -1,28 +1,54 @@
 """``tftoolkit launch``: runs a gang of workers and starts all of them again when one is lost."""
 
+import argparse
 import difflib
 import shutil
 import sys
-
-from absl import flags
+from typing import Any
 
 from tftoolkit.cli import UsageError
+from tftoolkit.cli.parser import Parser, integer, path
 
 
-def run(arguments: list[str]) -> int:
-    """``[OPTIONS] -- COMMAND ...``"""
+def add_arguments(parser: Parser) -> None:
+    parser.takes_program = True
+    parser.describe(
+        "[OPTION ...] -- PROGRAM",
+        "Runs a gang of workers. When one dies or hangs, all start again from the last checkpoint. After -- comes what "
+        "each worker runs: 'train RECIPE ...', 'FILE.py ...' (in this Python), or another program.",
+        "tftoolkit launch --workers=2 -- train digits",
+        "tftoolkit launch --hosts=node7,node9 --log_dir=logs -- my_training.py",
+        exit_codes="0 done, 1 a worker failed too often, 75 stopped by SIGTERM: run the same again to go on, "
+        "130 interrupted: likewise",
+    )
+    number: dict[str, Any] = {"type": integer(0), "metavar": "N"}
+    seconds: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
+    for name, default, options, meaning in (
+        ("workers", 1, number, "how many on this machine, or on each host"),
+        ("parameter_servers", 0, number, "how many, for asynchronous training"),
+        ("hosts", (), {"type": _names, "metavar": "A,B"}, "all machines, in the same order on each of them"),
+        ("host_index", None, number, "which of the hosts this is (default: as Kubernetes or Slurm says)"),
+        ("port", 20000, number, "with hosts: of the first worker, the others count on"),
+        ("max_restarts", 3, number, "how often in a row without a newer checkpoint"),
+        ("heartbeat_timeout", 300.0, seconds, "without a heartbeat, after which a worker counts as hanging; 0: never"),
+        ("start_timeout", 900.0, seconds, "the same until its first heartbeat"),
+        ("grace", 60.0, seconds, "to save and leave in after SIGTERM"),
+        ("backoff", 1.0, seconds, "before the first restart; doubled with each"),
+        ("log_dir", None, {"type": path, "metavar": "DIR"}, "keep each worker's output there, too"),
+    ):
+        parser.add_argument(f"--{name}", default=default, help=meaning, **options)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the gang to its end."""
     from tftoolkit.trainers.distribution.gang import Gang, GangFailedError
 
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    program = arguments[place + 1 :]
-    values, words = _parse(arguments[:place])
-    if not program:
-        raise UsageError("launch needs a command after --, such as: tftoolkit launch --workers 2 -- train digits")
-    if words:
-        raise UsageError(f"launch: {' '.join(words)} stands before --; a worker's command comes after it")
-    options = {name: values[name].value for name in values if name in Gang.__dataclass_fields__}
+    if not options.program:
+        raise UsageError("launch needs a program after --, such as: tftoolkit launch --workers 2 -- train digits")
+    given = {name: value for name, value in vars(options).items() if name in Gang.__dataclass_fields__}
     try:
-        gang = Gang(command(program), **options)
+        gang = Gang(command(options.program), **given)
     except ValueError as error:
         raise UsageError(f"launch: {error}") from error
     try:
@@ -51,22 +77,5 @@ def command(words: list[str]) -> list[str]:
     return words
 
 
-def _parse(options: list[str]) -> tuple[flags.FlagValues, list[str]]:
-    """The options, and words that are none."""
-    values = flags.FlagValues()
-    flags.DEFINE_integer("workers", 1, "how many on this machine, or on each host", flag_values=values)
-    flags.DEFINE_integer("parameter_servers", 0, "how many, for asynchronous training", flag_values=values)
-    flags.DEFINE_list("hosts", [], "all machines, in the same order on each of them", flag_values=values)
-    flags.DEFINE_integer("host_index", None, "which of the hosts this is", flag_values=values)
-    flags.DEFINE_integer("port", 20000, "with hosts: of the first worker, the others count on", flag_values=values)
-    flags.DEFINE_integer("max_restarts", 3, "in a row without a newer checkpoint", flag_values=values)
-    flags.DEFINE_float("heartbeat_timeout", 300.0, "seconds without a heartbeat; 0: for ever", flag_values=values)
-    flags.DEFINE_float("start_timeout", 900.0, "seconds until the first heartbeat", flag_values=values)
-    flags.DEFINE_float("grace", 60.0, "seconds to save and leave in after SIGTERM", flag_values=values)
-    flags.DEFINE_float("backoff", 1.0, "seconds before the first restart; doubled with each", flag_values=values)
-    flags.DEFINE_string("log_dir", None, "keep each worker's output there, too", flag_values=values)
-    names = ", ".join(f"--{name}" for name in values)
-    try:
-        return values, values(["tftoolkit", *options])[1:]
-    except flags.Error as error:
-        raise UsageError(f"launch: {error}. The options are {names}") from error
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()

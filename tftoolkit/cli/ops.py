@@ -1,60 +1,105 @@
 """``tftoolkit ops list|build|check``."""
 
+from __future__ import annotations
+
+import argparse
 import importlib
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import flags
+from tftoolkit.cli import import_tensorflow
+from tftoolkit.cli.parser import Parser, path
 
-from tftoolkit.cli import UsageError, import_tensorflow
-from tftoolkit.custom_ops import available
-from tftoolkit.custom_ops.engine import builder, library
+if TYPE_CHECKING:
+    from tftoolkit.custom_ops.engine import library
 
 
-def run(arguments: list[str]) -> int:
-    """Shows the built-in ops, compiles them and the op host, or checks the ops of a library."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("compile_commands", None, "write a compilation database to this file", flag_values=values)
-    flags.DEFINE_boolean("cuda", False, "compile the CUDA kernels too, also where there is no GPU", flag_values=values)
-    try:
-        words = values(["tftoolkit", *arguments])[1:]
-    except flags.Error as error:
-        raise UsageError(f"{error}. The options are --compile_commands=FILE and --cuda") from error
-    if words[:1] == ["check"]:
-        if len(words) != 2:
-            raise UsageError(f"ops check needs one op library, source or built-in op, got {words[1:] or 'none'}")
-        return _check(words[1])
-    if words not in (["list"], ["build"]):
-        raise UsageError(f"ops needs 'list', 'build' or 'check', got {' '.join(words) or 'nothing'}")
-    if words == ["list"]:
-        _list()
-        return 0
-    cuda = True if values.cuda else "auto"
+def add_arguments(parser: Parser) -> None:
+    parser.describe(
+        "COMMAND ...",
+        "Compiled ops: which there are, and whether they keep their promises.",
+        "tftoolkit ops build",
+        "tftoolkit ops check my_op.cc",
+    )
+    commands = parser.add_commands("commands", "COMMAND")
+
+    listing = commands.add_parser("list", help="which built-in op runs where, and the ops' schemas")
+    listing.describe(
+        "[OPTION ...]",
+        "Shows which built-in op runs where, with the reason where it doesn't, and the schema of each.",
+        "tftoolkit ops list",
+    )
+    listing.set_defaults(run=show)
+
+    building = commands.add_parser("build", help="compile the built-in ops and the op host now")
+    building.describe(
+        "[OPTION ...]",
+        "Compiles the built-in ops and the op host into the cache, which otherwise happens on first use, and prints "
+        "the files.",
+        "tftoolkit ops build",
+        "tftoolkit ops build --compile_commands=compile_commands.json",
+    )
+    building.add_switch("--cuda", "compile the CUDA kernels, too, though there be no GPU here")
+    building.add_argument(
+        "--compile_commands", type=path, metavar="FILE",
+        help="write a compilation database for editors there, and compile nothing",
+    )  # fmt: skip
+    building.set_defaults(run=build)
+
+    checking = commands.add_parser("check", help="opcheck: do ops keep their promises")
+    checking.describe(
+        "LIBRARY.so|SOURCE.cc|OP [OPTION ...]",
+        "Checks every op of a library: values and gradients in eager mode, graphs and XLA, shapes, races, NaN, bad "
+        "input, and more. Prints a table for each.",
+        "tftoolkit ops check my_op.cc",
+        "tftoolkit ops check rms_norm",
+        exit_codes="0 done, 1 a check failed, 130 interrupted",
+    )
+    checking.add_argument(
+        "target", type=path, metavar="LIBRARY.so|SOURCE.cc|OP", help="a compiled library, a source file, a built-in op"
+    )
+    checking.set_defaults(run=check)
+
+
+def build(options: argparse.Namespace) -> int:
+    """Compiles the op host and the built-in ops, or writes what commands that takes."""
+    from tftoolkit.custom_ops.engine import builder, library
+
+    cuda = True if options.cuda else "auto"
     recipes = [builder.host_recipe(), *(library.builtin_recipe(name, cuda=cuda) for name in library.builtin_folders())]
-    if values.compile_commands:
-        Path(values.compile_commands).write_text(builder.compile_commands(recipes))
+    if options.compile_commands:
+        Path(options.compile_commands).write_text(builder.compile_commands(recipes))
     else:
         print(*builder.build_all(recipes), sep="\n")
     return 0
 
 
-def _list() -> None:
+def show(options: argparse.Namespace) -> int:
+    """Prints the table and the schemas."""
+    from tftoolkit.custom_ops import available
+    from tftoolkit.custom_ops.engine import library
+
     print(f"{available()}\n")
     for folder in library.builtin_folders():
         opened = library.load_builtin(folder)
         for name, schema in reversed(opened.schemas.items()):
             print(f"{opened.name}>{name}{schema}")
+    return 0
 
 
-def _check(target: str) -> int:
+def check(options: argparse.Namespace) -> int:
     """Checks all ops of a library, source file or built-in folder; 1 if a check fails."""
+    from tftoolkit.custom_ops.engine import library
+
+    target = options.target
     builtin = target in library.builtin_folders()
     if not builtin and not Path(target).exists():
         folders = ", ".join(library.builtin_folders())
         raise FileNotFoundError(f"no such file: {target}; it is no built-in op either, those are {folders}")
     import_tensorflow()
-    from tftoolkit.custom_ops import opcheck as check
+    from tftoolkit.custom_ops import opcheck
     from tftoolkit.custom_ops.opcheck import CHECKS, KERNEL_CHECKS, OpCheckError, arguments
 
     shape, dtype, own = None, None, None
@@ -75,7 +120,7 @@ def _check(target: str) -> int:
             continue
         inputs, attributes = own() if own else arguments.make(op, shape, dtype)
         try:
-            print(check(op, *inputs, checks=CHECKS if builtin else KERNEL_CHECKS, **attributes), end="\n\n")
+            print(opcheck(op, *inputs, checks=CHECKS if builtin else KERNEL_CHECKS, **attributes), end="\n\n")
         except OpCheckError as error:
             print(error, end="\n\n")
             failed = True
@@ -83,6 +128,8 @@ def _check(target: str) -> int:
 
 
 def _open(path: Path) -> library.OpLibrary:
+    from tftoolkit.custom_ops.engine import library
+
     stem = path.name.split(".")[0].split("-")[0]  # without the key of a cached build
     name = "".join(word[0].upper() + word[1:] for word in re.findall(r"[A-Za-z0-9]+", stem))
     return library.open_library(name, path) if path.suffix == ".so" else library.load(name, [path])

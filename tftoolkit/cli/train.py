@@ -1,58 +1,82 @@
 """``tftoolkit train RECIPE``."""
 
-import difflib
+import argparse
+import functools
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tftoolkit.cli import UsageError, import_tensorflow
+from tftoolkit.cli.parser import Parser, path
+from tftoolkit.cli.recipe_options import options as recipe_options
+from tftoolkit.cli.recipe_options import summary
+from tftoolkit.trainers import recipes
+
+_EXIT_CODES = (
+    "0 done, 1 failed, 75 SIGTERM came and everything is saved: run the same again to go on, 130 interrupted: likewise"
+)
 
 
-def run(arguments: list[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    """A command for each recipe."""
+    names = recipes.names()
+    parser.describe(
+        "RECIPE ...",
+        "Trains a recipe, exports the model in several formats, each of them proven, and writes report.html, all into "
+        "the run folder. Run again, it goes on where it was; what is finished is not done again.",
+        f"tftoolkit train {names[0]} --directory=runs/first --config.seed=1",
+        f"tftoolkit train {names[0]} --help                the options of a recipe",
+        exit_codes=_EXIT_CODES,
+    )
+    commands = parser.add_commands("recipes", "RECIPE")
+    for name in names:
+        about = summary(name).replace("%", "%%")
+        _add_options(commands.add_parser(name, help=about), name)
+
+
+def _add_options(parser: Parser, recipe: str) -> None:
+    parser.describe(
+        "[OPTION ...]",
+        summary(recipe),
+        f"tftoolkit train {recipe} --directory=runs/first --config.seed=1",
+        exit_codes=_EXIT_CODES,
+    )
+    parser.add_argument(
+        "--directory", type=path, metavar="DIR", default=f"runs/{recipe}", help="the run folder; made if there is none"
+    )
+    for option in recipe_options(recipe):
+        text = f"{option.meaning} (default: {option.default})".replace("%", "%%")
+        name = f"--config.{option.name}"
+        if isinstance(option.default, bool):
+            parser.add_switch(name, text)
+            parser.set_defaults(**{name[2:]: option.default})
+        else:
+            kind = type(option.default).__name__.upper() if option.default is not None else "VALUE"
+            parser.add_argument(name, metavar=kind, default=argparse.SUPPRESS, help=text)
+    parser.set_defaults(run=functools.partial(_run, recipe))
+
+
+def _run(recipe: str, options: argparse.Namespace) -> int:
     """Loads the recipe, applies the overrides, runs its job."""
-    from tftoolkit.trainers import recipes
-
-    names = [argument for argument in arguments if not argument.startswith("-")]
-    if len(names) != 1:
-        raise UsageError(f"train needs one recipe, got {names or 'none'}. There are: {', '.join(recipes.names())}")
-    (name,) = names
-    config = recipes.load(name)
-    directory = _parse(config, name, [argument for argument in arguments if argument != name])
+    config = recipes.load(recipe)
+    _override(config, {name: value for name, value in vars(options).items() if name.startswith("config.")})
+    print("loading TensorFlow", file=sys.stderr, flush=True)
     import_tensorflow()
-    importlib.import_module(f"tftoolkit.jobs.{config.job}").run(config, directory)
+    importlib.import_module(f"tftoolkit.jobs.{config.job}").run(config, Path(options.directory))
     return 0
 
 
-def _parse(config: ConfigDict, name: str, options: list[str]) -> Path:
-    """Writes ``--config.x=y`` into ``config`` and returns the run folder."""
-    for option in options:
-        _check_option(config, name, option)
+def _override(config: ConfigDict, given: dict[str, Any]) -> None:
+    """Writes ``config.x`` → text into ``config``, whose types decide how the text is read."""
     values = flags.FlagValues()
-    flags.DEFINE_string("directory", f"runs/{name}", "the run folder", flag_values=values)
     # ml_collections looks for the overrides in sys.argv itself.
-    sys.argv = ["tftoolkit", *options]
+    sys.argv = ["tftoolkit", *(f"--{name}={value}" for name, value in given.items())]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True)
         values(sys.argv)
     except flags.Error as error:
-        raise UsageError(f"{error} (the options are --directory=DIR and --config.OPTION=VALUE)") from error
-    return Path(values.directory)
-
-
-def _check_option(config: ConfigDict, recipe: str, option: str) -> None:
-    """Raises UsageError with the nearest names where ``--config.a.b=...`` names nothing."""
-    if not option.startswith("--config."):
-        return
-    level = config
-    for part in option.removeprefix("--config.").partition("=")[0].split("."):
-        if not isinstance(level, ConfigDict) or part not in level:
-            known = list(level) if isinstance(level, ConfigDict) else []
-            near = difflib.get_close_matches(part, known, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-            raise UsageError(
-                f"recipe {recipe} has no option {part!r}{hint} There are: {', '.join(known) or 'none below'}"
-            )
-        level = level[part]
+        raise UsageError(str(error)) from error

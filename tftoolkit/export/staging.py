@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tftoolkit.export.report import ExportError
+from tftoolkit.trainers.console import phase
 
 # Disk, quota and the process's own limit on the size of files.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,12 +76,9 @@ def commit(built: Path, path: str | os.PathLike[str], overwrite: bool, beside: M
         raise
 
 
-@contextlib.contextmanager
-def stage(name: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Prints one line when the stage is over."""
-    start = time.perf_counter()
-    yield
-    print(f"export {Path(path).name}: {name} ok ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
+def stage(name: str, path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Tells that the stage runs, and how long it took."""
+    return phase(f"export {Path(path).name}: {name}")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tftoolkit import export, pipelines, report, trainers
 from tftoolkit.jobs import run_folder
 from tftoolkit.models import DigitsCnn
+from tftoolkit.trainers.console import phase
 from tftoolkit.trainers.distribution.replicas import Workers
 
 
@@ -51,10 +52,13 @@ def run(config: ConfigDict, directory: Path) -> None:
     is_chief = Workers(strategy).is_chief
     if is_chief:
         run_folder.claim(directory, config.to_dict())
-    test = all_test_examples(config)
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        step = _step(config)
-    trainer = _trainer(config, directory, step, test)
+    said = phase if is_chief else contextlib.nullcontext
+    with said(f"{config.dataset}: reading the test split"):
+        test = all_test_examples(config)
+    with said("tracing the training step"):
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            step = _step(config)
+        trainer = _trainer(config, directory, step, test)
     summary = trainer.run(config.steps)
     if is_chief:
         _finish(config, directory, step.model, test, trainer, summary)
@@ -75,7 +79,8 @@ def _finish(
         page.unlink(missing_ok=True)
         print("Exporting; each file is run in its own runtime and compared before it is written.")
         proof = _export(config, directory / "export", model, test)
-        _write_page(config, page, model, test, trainer, proof)
+        with phase("report.html"):
+            _write_page(config, page, model, test, trainer, proof)
         run_folder.write_text(table_file, f"{proof}\n")  # last: it says that export and page are complete
     accuracy = summary.evaluation["accuracy"]
     expected = config.expected.test_accuracy
@@ -149,10 +154,12 @@ def _evaluation(model: DigitsCnn, test: dict[str, np.ndarray]) -> Callable[[], d
 def _export(config: ConfigDict, folder: Path, model: DigitsCnn, test: dict[str, np.ndarray]) -> export.ExportReport:
     shutil.rmtree(folder, ignore_errors=True)  # half an export of a killed run
     folder.mkdir(parents=True)
+    with phase(f"{config.dataset}: reading examples for calibration"):
+        calibration = list(_calibration(config))
     image = tf.TensorSpec([None, *test["image"].shape[1:]], tf.float32, "image")
     arguments: dict[str, Any] = {
         "signatures": {"serving_default": (lambda image: {"logits": model(image)}, [image])},
-        "representative": lambda: _calibration(config),
+        "representative": calibration,
         "metric": lambda predict: float(np.mean(_classes(predict, test["image"]) == test["label"])),
         "max_drop": config.max_drop,
     }

@@ -1,15 +1,27 @@
 """One line about a running training."""
 
-import sys
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tftoolkit.trainers.console import console
 from tftoolkit.trainers.runners.memory import peak_memory
 
 
+@dataclasses.dataclass(frozen=True)
+class _Moment:
+    """What rates are counted from."""
+
+    step: int
+    time: float
+    seconds_waited: float
+
+
 class Progress:
-    """Prints to stderr: a line that refreshes itself on a terminal, one line per report elsewhere.
+    """Prints to stderr: a line that rewrites itself on a terminal; one line per 10 seconds, the first and the last
+    elsewhere.
 
     Args:
         stop: number of steps to reach.
@@ -31,48 +43,55 @@ class Progress:
         self._examples = examples_per_step
         self._count_flops = flops_per_step
         self._peak_flops = peak_flops
-        self._visible = visible
-        # Rates are those since the report before; what comes before the first is mostly compilation.
-        self._before: tuple[int, float, float] | None = None
-        self._open_line = False
+        self._console = console(visible)
+        # What comes before the first report is mostly compilation.
+        self._reported: _Moment | None = None
+        self._shown: _Moment | None = None
 
-    def report(self, step: int, metrics: Mapping[str, Any], skipped: int, seconds_waited: float) -> dict[str, float]:
-        """Show ``step`` finished steps and return the rates shown.
+    def report(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        skipped: int,
+        seconds_waited: float,
+        evaluation: Mapping[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """Show ``step`` finished steps and return the rates since the report before.
+
+        Those shown are since the line before.
 
         Args:
             step: number of finished steps.
             metrics: a line of ``metrics.jsonl``.
             skipped: number of updates skipped.
             seconds_waited: how long training waited for data so far.
+            evaluation: the latest line of kind "eval".
         """
-        parts = [f"step {step}/{self._stop}"]
-        if "loss" in metrics:
-            loss = metrics["loss"]
-            parts.append("loss not finite" if loss is None else f"loss {loss:.4g}")
-        if "learning_rate" in metrics:
-            parts.append(f"rate {metrics['learning_rate']:.3g}")
-        if skipped:
-            parts.append(f"skipped {skipped}")
-        rates = {}
-        if self._before is None:
+        now = _Moment(step, time.perf_counter(), seconds_waited)
+        rates: dict[str, float] = {}
+        parts = {"step": f"step {step}/{self._stop}", **_parts(metrics, skipped, evaluation or {})}
+        if self._reported is None or self._shown is None:
             self._count_flops()  # takes a moment
-        elif step > self._before[0]:
-            rates = self._rates(step, seconds_waited)
-            parts += [text.format(rates[name] * factor) for name, (text, factor) in _SHOWN.items() if name in rates]
-            parts.append(f"ETA {_clock((self._stop - step) / rates['steps_per_second'])}")
-        self._print("  ".join(parts), keep=not sys.stderr.isatty())
-        self._before = (step, time.perf_counter(), seconds_waited)
+            now = dataclasses.replace(now, time=time.perf_counter())
+        elif step > max(self._reported.step, self._shown.step):
+            rates = self._rates(self._reported, now)
+            shown = self._rates(self._shown, now)
+            parts |= {
+                name: text.format(shown[name] * factor) for name, (text, factor) in _SHOWN.items() if name in shown
+            }
+            parts["eta"] = f"ETA {_clock((self._stop - step) / shown['steps_per_second'])}"
+        self._reported = now
+        if self._console.show(functools.partial(_fitting, parts)):
+            self._shown = now
         return rates
 
-    def _rates(self, step: int, seconds_waited: float) -> dict[str, float]:
-        assert self._before is not None
-        first, begin, waited = self._before
-        now = time.perf_counter()
-        per_second = (step - first) / (now - begin)
+    def _rates(self, since: _Moment, now: _Moment) -> dict[str, float]:
+        seconds = now.time - since.time
+        per_second = (now.step - since.step) / seconds
         rates = {"steps_per_second": per_second}
         if self._examples:
             rates["examples_per_second"] = per_second * self._examples
-        rates["waiting_for_data"] = max(0.0, seconds_waited - waited) / (now - begin)
+        rates["waiting_for_data"] = max(0.0, now.seconds_waited - since.seconds_waited) / seconds
         flops = self._count_flops()
         if flops and self._peak_flops:
             rates["model_flops_utilization"] = flops * per_second / self._peak_flops
@@ -83,23 +102,40 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        if self._open_line:
-            self._print("", keep=False)
-        self._print(text, keep=True)
+        self._console.say(text)
 
     def close(self) -> None:
-        if self._open_line:
-            self._print("", keep=True)
-
-    def _print(self, text: str, *, keep: bool) -> None:
-        if not self._visible:
-            return
-        erase = "\r\033[K" if self._open_line and sys.stderr.isatty() else ""
-        sys.stderr.write(f"{erase}{text}" + ("\n" if keep else ""))
-        sys.stderr.flush()
-        self._open_line = not keep
+        self._console.close()
 
 
+def _parts(metrics: Mapping[str, Any], skipped: int, evaluation: Mapping[str, Any]) -> dict[str, str]:
+    parts = {}
+    if "loss" in metrics:
+        loss = metrics["loss"]
+        parts["loss"] = "loss not finite" if loss is None else f"loss {loss:.4g}"
+    for name, value in sorted(evaluation.items(), key=lambda item: item[0] == "loss"):
+        if name not in ("kind", "step") and value is not None:
+            parts[f"eval {name}"] = f"eval {name} {value:.4g}"
+    if "learning_rate" in metrics:
+        parts["learning_rate"] = f"rate {metrics['learning_rate']:.3g}"
+    if skipped:
+        parts["skipped"] = f"skipped {skipped}"
+    return parts
+
+
+def _fitting(parts: Mapping[str, str], columns: int) -> str:
+    """As many of the parts as fit, the most important ones, in their order."""
+    kept: set[str] = set()
+    for name in sorted(parts, key=lambda name: _IMPORTANCE.index(name.split()[0])):
+        if len("  ".join(text for part, text in parts.items() if part in {*kept, name})) <= columns:
+            kept.add(name)
+    return "  ".join(text for part, text in parts.items() if part in kept)
+
+
+_IMPORTANCE = (
+    "step", "eta", "loss", "skipped", "steps_per_second", "eval", "waiting_for_data", "learning_rate",
+    "examples_per_second", "model_flops_utilization", "flops_per_second", "peak_memory_bytes",
+)  # fmt: skip
 _SHOWN = {
     "steps_per_second": ("{:.4g} steps/s", 1),
     "examples_per_second": ("{:.4g} examples/s", 1),

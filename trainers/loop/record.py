@@ -61,7 +61,10 @@ class Record:
         values = call.values()
         for line in lines:
             self.log.write("train", line, {name: value[line - call.first - 1] for name, value in values.items()})
-        self.log.write_rates(step, self._progress.report(step, self.log.last["train"], skipped, seconds_waited))
+        last = self.log.last
+        self.log.write_rates(
+            step, self._progress.report(step, last["train"], skipped, seconds_waited, last.get("eval"))
+        )
 
     def close(self) -> None:
         with contextlib.closing(self.log):

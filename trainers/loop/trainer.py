@@ -245,6 +245,7 @@ class Trainer:
         record.say(
             f"{self.directory}: step {self.finished_steps} to {steps}, runner {runner.kind} ({runner.reason})"
             + (f", up to {runner.steps_per_call} steps per call" if runner.steps_per_call > 1 else "")
+            + ("; the first call compiles" if runner.kind != "eager" else "")
         )
         state.start_clock()
         self._call_hooks("start")

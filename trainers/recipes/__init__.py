@@ -1,11 +1,13 @@
 """Recipes: configurations that are known to work, each with the result it must reach written inside.
 
-A recipe is a module here with ``get_config()``; ``tftoolkit train NAME`` runs it.
+A recipe is a module here with ``get_config()``; ``tftoolkit train NAME`` runs it. The help shows its docstring's first
+paragraph, and for each option the comment lines right above it.
 """
 
 import difflib
 import importlib
 import pkgutil
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -21,9 +23,14 @@ def names() -> list[str]:
 
 def load(name: str) -> ConfigDict:
     """The recipe's configuration, with its types locked. Raises UnknownRecipeError."""
+    config = module(name).get_config()
+    return config.lock()
+
+
+def module(name: str) -> ModuleType:
+    """The recipe's module. Raises UnknownRecipeError."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UnknownRecipeError(f"unknown recipe {name!r}: {hint}There are: {', '.join(names())}")
-    config = importlib.import_module(f"{__name__}.{name}").get_config()
-    return config.lock()
+    return importlib.import_module(f"{__name__}.{name}")

@@ -62,13 +62,13 @@ def test_a_table_with_a_bad_row_is_shown(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        ([], 2, "data needs inspect, index, write"),
-        (["show"], 2, "data needs inspect, index, write"),
-        (["write", "x"], 2, "usage: tftoolkit data write SOURCE ... DESTINATION"),
+        ([], 2, "data: needs a COMMAND, got nothing. There are: inspect, index, write"),
+        (["show"], 2, "unknown command 'show'. There are: inspect, index, write"),
+        (["write", "x"], 2, "required: DESTINATION\nusage: tftoolkit data write SOURCE ... DESTINATION"),
         (["inspect", "x.zip"], 2, "which kind of source is it?"),
         (["inspect", "tfds:digits"], 2, "expected one tfds:NAME/SPLIT"),
         (["inspect", "nothing.csv"], 1, "there is no file"),
-        (["inspect", "x.csv", "--rows=3"], 2, "--examples, --format, --label, --page"),
+        (["inspect", "x.csv", "--rows=3"], 2, "no option --rows. The options are --examples, --label, --by, --page"),
     ],
 )
 def test_wrong_usage_is_told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tftoolkit.cli import UsageError, data
+from tftoolkit import cli
+from tftoolkit.cli import UsageError
 
 PIPELINE = """
 import numpy as np
@@ -24,7 +25,7 @@ other = 3
 @pytest.mark.parametrize("name", ["train", "ready"])
 def test_names_the_slowest_stage(name, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(PIPELINE)
-    assert data.run(["profile", f"{tmp_path}/mine.py:{name}", "--batches=5"]) == 0
+    assert cli.run(["data", "profile", f"{tmp_path}/mine.py:{name}", "--batches=5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["stage", "ms/batch", "share", "records/s", "MB/batch"]
     assert [line.split("  ")[0] for line in lines[1:-1]] == [
@@ -40,7 +41,7 @@ def test_names_the_slowest_stage(name, tmp_path, capsys):
 
 def test_of_a_recipe(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert data.run(["profile", "digits", "--batches=2"]) == 0
+    assert cli.run(["data", "profile", "digits", "--batches=2"]) == 0
     assert "map random_shift(max_pixels=1)" in capsys.readouterr().out
 
 
@@ -51,10 +52,10 @@ def test_of_a_recipe(tmp_path, capsys, monkeypatch):
 def test_bad_input(word, text, tmp_path):
     (tmp_path / "mine.py").write_text("nothing = 1\n")
     with pytest.raises(UsageError, match=text):
-        data.run(["profile", word.format(tmp_path)])
+        cli.run(["data", "profile", word.format(tmp_path)])
 
 
 def test_not_a_pipeline(tmp_path):
     (tmp_path / "mine.py").write_text("def nothing(): return 3\n")
     with pytest.raises(UsageError, match="returns one, got int"):
-        data.run(["profile", f"{tmp_path}/mine.py:nothing"])
+        cli.run(["data", "profile", f"{tmp_path}/mine.py:nothing"])

@@ -41,11 +41,19 @@ def test_another_format_of_a_run(finished_run):
 
 def test_mistakes(finished_run, tmp_path):
     for arguments, code, message in (
-        (["export"], 2, "export needs one run folder or SavedModel, got none"),
+        (["export"], 2, "export: the following arguments are required: RUN"),
         (["export", tmp_path], 1, "is neither a SavedModel nor a run"),
-        (["export", finished_run, "--quantise=int8"], 2, "The options are --output, --quantize"),
+        (
+            ["export", finished_run, "--quantise=int8"],
+            2,
+            "no option --quantise; did you mean --quantize? The options are --output, --quantize",
+        ),
         (["export", finished_run, f"--output={tmp_path}/m.onnx", "--quantize=int8"], 2, "are for .tflite files"),
-        (["verify", finished_run, "--gold=x"], 2, "option --gold=x: the options are --golden=SAVED_MODEL and --native"),
+        (
+            ["verify", finished_run, "--gold=x"],
+            2,
+            "no option --gold; did you mean --golden? The options are --golden, --native",
+        ),
     ):
         done = tftoolkit(*arguments)
         assert (done.returncode, message in done.stderr) == (code, True), done.stderr

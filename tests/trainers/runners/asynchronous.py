@@ -114,7 +114,15 @@ def data(bad=()):
 
 
 def train(
-    directory, model="module", update="plain", optimizer="ours", runner="auto", steps=120, bad=(), drop_remainder=True
+    directory,
+    model="module",
+    update="plain",
+    optimizer="ours",
+    runner="auto",
+    steps=120,
+    bad=(),
+    drop_remainder=True,
+    hooks=(),
 ):
     strategy = trainers.distributed_strategy()
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -136,6 +144,7 @@ def train(
         checkpoint_every=40,
         log_every=1,
         max_skipped_in_a_row=4,
+        hooks=hooks,
     ).run(steps)
     np.savez(f"{directory}.npz", **{name: variable.numpy() for name, variable in step.named_variables().items()})
 
@@ -195,7 +204,8 @@ def _ended(pid):
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        train(**json.loads(sys.argv[1]))
+        said = ("log", lambda trainer: print(f"logged step {trainer.finished_steps}", flush=True))
+        train(**json.loads(sys.argv[1]), hooks=[said])
         sys.exit()
     for line in sys.stdin:
         print("codes", json.dumps(_run(json.loads(line))), flush=True)

@@ -216,7 +216,8 @@ def test_the_launcher_starts_again_what_is_lost(tmp_path, task, said):
             lines.append(line)
             if found := re.match(r"tftoolkit launch: (.*) started, process (\d+)", line):
                 pids[found[1]] = int(found[2])
-            if task and line.startswith("[chief] step ") and int(re.match(r"\[chief\] step (\d+)", line)[1]) >= 60:
+            logged = re.match(r"\[chief\] logged step (\d+)", line)
+            if task and logged and int(logged[1]) >= 60:
                 os.kill(pids[task], signal.SIGKILL)  # which is alive: it is what the step needed
                 task = None
     text = "".join(lines)
