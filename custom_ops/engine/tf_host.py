@@ -15,7 +15,6 @@ from typing import Any
 
 import tensorflow as tf
 from absl import logging
-from tensorflow.core.framework import op_def_pb2
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import op_def_library
@@ -25,15 +24,11 @@ from tensorflow.python.ops.parallel_for import pfor
 from tftoolkit.custom_ops.engine import builder, toolchain
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
+from tftoolkit.custom_ops.engine.op_def import LIST_LENGTH, dtype_of, op_def, read_attribute, store_attribute, wire_form
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     REST,
-    SCALAR_TYPES,
     Argument,
-    Attribute,
-    Dim,
-    Expression,
-    Schema,
     presence,
 )
 
@@ -129,7 +124,7 @@ def _eagerly_converted(
     flat: list[tf.Tensor] = []
     attributes = dict(stored)
     for argument, value in zip(op.schema.inputs, inputs, strict=True):
-        wanted = _dtype(argument.dtype) if argument.dtype in DTYPES else dtypes.get(argument.dtype)
+        wanted = dtype_of(argument.dtype) if argument.dtype in DTYPES else dtypes.get(argument.dtype)
         tensors = [tf.convert_to_tensor(item, wanted) for item in (value if argument.variadic else [value])]
         dtypes.setdefault(argument.dtype, tensors[0].dtype)
         flat += tensors
@@ -183,14 +178,14 @@ def _prepare(op: Declaration, inputs: Sequence[Any], stored: dict[str, Any]) -> 
 def _dtype_for(op: Declaration, argument: Argument, inputs: list[Any]) -> tf.DType:
     """The dtype that an absent input would have."""
     if argument.dtype in DTYPES:
-        return _dtype(argument.dtype)
+        return dtype_of(argument.dtype)
     for i, (other, value) in enumerate(zip(op.schema.inputs, inputs, strict=True)):
         if other.dtype == argument.dtype and value is not None:
             if other.variadic:
                 return tf.convert_to_tensor(value[0]).dtype
             inputs[i] = tf.convert_to_tensor(value)
             return inputs[i].dtype
-    return _dtype(op.schema.dtype_vars[argument.dtype][0])
+    return dtype_of(op.schema.dtype_vars[argument.dtype][0])
 
 
 @functools.cache
@@ -263,112 +258,6 @@ def _vectorize(op: Declaration, pfor_input: Any) -> Any:
             outputs = call(op, inputs, node_attributes(op, pfor_input.op), None)
             return [pfor.wrap(output, True) for output in op.flat_outputs(outputs)]
     raise pfor.ConversionNotImplementedError(f"{op} cannot take one more leading dimension")  # makes it a loop
-
-
-# Declarations
-
-
-def op_def(name: str, schema: Schema) -> op_def_pb2.OpDef:
-    """TensorFlow's own declaration of the op."""
-    definition = op_def_pb2.OpDef(name=name)
-    for arguments, args in ((schema.inputs, definition.input_arg), (schema.outputs, definition.output_arg)):
-        for argument in arguments:
-            arg = args.add(name=argument.name)
-            if argument.dtype in DTYPES:
-                arg.type = _dtype(argument.dtype).as_datatype_enum
-            else:
-                arg.type_attr = argument.dtype
-            if argument.variadic:
-                arg.number_attr = LIST_LENGTH
-    if schema.has_lists:
-        definition.attr.add(name=LIST_LENGTH, type="int", has_minimum=True, minimum=1)
-    for variable, choices in schema.dtype_vars.items():
-        attr = definition.attr.add(name=variable, type="type")
-        attr.allowed_values.list.type.extend(_dtype(choice).as_datatype_enum for choice in choices)
-    for attribute in kernel_attributes(schema):
-        _add_attribute(definition, attribute)
-    return definition
-
-
-LIST_LENGTH = "N"
-# f64 as text, because TensorFlow's float attributes have 32 bits; see host/attributes.h.
-_TF_ATTRIBUTES = {"f32": "float", "f64": "string", "i32": "int", "i64": "int", "bool": "bool", "str": "string"}
-_VALUE_FIELDS = {"float": "f", "int": "i", "bool": "b", "string": "s"}
-
-
-def kernel_attributes(schema: Schema) -> list[Attribute]:
-    """The attributes that nodes and kernels have, sorted by name: those declared, and one for each optional input."""
-    hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
-    return sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
-
-
-def store_attribute(attribute: Attribute, checked: Any) -> Any:
-    """An attribute's value (as ``convert`` gives it) in the form TensorFlow stores."""
-    if attribute.scalar_type == "f64":
-        return [repr(item) for item in checked] if isinstance(checked, tuple) else repr(checked)
-    return list(checked) if isinstance(checked, tuple) else checked
-
-
-def read_attribute(attribute: Attribute, stored: Any) -> Any:
-    """The Python value of an attribute as it stands in a node (``op.get_attr``)."""
-
-    def scalar(value: Any) -> Any:
-        text = value.decode() if isinstance(value, bytes) else value
-        return float(text) if attribute.scalar_type == "f64" else text
-
-    return [scalar(value) for value in stored] if attribute.is_list else scalar(stored)
-
-
-def _add_attribute(definition: op_def_pb2.OpDef, attribute: Attribute) -> None:
-    base = _TF_ATTRIBUTES[attribute.scalar_type]
-    attr = definition.attr.add(name=attribute.name, type=f"list({base})" if attribute.is_list else base)
-    if attribute.default is None:
-        return
-    stored = store_attribute(attribute, attribute.default)
-    encoded = [item.encode() if base == "string" else item for item in (stored if attribute.is_list else [stored])]
-    if attribute.is_list:
-        attr.default_value.list.SetInParent()  # also when it is empty
-        getattr(attr.default_value.list, _VALUE_FIELDS[base]).extend(encoded)
-    else:
-        setattr(attr.default_value, _VALUE_FIELDS[base], encoded[0])
-
-
-def _dtype(name: str) -> tf.DType:
-    return tf.dtypes.as_dtype(DTYPES[name])
-
-
-def wire_form(schema: Schema) -> str:
-    """The schema's shapes for the host; the format stands in host/signature.h."""
-    attributes = kernel_attributes(schema)
-    attribute_index = {attribute.name: i for i, attribute in enumerate(attributes)}
-    outside_lists = [name for name in schema.dim_names if name in schema.global_dims]
-    names = outside_lists + [name for name in schema.dim_names if name not in schema.global_dims]
-
-    def term(item: int | str) -> str:
-        if isinstance(item, int):
-            return f"0 {item}"
-        if item in names:
-            return f"1 {names.index(item)}"
-        return f"2 {attribute_index[item]}" if item in attribute_index else f"3 {ord(item)}"
-
-    def dim(value: Dim) -> str:
-        if value == REST:
-            return "0"
-        postfix = value.postfix if isinstance(value, Expression) else (value,)
-        return " ".join([str(len(postfix)), *map(term, postfix)])
-
-    def argument(value: Argument) -> str:
-        present = attribute_index[presence(value)] if value.optional else -1
-        alias = [item.name for item in schema.inputs].index(value.alias) if value.alias else -1
-        head = f"{value.name} {int(value.variadic)} {present} {alias} {len(value.dims)}"
-        return " ".join([head, *map(dim, value.dims)])
-
-    counts = (len(schema.inputs), len(schema.outputs), len(attributes), len(names), len(outside_lists))
-    words = [*map(str, counts), str(int(REST in schema.global_dims))]
-    words += [argument(value) for value in [*schema.inputs, *schema.outputs]]
-    for attribute in attributes:
-        words.append(f"{attribute.name} {SCALAR_TYPES.index(attribute.scalar_type) + 16 * attribute.is_list}")
-    return " ".join([*words, *names])
 
 
 @functools.cache

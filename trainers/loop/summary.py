@@ -25,14 +25,14 @@ class Summary:
     already_finished: bool
     """True if there was nothing left to do."""
 
-    @classmethod
-    def of(cls, state: RunState, log: MetricsLog, evaluator: Evaluator, *, already_finished: bool) -> "Summary":
-        """That of a run that has ended."""
-        return cls(
-            steps=state.finished_steps,
-            seconds=state.seconds,
-            metrics=log.last.get("train", {}),
-            evaluation=log.last.get("eval", {}),
-            best=evaluator.best(log),
-            already_finished=already_finished,
-        )
+
+def summary_of(state: RunState, log: MetricsLog, evaluator: Evaluator, *, already_finished: bool) -> Summary:
+    """That of a run that has ended."""
+    return Summary(
+        steps=state.finished_steps,
+        seconds=state.seconds,
+        metrics=log.last.get("train", {}),
+        evaluation=log.last.get("eval", {}),
+        best=evaluator.best(log),
+        already_finished=already_finished,
+    )

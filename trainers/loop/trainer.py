@@ -22,7 +22,7 @@ from tftoolkit.trainers.loop.record import Record
 from tftoolkit.trainers.loop.recovery import Recovery
 from tftoolkit.trainers.loop.run_state import RunState
 from tftoolkit.trainers.loop.schedule import Schedule
-from tftoolkit.trainers.loop.summary import Summary
+from tftoolkit.trainers.loop.summary import Summary, summary_of
 from tftoolkit.trainers.runners.choice import runner_for
 from tftoolkit.trainers.runners.feed import Feed
 from tftoolkit.trainers.runners.runner import Call
@@ -186,7 +186,7 @@ class Trainer:
             self._report_completed()
             if not already_finished:
                 self._call_hooks("end")
-            return Summary.of(self._state, record.log, self._evaluator, already_finished=already_finished)
+            return summary_of(self._state, record.log, self._evaluator, already_finished=already_finished)
 
     @property
     def is_chief(self) -> bool:

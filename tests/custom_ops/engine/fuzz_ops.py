@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context, execute
 
-from tftoolkit.custom_ops.engine import sampling, shapes, tf_host
+from tftoolkit.custom_ops.engine import op_def, sampling, shapes
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import DTYPES
 
@@ -182,11 +182,11 @@ class OpSubject:
         attributes: dict[str, Any] = {
             variable: tf.as_dtype(DTYPES[choice]).as_datatype_enum for variable, choice in call.dtypes.items()
         }
-        for attribute in tf_host.kernel_attributes(self.schema):
+        for attribute in op_def.kernel_attributes(self.schema):
             value = call.attributes.get(attribute.name, True)
-            attributes[attribute.name] = tf_host.store_attribute(attribute, value)
+            attributes[attribute.name] = op_def.store_attribute(attribute, value)
         if self.schema.has_lists:
-            attributes[tf_host.LIST_LENGTH] = rng.choice([1, 2, 3, 0, -1, 2**40])
+            attributes[op_def.LIST_LENGTH] = rng.choice([1, 2, 3, 0, -1, 2**40])
         if change == 2 and attributes:
             attributes[rng.choice(list(attributes))] = rng.choice([1, 2, 10**6, "text", 1.5, True])
         pairs = tuple(item for pair in attributes.items() for item in pair)

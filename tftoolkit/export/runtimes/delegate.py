@@ -111,7 +111,7 @@ def _fixed_shape(name: str, tensor: Any) -> list[int]:
 
 
 def _options(op: Any, values: Mapping[str, Any], inputs: list[list[int]], outputs: list[list[int]]) -> bytes:
-    from tftoolkit.custom_ops.engine.tf_host import kernel_attributes
+    from tftoolkit.custom_ops.engine.op_def import kernel_attributes
 
     words = [_number(_FORMAT)]
     for shapes in (inputs, outputs):
