@@ -86,7 +86,7 @@ def _add_attribute(definition: op_def_pb2.OpDef, attribute: Attribute) -> None:
 
 
 def dtype_of(name: str) -> tf.DType:
-    return tf.dtypes.asdtype_of(DTYPES[name])
+    return tf.dtypes.as_dtype(DTYPES[name])
 
 
 def wire_form(schema: Schema) -> str:
