@@ -199,7 +199,7 @@ def _storey(package: Box) -> list[str]:
     ]
     if package.purpose:
         end = package.width - MARGIN
-        lines.append(f'    <text class="small" x="{end}" y="24" text-anchor="end">{package.lines:,} lines</text>')
+        lines.append(f'    <text class="small" x="{end}" y="24" text-anchor="end">{round(package.lines, -2):,} lines</text>')
     for number, line in enumerate(package.purpose):
         lines.append(f'    <text class="small" x="{MARGIN}" y="{42 + 16 * number}">{escape(line)}</text>')
     lines += _arrows(package, ink, ground)
