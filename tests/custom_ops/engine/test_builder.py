@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tftoolkit import cli
 from tftoolkit.custom_ops.engine import builder, errors, library, toolchain
 
 GOOD = """#include "tftoolkit/op.h"
@@ -182,6 +183,19 @@ def test_cuda_is_compiled_for_a_gpu_or_when_asked_for(monkeypatch, source, cache
     assert recipe("auto") == recipe(False) != recipe(True)
     builder.library_path(recipe(True), cache_dir=cache).touch()
     assert recipe("auto") == recipe(True), "what was compiled when asked for is found afterwards"
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("options", [[], ["--cuda"]])
+def test_ops_build_compiles_cuda_where_it_is_asked_for(monkeypatch, cache, options):
+    asked = []
+    monkeypatch.setenv("TFTOOLKIT_CACHE_DIR", str(cache))
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: False)
+    monkeypatch.setattr(builder, "build_all", lambda recipes: asked.extend(recipes) or [])
+    assert cli.main(["ops", "build", *options]) == 0
+    names = {source.name for recipe in asked for unit in recipe.units for source in unit.sources}
+    assert {"kernel.cc", "rms_norm.cc", "adamw.cc"} <= names
+    assert ("rms_norm.cu" in names) == bool(options)
 
 
 def test_gpus_are_found_without_a_framework(monkeypatch, fresh_toolchain):
