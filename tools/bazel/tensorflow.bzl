@@ -16,7 +16,7 @@ def _interpreter(repository_ctx, root):
 def _tensorflow_impl(repository_ctx):
     root = repository_ctx.path(Label("//:WORKSPACE")).dirname
     python = _interpreter(repository_ctx, root)
-    for source in ["builder.py", "toolchain.py"]:
+    for source in ["builder.py", "compiling.py", "toolchain.py"]:
         repository_ctx.path(Label("//:custom_ops/engine/" + source))  # a change there asks Python again
     answer = repository_ctx.execute(
         [python, repository_ctx.path(Label("//:tools/bazel/describe.py"))],
