@@ -38,12 +38,17 @@ def tutorial(tmp_path_factory):
     return folder, programs
 
 
-def test_the_op_tutorial_runs(tutorial):
+@pytest.mark.slow
+def test_the_op_tutorial_runs_and_its_saved_model_needs_no_module(tutorial):
     folder, programs = tutorial
     output = run("".join(code for code in programs if "import jax" not in code and "opcheck(" not in code), folder)
     assert "decay has shape [7], but its dimension channels must be 16 as in x" in output
     assert (folder / "plain/saved_model.pb").exists()
     assert (folder / "native/assets.extra/load.py").exists()
+    (program,) = (code for code in programs if "runpy" in code)
+    (folder / "leaky.py").rename(folder / "gone.py")
+    run(program, folder)
+    (folder / "gone.py").rename(folder / "leaky.py")
 
 
 @pytest.mark.slow
@@ -53,6 +58,7 @@ def test_the_op_of_the_tutorial_is_in_order(tutorial):
     assert "no check failed" in run(program, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
 def test_the_cuda_twin_of_the_tutorial_compiles(tutorial):
     folder, _ = tutorial
@@ -67,13 +73,6 @@ def test_the_op_tutorial_runs_in_jax(tutorial):
     (program,) = (code for code in programs if "import jax" in code)
     output = run(program + "import sys\nassert 'tensorflow' not in sys.modules\n", folder)
     assert "1.875" in output
-
-
-def test_a_saved_model_of_the_tutorial_loads_without_its_module(tutorial):
-    folder, programs = tutorial
-    (program,) = (code for code in programs if "runpy" in code)
-    (folder / "leaky.py").rename(folder / "gone.py")
-    run(program, folder)
 
 
 def test_the_first_op_is_as_short_as_promised(tutorial):
@@ -97,6 +96,7 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path):
     assert (tmp_path / "spectrograms.png").exists()
 
 
+@pytest.mark.slow
 def test_the_page_on_pipelines_runs(tmp_path):
     blocks = _BLOCK.findall((DOCS / "pipelines.md").read_text())
     (tmp_path / "page.py").write_text("".join(code for _, code in blocks))  # a file, since AutoGraph reads the sources
@@ -125,11 +125,15 @@ def test_the_page_on_training_runs(tmp_path):
     assert done.stdout.splitlines()[-2:] == ["exit code 137", "the same"]
 
 
-def test_the_page_on_images_runs_and_names_every_stage(tmp_path):
+def test_the_page_on_images_names_every_stage():
     page = (DOCS / "images.md").read_text()
-    output = run("".join(code for _, code in _BLOCK.findall(page)), tmp_path)
-    assert "(4, 224, 224, 3) (4, 2)\n(427, 640, 3)" in output
     assert [name for name in image.__all__ if f"`{name}`" not in page] == []
+
+
+@pytest.mark.slow
+def test_the_page_on_images_runs(tmp_path):
+    output = run("".join(code for _, code in _BLOCK.findall((DOCS / "images.md").read_text())), tmp_path)
+    assert "(4, 224, 224, 3) (4, 2)\n(427, 640, 3)" in output
 
 
 @pytest.mark.slow
