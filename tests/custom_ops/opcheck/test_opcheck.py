@@ -55,7 +55,7 @@ def test_a_planted_bug_is_caught_by_its_check(planted, bug):
     assert row.advice
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_right_op_passes(planted, dtype):
     report = custom_ops.opcheck(planted.right, *(array.astype(dtype) for array in SCALE), alpha=0.7)
     assert [row.check for row in report.results] == list(CHECKS)
@@ -63,7 +63,9 @@ def test_a_right_op_passes(planted, dtype):
     assert "agrees with finite differences in float64" in report["gradient"].seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16"))]
+)
 def test_rms_norm_passes(dtype):
     x, gamma = (tf.cast(array, dtype) for array in SCALE)
     report = custom_ops.opcheck(custom_ops.rms_norm, x, gamma, epsilon=1e-3)
@@ -73,6 +75,7 @@ def test_rms_norm_passes(dtype):
 test_in_one_line = pytest_checks(lambda *inputs: custom_ops.rms_norm(*inputs), *SCALE, checks=["runs", "gradient"])
 
 
+@pytest.mark.slow
 def test_a_kernel_that_hangs_is_caught(planted, monkeypatch):
     custom_ops.opcheck(planted.right, *SCALE, checks=["runs"])  # the process is up: what takes time now is the kernel
     monkeypatch.setattr(child, "_TIMEOUT", 2.0)
@@ -142,6 +145,7 @@ TK_KERNEL(Shift, CPU, Cpu);
 """
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     (tmp_path / "good-shift.cc").write_text(LISTS.replace("SKIP", "0"))
     assert cli.main(["ops", "check", str(tmp_path / "good-shift.cc")]) == 0
@@ -152,6 +156,9 @@ def test_on_the_command_line(tmp_path, capsys):
     library = custom_ops.load("Bad", [tmp_path / "bad.cc"])
     assert cli.main(["ops", "check", str(library.path)]) == 1
     assert re.search(r"written +FAILED +as given: ys\[0\] \(1 of 3 elements", capsys.readouterr().out)
+
+
+def test_a_file_that_is_not_there_on_the_command_line():
     with pytest.raises(FileNotFoundError, match=r"no such file: gone\.so; it is no built-in op either, those are "):
         cli.run(["ops", "check", "gone.so"])
 
