@@ -2,6 +2,7 @@
 // but the ops. It is a host of its own: the XLA_FFI_Api table below is all that a handler gets.
 //
 //   driver list            prints "name<TAB>schema<TAB>source" of every op with a CPU kernel
+//   driver floats STRIDE   checks float_types.h on all 65,536 halves and bfloat16s, and on every STRIDE-th float
 //   driver < calls         runs calls, one per line, and ends with an error when one gives two results
 //
 // A call, separated by spaces: op, number of attributes, {name, type, count, values (strings in hex)}, number of
@@ -27,6 +28,8 @@
 #include <vector>
 
 #include "tftoolkit/op.h"
+
+void CheckFloatTypes(uint64_t stride);  // float_types.cc
 
 // Opaque in the C API: each host defines its own.
 struct XLA_FFI_Error {
@@ -353,6 +356,10 @@ int main(int argc, char** argv) {
     for (const TK_OpDeclaration* op = tk_library()->ops; op != nullptr; op = op->next) {
       if (handlers.count(op->name)) std::cout << op->name << '\t' << op->schema << '\t' << op->file << '\n';
     }
+    return 0;
+  }
+  if (argc > 2 && std::string(argv[1]) == "floats") {
+    CheckFloatTypes(std::strtoull(argv[2], nullptr, 10));
     return 0;
   }
   std::vector<std::string> lines;

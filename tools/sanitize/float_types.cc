@@ -1,6 +1,4 @@
-// Compares tftoolkit/float_types.h with the compiler's own half and with arithmetic in double.
-//
-//   float_types STRIDE     all 65,536 halves and bfloat16s, and every STRIDE-th float
+// Compares tftoolkit/float_types.h with the compiler's own half and with arithmetic in double; see driver.cc.
 
 #include "tftoolkit/float_types.h"
 
@@ -106,8 +104,7 @@ void CheckBFloat16s() {
 
 }  // namespace
 
-int main(int, char** argv) {
-  const uint64_t stride = std::strtoull(argv[1], nullptr, 10);
+void CheckFloatTypes(uint64_t stride) {
   CheckHalves();
   CheckBFloat16s();
   uint64_t count = 0;
@@ -120,5 +117,4 @@ int main(int, char** argv) {
   CheckHalves();
 #endif
   std::printf("float_types.h: %llu floats\n", static_cast<unsigned long long>(count));
-  return 0;
 }

@@ -44,6 +44,7 @@ SANITIZERS = {
     "address, AVX2": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-march=x86-64-v3"],
     "thread": ["-fsanitize=thread"],
 }
+PROGRAM = (HERE / "driver.cc", HERE / "float_types.cc")
 FLAGS = [flag for flag in builder.CFLAGS if flag not in ("-O3", "-fPIC")] + ["-O1", "-g", "-fno-omit-frame-pointer"]
 
 
@@ -55,13 +56,12 @@ def compile_program(output: Path, sources: Sequence[Path], flags: Sequence[str])
     return output
 
 
-def check_float_types(folder: Path, has_avx2: bool) -> None:
-    source = [HERE / "float_types.cc"]
-    undefined = compile_program(folder / "float_types", source, [*FLAGS, *SANITIZERS["address"]])
-    subprocess.run([undefined, "4099"], check=True)
+def check_all_floats(folder: Path, has_avx2: bool) -> None:
     # With the machine's own conversion all floats take seconds, in software half a minute for every hundredth.
     fast, stride = (["-march=x86-64-v3"], "1") if has_avx2 else ([], "101")
-    subprocess.run([compile_program(folder / "all_floats", source, ["-std=c++17", "-O3", *fast]), stride], check=True)
+    subprocess.run(
+        [compile_program(folder / "floats", PROGRAM, ["-std=c++17", "-O3", *fast]), "floats", stride], check=True
+    )
 
 
 def check_ops(name: str, calls: str, program: Path) -> None:
@@ -158,7 +158,7 @@ def main() -> int:
     started = time.monotonic()
     has_avx2 = " avx2 " in Path("/proc/cpuinfo").read_text()
     names = [name for name in SANITIZERS if has_avx2 or "AVX2" not in name]
-    sources = [HERE / "driver.cc"]
+    sources = [*PROGRAM]
     for folder in library.builtin_folders():
         sources += sorted((ROOT / "custom_ops" / folder).glob("*.cc"))
     try:
@@ -175,7 +175,8 @@ def main() -> int:
                 before = time.monotonic()
                 check_ops(name, calls, program)
                 print(f"{name}: clean, {time.monotonic() - before:.0f} s", flush=True)
-            check_float_types(folder, has_avx2)
+            subprocess.run([programs["address"], "floats", "4099"], check=True)
+            check_all_floats(folder, has_avx2)
     except subprocess.CalledProcessError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

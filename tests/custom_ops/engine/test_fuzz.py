@@ -45,5 +45,6 @@ def test_right_answer_or_clear_error_and_nothing_else(folder: str, tmp_path: Pat
     assert not failures, "\n".join(failures)
 
 
+@pytest.mark.slow
 def test_calls_from_many_threads_give_what_they_give_alone() -> None:
     subprocess.run([sys.executable, str(FUZZ), "threads", f"--seed={SEED}"], env=ENVIRONMENT, timeout=300, check=True)

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops.engine import shapes
 
-library = custom_ops.load("Grammar", [Path(__file__).parent / "grammar.cc"])
 MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
 MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
+@pytest.fixture(scope="module")
+def library():
+    return custom_ops.load("Grammar", [Path(__file__).parent / "grammar.cc"])
+
+
 @MODE
-def test_lists(mode):
+def test_lists(library, mode):
     xs = [np.ones((2, 3), np.float32), np.full(4, 2, np.float32), np.zeros((0, 1), np.float32)]
     weights = [np.float32([1, 2, 3]), np.float32([1, 0, 1, 0]), np.float32([5])]
     ys = mode(lambda scale: library.scaled(scale, xs, weights))(tf.constant(10.0))
@@ -58,7 +62,7 @@ def test_several_outputs_of_which_some_are_lists(mode):
     assert several.grow([[0.0]], [[0.0]]).new_ys[0].numpy() == [2]  # neither tensors nor arrays
 
 
-def test_lists_are_checked():
+def test_lists_are_checked(library):
     one = tf.ones([2, 3])
     with pytest.raises(ValueError, match="all lists must have the same length, but xs has 2, weights has 1"):
         library.scaled(1.0, [one, one], [tf.ones(3)])
@@ -70,28 +74,28 @@ def test_lists_are_checked():
         library.scaled(1.0, [one, one], [tf.ones(3), tf.ones(4)])
 
 
-def test_each_place_of_a_list_has_its_own_dimensions():
+def test_each_place_of_a_list_has_its_own_dimensions(library):
     schema = library.scaled.schema
     assert shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (4,)]], {}) == [[(2, 3), (4,)]]
     with pytest.raises(ValueError, match=r"weights has shape \[3\], but its dimension d must be 4 as in xs"):
         shapes.output_shapes(schema, [(), [(2, 3), (4,)], [(3,), (3,)]], {})
 
 
-def test_vectorized_map_where_one_input_is_shared():
+def test_vectorized_map_where_one_input_is_shared(library):
     x, y = tf.reshape(tf.range(12.0), [3, 4]), tf.constant([1.0, 2.0, 3.0, 4.0])
     z = tf.vectorized_map(lambda row: library.blend(row, y, t=0.25), x)
     np.testing.assert_array_equal(z, x + 0.25 * (y - x))
 
 
 @MODE
-def test_computed_dimensions(mode):
+def test_computed_dimensions(library, mode):
     x = tf.ones([2, 3])
     y = mode(lambda x: library.pad(x, left=1, right=2))(x)
     np.testing.assert_array_equal(y, np.pad(x, [(0, 0), (1, 2)]))
     assert mode(lambda x: library.windows(x, size=3, stride=2))(tf.ones(8)).shape == (3, 3)
 
 
-def test_computed_dimensions_are_inferred_and_checked():
+def test_computed_dimensions_are_inferred_and_checked(library):
     traced = tf.function(lambda x: library.windows(x, size=3, stride=2))
     known = traced.get_concrete_function(tf.TensorSpec([8], tf.float32))
     assert known.outputs[0].shape.as_list() == [3, 3]
@@ -108,7 +112,7 @@ def test_computed_dimensions_are_inferred_and_checked():
             tf.function(lambda x, attributes=attributes: library.windows(x, **attributes))(tf.ones(8))
 
 
-def test_more_elements_than_fit_are_refused():
+def test_more_elements_than_fit_are_refused(library):
     with pytest.raises(tf.errors.OpError):
         library.pad(tf.ones([2**20, 1]), left=2**60)
 
@@ -116,13 +120,13 @@ def test_more_elements_than_fit_are_refused():
 @MODE
 @pytest.mark.parametrize("scale", [None, np.float32([1, 2, 3])])
 @pytest.mark.parametrize("bias", [None, np.float32([10, 20, 30])])
-def test_optional_inputs(mode, scale, bias):
+def test_optional_inputs(library, mode, scale, bias):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     expected = x * (1 if scale is None else scale) + (0 if bias is None else bias)
     np.testing.assert_array_equal(mode(lambda x: library.affine(x, scale, bias))(x), expected)
 
 
-def test_optional_inputs_are_checked_when_they_are_there():
+def test_optional_inputs_are_checked_when_they_are_there(library):
     x = tf.ones([2, 3])
     np.testing.assert_array_equal(library.affine(x), x)
     np.testing.assert_array_equal(library.affine(x, bias=tf.ones(3)), x + 1)
@@ -133,14 +137,14 @@ def test_optional_inputs_are_checked_when_they_are_there():
 
 
 @MODE
-def test_in_place(mode):
+def test_in_place(library, mode):
     start, x = tf.constant([1.0, 2.0]), tf.constant([10.0, 20.0])
     np.testing.assert_array_equal(mode(lambda s, x: library.accumulate(s, x))(start, x), [11, 22])
     np.testing.assert_array_equal(start, [1, 2])  # somebody else's tensor is never touched
 
 
 @MODE
-def test_in_place_keeps_an_input_that_is_needed_later(mode):
+def test_in_place_keeps_an_input_that_is_needed_later(library, mode):
     def run(x):
         start = x * 2
         total = library.accumulate(start, x)
@@ -152,14 +156,14 @@ def test_in_place_keeps_an_input_that_is_needed_later(mode):
 
 
 @MODE
-def test_lists_of_attributes(mode):
+def test_lists_of_attributes(library, mode):
     y = mode(lambda x: library.lists(x))(0.0).numpy()
     np.testing.assert_allclose(y, [-np.inf, (1.000000000000007 - 1) * 1e15, 1, 5, 2, 2, 3], rtol=1e-6)
     empty = {name: [] for name in ("floats", "doubles", "ints", "longs", "flags", "names")}
     np.testing.assert_array_equal(mode(lambda x: library.lists(x, **empty))(0.0), np.zeros(7))
 
 
-def test_lists_of_attributes_are_checked():
+def test_lists_of_attributes_are_checked(library):
     with pytest.raises(TypeError, match="ints must be a list of i32, got 3"):
         library.lists(0.0, ints=3)
     with pytest.raises(TypeError, match=r"ints must be i32\[\], got 1.5"):
@@ -171,7 +175,7 @@ def test_lists_of_attributes_are_checked():
 @MODE
 @pytest.mark.parametrize("index", [tf.int32, tf.int64])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_several_dtype_variables(mode, dtype, index):
+def test_several_dtype_variables(library, mode, dtype, index):
     table = tf.reshape(tf.range(6, dtype=dtype), [3, 2])
     ids = tf.constant([[2], [0]], index)
     np.testing.assert_array_equal(mode(lambda t, i: library.lookup(t, i))(table, ids), tf.gather(table, ids))
@@ -179,7 +183,7 @@ def test_several_dtype_variables(mode, dtype, index):
         mode(lambda t, i: library.lookup(t, i))(table, ids + 1)
 
 
-def test_signature_and_help():
+def test_signature_and_help(library):
     assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])"
     assert "affine(x: f32[... d]" in library.affine.__doc__
     assert dir(library) == ["accumulate", "affine", "blend", "lists", "lookup", "pad", "scaled", "windows"]
@@ -192,7 +196,7 @@ dims = st.integers(0, 4)
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_the_two_shape_functions_agree(data):
+def test_the_two_shape_functions_agree(library, data):
     """Python's (for JAX) and the op host's, right and wrong shapes alike."""
     op = data.draw(st.sampled_from([library.affine, library.scaled, library.windows, library.lookup]))
     some_shape = st.lists(dims, max_size=3).map(tuple)

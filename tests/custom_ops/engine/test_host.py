@@ -138,6 +138,7 @@ def test_kernels_are_registered_for_each_device():
         assert {"CPU", "XLA_CPU_JIT"} <= devices
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
 def test_cuda_kernels_are_registered_where_they_were_asked_for(tmp_path):
     sources = sorted(Path(custom_ops.__file__).with_name("rms_norm").glob("*.c[cu]"))

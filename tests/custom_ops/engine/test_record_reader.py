@@ -45,7 +45,7 @@ def test_the_index_holds_all_lengths(path: str, tmp_path: Path) -> None:
             custom_ops.index_records(path, *wrong)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=10)
 @given(order=st.lists(st.integers(0, len(RECORDS) - 1), max_size=50))
 def test_any_order_gives_the_records(path: str, order: list[int]) -> None:
     chosen = np.array(order, np.int64)
@@ -185,6 +185,7 @@ assert min(outcomes.values()), outcomes
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     """Its pages are mapped, and touching those behind its end would end the process."""
     subprocess.run([sys.executable, "-c", SHRINKING, str(tmp_path / "a")], check=True, timeout=120)

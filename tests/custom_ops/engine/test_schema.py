@@ -162,7 +162,7 @@ def schemas(draw):
     return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(schemas())
 def test_what_is_printed_is_read_back(written):
     assert schema_parser.parse(str(written)) == written

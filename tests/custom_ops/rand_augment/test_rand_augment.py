@@ -43,7 +43,7 @@ def plain(magnitude: int, channels: int):
     )
 
 
-@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("magnitude", [pytest.param(m, marks=[pytest.mark.slow] * (m != 9)) for m in MAGNITUDES])
 def test_every_change_gives_the_values_of_the_plain_code(magnitude: int) -> None:
     in_graph = {channels: plain(magnitude, channels) for channels in (1, 3)}
     for shape, _ in CASES:

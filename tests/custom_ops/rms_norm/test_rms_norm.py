@@ -233,6 +233,7 @@ np.testing.assert_array_equal(tf.function(model.gradient, jit_compile=True)(tf.c
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["early", "late"])
 def test_through_a_saved_model_in_a_new_process(tmp_path, order):
     class Model(tf.Module):
