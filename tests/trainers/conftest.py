@@ -1,8 +1,10 @@
 """What the trainers' tests share."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -11,3 +13,12 @@ import pytest
 def example(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module ``example.py`` beside this file."""
     return load_module(Path(__file__).with_name("example.py"))
+
+
+@pytest.fixture(scope="session")
+def trainings_of(
+    load_module: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], AbstractContextManager[Any]]:
+    """Starts a server of trainings, a script: ``with trainings_of(script) as trainings``; see ``trainings.py``."""
+    started = load_module(Path(__file__).with_name("trainings.py")).started
+    return lambda script: started(script, tmp_path_factory.mktemp(script.stem))
