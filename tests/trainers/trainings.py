@@ -1,8 +1,8 @@
-"""Trainings in processes of their own, each forked off a server that has done the slow imports: the server, its client.
+"""Trainings in processes of their own, each forked off a server that has done the slow imports: server and client.
 
-A script that ends in ``serve(run)`` is a server: it reads lines of JSON, a job each, and answers with ``codes`` and what
-``run`` returns, the exit codes of the job's processes. A training writes the variables at its end to ``DIRECTORY.npz``,
-and errors are added to ``DIRECTORY.txt``.
+A script that ends in ``serve(run)`` is a server: it reads lines of JSON, a job each, and answers with ``codes`` and
+what ``run`` returns, the exit codes of the job's processes. A training writes the variables at its end to
+``DIRECTORY.npz``, and errors are added to ``DIRECTORY.txt``.
 """
 
 import contextlib
