@@ -1,5 +1,6 @@
 """What the trainers' tests share."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -7,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tftoolkit.trainers import console
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,18 @@ def trainings_of(
     """Starts a server of trainings, a script: ``with trainings_of(script) as trainings``; see ``trainings.py``."""
     started = load_module(Path(__file__).with_name("trainings.py")).started
     return lambda script: started(script, tmp_path_factory.mktemp(script.stem))
+
+
+@pytest.fixture
+def terminal(load_module: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes a terminal and puts it in the place of stdout and stderr; see ``terminal.py``."""
+    module = load_module(Path(__file__).with_name("terminal.py"))
+
+    def make(columns: int = 80) -> Any:
+        made = module.Terminal(columns)
+        monkeypatch.setattr(sys, "stdout", made.stream)
+        monkeypatch.setattr(sys, "stderr", made.stream)
+        monkeypatch.setattr(console, "_TERMINAL_INTERVAL", 0.0)
+        return made
+
+    return make

@@ -1,5 +1,6 @@
 """Several replicas and several workers end as one process does, whatever happens to them."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,24 @@ def expected(trainings):
     return "expected"
 
 
+def test_one_replica_ends_as_no_strategy_does(example, tmp_path):
+    """Bit for bit. It takes the way of many through the Trainer; two devices need a process of their own."""
+    found = {}
+    for name, strategy in (("plain", None), ("mirrored", tf.distribute.MirroredStrategy(["CPU:0"]))):
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            step = example.Classifier(example.Mlp())
+        options = {"runner": "graph", "checkpoint_every": 4, "log_every": 3}
+        for steps in (5, 9):
+            trainers.Trainer(step, example.pipeline(), tmp_path / name, **options).run(steps)
+        found[name] = example.values(step), (tmp_path / name / "metrics.jsonl").read_bytes()
+    (plain, log), (mirrored, other_log) = found.values()
+    assert plain.keys() == mirrored.keys()
+    for name, value in plain.items():
+        np.testing.assert_array_equal(mirrored[name], value, err_msg=name)
+    assert other_log == log
+
+
+@pytest.mark.slow
 def test_two_replicas_equal_two_micro_batches_bit_for_bit(trainings, expected):
     """Weights, moments, average, guard and all counters; and every metric. Examples weigh unequally."""
     assert trainings.run("mirrored", strategy="mirrored") == [0]
@@ -36,6 +55,7 @@ def test_two_replicas_equal_two_micro_batches_with_the_fused_optimizer(trainings
     trainings.assert_same("fused-mirrored", "fused")
 
 
+@pytest.mark.slow
 def test_a_tapes_own_gradients_are_refused(trainings):
     assert trainings.run("tape", strategy="mirrored", model="tape") == [1]
     assert "a strategy with 2 replicas: get the gradients from update.gradients" in trainings.error("tape")

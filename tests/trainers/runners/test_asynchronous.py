@@ -61,6 +61,7 @@ def test_checkpoints_are_those_of_one_process(trainings):
     assert final["seen"].sum() == 336 * 32
 
 
+@pytest.mark.slow
 def test_no_update_is_lost_and_a_skipped_one_adds_nothing(trainings):
     assert trainings.run("counted", model="counter", steps=400, bad=[5, 40]) == DONE, trainings.error("counted")
     skipped = sum(entry["skipped"] for entry in trainings.metrics("counted") if entry["kind"] == "train")
@@ -70,19 +71,15 @@ def test_no_update_is_lost_and_a_skipped_one_adds_nothing(trainings):
     assert final["update/optimizer/iterations"] == final["update/ema/updates"] == 400 - skipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        pytest.param(
-            *(
-                {"runner": "xla_chunk"},
-                "ValueError: runner 'xla_chunk': XLA programs can't reach variables on parameter",
-            ),
-            marks=pytest.mark.slow,
+        (
+            {"runner": "xla_chunk"},
+            "ValueError: runner 'xla_chunk': XLA programs can't reach variables on parameter servers",
         ),
-        pytest.param(
-            {"runner": "eager"}, "ValueError: runner 'eager' can't run on other machines", marks=pytest.mark.slow
-        ),
+        ({"runner": "eager"}, "ValueError: runner 'eager' can't run on other machines"),
         ({"model": "keras", "optimizer": "keras"}, "TypeError: parameter servers: an optimizer of Keras overwrites"),
     ],
 )
