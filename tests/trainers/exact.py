@@ -1,6 +1,6 @@
-"""Trainings for test_exactness.py, each in a process of its own that is forked off after the slow imports.
+"""Trainings for test_exactness.py and test_kill.py, each in a process of its own that is forked off after the slow imports.
 
-A job: arguments of ``train``, and ``fault``. A training says ``pid NUMBER`` as soon as it has begun.
+A job: arguments of ``train``, and ``fault``. A training says ``pid NUMBER`` at the event ``announce``.
 """
 
 import os
@@ -95,7 +95,7 @@ def _noisy(example, key):
     return {**example, "image": example["image"] + 0.05 * tf.random.stateless_normal([64], key)}
 
 
-def train(directory, kind, runner, steps):
+def train(directory, kind, runner, steps, announce="start"):
     data = load_digits()
     arrays = {
         "image": (data.data / 16).astype(np.float32),
@@ -121,7 +121,7 @@ def train(directory, kind, runner, steps):
         log_every=3,
         best=trainers.Best("accuracy"),
         async_checkpoints=runner in ("graph", "xla_chunk"),
-        hooks=[("start", lambda _: print(f"pid {os.getpid()}", flush=True))],
+        hooks=[(announce, lambda _: print(f"pid {os.getpid()}", flush=True))],
     ).run(steps)
     final = {name: variable.numpy() for name, variable in step.named_variables().items()}
     np.savez(f"{directory}.npz", **final)

@@ -57,6 +57,10 @@ class Trainings:
     def metrics(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log(name).splitlines()]
 
+    def said(self) -> str:
+        """On stderr, by all trainings so far."""
+        return (self.folder / "stderr").read_text()
+
     def error(self, name: str) -> str:
         path = self.folder / f"{name}.txt"
         return path.read_text() if path.exists() else "(none)"
@@ -74,7 +78,10 @@ class Trainings:
 def started(script: Path, folder: Path) -> Iterator[Trainings]:
     """The server ``script``, whose trainings run in the folders of ``folder``."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, str(script)], **pipes) as process:
+    with (
+        (folder / "stderr").open("w") as stderr,
+        subprocess.Popen([sys.executable, str(script)], stderr=stderr, **pipes) as process,
+    ):
         yield Trainings(folder, process)
         process.stdin.close()
     assert process.returncode == 0

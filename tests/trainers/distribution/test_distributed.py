@@ -74,7 +74,7 @@ def test_two_workers_equal_two_micro_batches_bit_for_bit(trainings, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["module", "fused"])
+@pytest.mark.parametrize("model", ["module", pytest.param("fused", marks=pytest.mark.exhaustive)])
 def test_compiled_parts(trainings, model):
     """Workers equal replicas bit for bit, and one XLA program for everything but for rounding: a few 1e-7 per step."""
     options = {"runner": "xla_chunk", "steps": 40, "model": model}
@@ -110,7 +110,7 @@ def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected
 def test_replicas_roll_back_together(trainings, strategy):
     """Batches 30 to 32 are NaN: back to step 25, and on with batch 33."""
     name = f"diverged-{strategy}"
-    assert trainings.run("diverged", accumulate=2, bad=[30, 31, 32]) == [0]
+    assert trainings.run("diverged", accumulate=2, bad=[30, 31, 32]) == [0]  # the second time it is finished at once
     assert trainings.run(name, strategy=strategy, bad=[30, 31, 32]) == ([0] if strategy == "mirrored" else [0, 0])
     trainings.assert_same(name, "diverged")
     assert b'"kind": "rollback"' in trainings.log(name)
@@ -151,7 +151,7 @@ def test_a_last_batch_that_divides_unequally(trainings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["keras", "tf_keras"])
+@pytest.mark.parametrize("model", ["keras", pytest.param("tf_keras", marks=pytest.mark.exhaustive)])
 def test_keras_models_and_optimizers(trainings, model):
     """Slots included, so gradients that were summed twice would show, as Adam's weights hardly do."""
     name = f"{model}-mirrored"

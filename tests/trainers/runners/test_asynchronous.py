@@ -79,7 +79,9 @@ def test_no_update_is_lost_and_a_skipped_one_adds_nothing(trainings):
             {"runner": "xla_chunk"},
             "ValueError: runner 'xla_chunk': XLA programs can't reach variables on parameter servers",
         ),
-        ({"runner": "eager"}, "ValueError: runner 'eager' can't run on other machines"),
+        pytest.param(
+            {"runner": "eager"}, "ValueError: runner 'eager' can't run on other machines", marks=pytest.mark.exhaustive
+        ),
         ({"model": "keras", "optimizer": "keras"}, "TypeError: parameter servers: an optimizer of Keras overwrites"),
     ],
 )
@@ -113,11 +115,10 @@ def test_bad_clusters(monkeypatch, config, named):
 @pytest.mark.parametrize(
     "options",
     [
-        {"model": "keras"},
         {"model": "tf_keras"},
-        {"update": "bfloat16"},
-        {"update": "float16"},
-        {"drop_remainder": False},
+        {"update": "float16", "drop_remainder": False},
+        pytest.param({"model": "keras"}, marks=pytest.mark.exhaustive),
+        pytest.param({"update": "bfloat16"}, marks=pytest.mark.exhaustive),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -170,8 +171,8 @@ def test_many_updates_skipped_in_a_row_roll_back(trainings):
     ("task", "said"),
     [
         ("worker 1", "worker 1 was ended by SIGKILL; the others go on; start 1 of 3 in 0.1 s"),
-        ("ps 0", "restart 1 of 3"),
-        ("chief", "chief was ended by SIGKILL; ending the others"),
+        pytest.param("ps 0", "restart 1 of 3", marks=pytest.mark.exhaustive),
+        pytest.param("chief", "chief was ended by SIGKILL; ending the others", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_launcher_starts_again_what_is_lost(tmp_path, task, said):
