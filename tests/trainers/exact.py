@@ -1,4 +1,4 @@
-"""Trainings for test_exactness.py and test_kill.py, each in a process of its own that is forked off after the slow imports.
+"""Trainings for test_exactness.py and test_kill.py, forked off one by one after the slow imports.
 
 A job: arguments of ``train``, and ``fault``. A training says ``pid NUMBER`` at the event ``announce``.
 """
