@@ -95,7 +95,7 @@ def _cases():
             yield pytest.param(*case, marks=marks)
 
 
-@pytest.mark.parametrize(("package", "optimizer", "mode"), _cases())
+@pytest.mark.parametrize(("package", "optimizer", "mode"), list(_cases()))
 def test_optimizers_of_keras_do_what_they_do_by_themselves(package, optimizer, mode):
     package = PACKAGES[package]
     expected = _by_keras(package, OPTIMIZERS[optimizer](package))
