@@ -21,7 +21,7 @@ def trainings(trainings_of):
 
 
 def test_a_terminated_run_ends_the_same(trainings):
-    job = {"kind": "module", "runner": "xla_chunk", "steps": 600}
+    job = {"kind": "module", "runner": "xla_chunk", "steps": 3000}
     assert trainings.run("undisturbed", **job) == 0
     trainings.begin("terminated", announce="evaluate", **job)
     process = trainings.wait_for("pid")
@@ -34,7 +34,7 @@ def test_a_terminated_run_ends_the_same(trainings):
     os.kill(process, signal.SIGTERM)
     assert trainings.wait_for("codes") == 75
     assert "SIGTERM: saved step" in trainings.said()
-    assert 28 <= trainers.Checkpointer(checkpoints).steps()[-1] < 600  # evaluated every half epoch of 56 batches
+    assert 28 <= trainers.Checkpointer(checkpoints).steps()[-1] < 3000  # evaluated every half epoch of 56 batches
     assert trainings.run("terminated", **job) == 0
     trainings.assert_same("terminated", "undisturbed")
     assert not list(checkpoints.glob(".tmp*"))
