@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+SEED = "TFTOOLKIT_SEED"  # of what is drawn at random; xdist's workers inherit it
+os.environ.setdefault(SEED, str(random.randrange(10**6)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +32,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"seed: {SEED}={os.environ[SEED]} repeats what was drawn at random")
+
+
+@pytest.fixture(scope="session")
+def random_seed() -> int:
+    """Another one in each run; printed at its end."""
+    return int(os.environ[SEED])
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
-"""Trainings for test_exactness.py, each in a process of its own that is forked off after the slow imports.
+"""Trainings for test_exactness.py and test_kill.py, forked off one by one after the slow imports.
 
-``python exact.py`` reads lines ``DIRECTORY MODEL RUNNER STEPS FAULT`` and answers with ``pid NUMBER`` as soon as the
-training has begun, and with ``ended EXITCODE`` when it is over (negative: the signal that killed it).
+A job: arguments of ``train``, and ``fault``. A training says ``pid NUMBER`` at the event ``announce``.
 """
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,6 +17,9 @@ import tf_keras
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trainings import exit_code, fork, serve
 
 
 class Module(tf.Module):
@@ -94,7 +95,7 @@ def _noisy(example, key):
     return {**example, "image": example["image"] + 0.05 * tf.random.stateless_normal([64], key)}
 
 
-def train(directory, kind, runner, steps):
+def train(directory, kind, runner, steps, announce="start"):
     data = load_digits()
     arrays = {
         "image": (data.data / 16).astype(np.float32),
@@ -120,32 +121,11 @@ def train(directory, kind, runner, steps):
         log_every=3,
         best=trainers.Best("accuracy"),
         async_checkpoints=runner in ("graph", "xla_chunk"),
-        hooks=[("start", lambda _: print(f"pid {os.getpid()}", flush=True))],
+        hooks=[(announce, lambda _: print(f"pid {os.getpid()}", flush=True))],
     ).run(steps)
     final = {name: variable.numpy() for name, variable in step.named_variables().items()}
-    np.savez(Path(directory) / "final.npz", **final)
-
-
-def _serve():
-    for line in sys.stdin:
-        directory, kind, runner, steps, fault = line.split()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                point, action, at = fault.split(":")
-                with trainers.faults.inject(point, action, int(at)):
-                    train(directory, kind, runner, int(steps))
-                code = 0
-            except SystemExit as exit_:
-                code = exit_.code
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
+    np.savez(f"{directory}.npz", **final)
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(lambda job: exit_code(fork(train, job, fault=job.pop("fault", None))))

@@ -1,22 +1,10 @@
-"""Steps that the tests train, and a script that trains one of them in a process of its own.
-
-``python example.py DIRECTORY RUNNER STEPS`` trains on scikit-learn's digits and writes every variable to
-``final.npz``.
-"""
-
-import os
-import sys
-from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+"""Steps that the tests train on scikit-learn's digits."""
 
 import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
-from tftoolkit.trainers.loop.events import EVENTS
 
 
 def _weight(*shape: int) -> tf.Variable:
@@ -100,40 +88,9 @@ def digits() -> dict[str, np.ndarray]:
 
 
 def pipeline(drop_remainder: bool = True) -> pipelines.Pipeline:
-    return (
-        pipelines.Pipeline(pipelines.sources.arrays(digits()), seed=3)
-        .shuffle()
-        .batch(32, drop_remainder=drop_remainder)
-    )
+    """Not shuffled: to trace the permutation takes longer than most tests train."""
+    return pipelines.Pipeline(pipelines.sources.arrays(digits()), seed=3).batch(32, drop_remainder=drop_remainder)
 
 
 def values(step: trainers.Step) -> dict[str, np.ndarray]:
     return {name: variable.numpy() for name, variable in step.named_variables().items()}
-
-
-def main(directory: str, runner: str, steps: str) -> None:
-    step = Classifier(Cnn() if runner == "graph" else Mlp())
-    data = digits()
-
-    def evaluate() -> dict[str, float]:
-        logits = step.model(data["image"][:200], tf.constant([0, 0]))
-        return {"accuracy": float(np.mean(np.argmax(logits, 1) == data["label"][:200]))}
-
-    trainer = trainers.Trainer(
-        step,
-        pipeline(),
-        directory,
-        runner=runner,
-        steps_per_call=20,
-        evaluate=evaluate,
-        evaluate_every=60,
-        checkpoint_every=40,
-        log_every=7,
-        hooks=[(event, lambda _, event=event: print(event, flush=True)) for event in EVENTS],
-    )
-    trainer.run(int(steps))
-    np.savez(Path(directory) / "final.npz", **values(step))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

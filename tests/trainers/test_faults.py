@@ -1,5 +1,6 @@
 """Failures on purpose: where they strike, and what is left after them."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ class Line(trainers.Step):
 
 def _trainer(directory, **options):
     x = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
-    pipeline = pipelines.Pipeline(pipelines.sources.arrays({"x": x, "y": 3 * x})).shuffle().batch(4)
+    pipeline = pipelines.Pipeline(pipelines.sources.arrays({"x": x, "y": 3 * x})).batch(4)
     options = {"runner": "graph", "checkpoint_every": 5, "log_every": 2, "evaluate": lambda: {"a": 1}, **options}
     return trainers.Trainer(Line(), pipeline, directory, **options)
 
@@ -47,12 +48,32 @@ def test_a_fault_strikes_when_its_point_is_passed_for_the_nth_time():
     faults.passing("step")  # over
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Twelve steps, by the number of steps between evaluations: the folder, and the weights at the end."""
+
+    @functools.cache
+    def train(evaluate_every=None):
+        trainer = _trainer(tmp_path_factory.mktemp("undisturbed"), evaluate_every=evaluate_every)
+        trainer.run(12)
+        return Path(trainer.directory), trainer.step.w.numpy()
+
+    return train
+
+
+POINTS = {"data": (8, [5]), "step": (8, [5]), "save": (2, [5]), "manifest": (2, [5]), "evaluate": (1, [5, 10])}
+
+
 @pytest.mark.parametrize(
-    ("point", "left"), [("data", [5]), ("step", [5]), ("save", [5]), ("manifest", [5]), ("evaluate", [5, 10])]
+    ("point", "asynchronous"),
+    [
+        pytest.param(point, asynchronous, marks=pytest.mark.slow if asynchronous == (number % 2 == 0) else ())
+        for number, point in enumerate(POINTS)
+        for asynchronous in (False, True)
+    ],
 )
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_every_point_is_passed_and_nothing_is_lost(tmp_path, point, left, asynchronous):
-    at = {"data": 8, "step": 8, "save": 2, "manifest": 2, "evaluate": 1}[point]
+def test_every_point_is_passed_and_nothing_is_lost(tmp_path, undisturbed, point, asynchronous):
+    at, left = POINTS[point]
     trainer = _trainer(tmp_path, async_checkpoints=asynchronous)
     with faults.inject(point, at=at), pytest.raises(faults.FaultError):
         trainer.run(12)
@@ -60,10 +81,9 @@ def test_every_point_is_passed_and_nothing_is_lost(tmp_path, point, left, asynch
     assert not list((tmp_path / "checkpoints").glob(".tmp*"))
     again = _trainer(tmp_path)
     again.run(12)
-    expected = _trainer(tmp_path / "undisturbed")
-    expected.run(12)
-    np.testing.assert_array_equal(again.step.w.numpy(), expected.step.w.numpy())
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (tmp_path / "undisturbed/metrics.jsonl").read_bytes()
+    expected, weights = undisturbed()
+    np.testing.assert_array_equal(again.step.w.numpy(), weights)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +118,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk(small_disk, asynchronous):
     """What was saved before stays, and when there is room again the run goes on from it."""
     trainer = _trainer(small_disk, async_checkpoints=asynchronous, log_every=1000)

@@ -137,7 +137,7 @@ def test_models_of_keras(tmp_path, package):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_damaged_files_are_errors_that_change_nothing_wrongly(tmp_path_factory, ending, data):
     """A cut or altered file raises, or (where the format has no checksum) loads numbers of the right shapes."""
     folder = tmp_path_factory.mktemp("damaged")

@@ -1,17 +1,13 @@
 """Trainings for test_distributed.py, each in a process of its own that is forked off after the slow imports.
 
-``python distributed.py`` reads lines of JSON, a list of trainings (arguments of ``train``, and ``config``, what
-TF_CONFIG is to be) to run side by side, and answers with the list of their exit codes (negative: the signal that killed
-it). A training writes the variables at its end to ``DIRECTORY.npz`` (the chief) or ``DIRECTORY-WORKER.npz``, and an
-error to such a file that ends in ``.txt``.
+A job: arguments of ``train``; with the strategy "workers" two processes train, and ``faults`` are those of each.
+The second worker writes its variables to ``DIRECTORY-1.npz``.
 """
 
 import contextlib
 import json
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,9 +20,11 @@ import tf_keras
 from sklearn.datasets import load_digits
 
 from tftoolkit import pipelines, trainers
+from tftoolkit.trainers.distribution import cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from exact import Module
+from trainings import exit_code, fork, serve
 
 
 class Keras(tf.Module):
@@ -95,7 +93,15 @@ def strategy_for(kind):
 
 
 def train(
-    directory, strategy, runner="graph", accumulate=1, steps=70, model="module", batch=32, precision="float32", bad=()
+    directory,
+    strategy="none",
+    runner="graph",
+    accumulate=1,
+    steps=70,
+    model="module",
+    batch=32,
+    precision="float32",
+    bad=(),
 ):
     """``strategy``: "none", "mirrored" (two devices), or "workers", those of TF_CONFIG; ``bad``: batches full of NaN,
     in data that aren't shuffled."""
@@ -135,44 +141,21 @@ def train(
     )
     trainer.run(steps)
     final = {name: variable.numpy() for name, variable in step.named_variables().items()}
-    np.savez(_output(directory, ".npz"), **final)
-
-
-def _output(directory, suffix):
     index = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
-    return Path(f"{directory}-{index}{suffix}" if index else f"{directory}{suffix}")
+    np.savez(f"{directory}-{index}.npz" if index else f"{directory}.npz", **final)
 
 
 def _run(job):
-    """Never returns."""
-    code = 1
-    signal.alarm(150)
-    if config := job.pop("config", None):
-        os.environ["TF_CONFIG"] = json.dumps(config)
-    try:
-        fault = job.pop("fault", None)
-        with trainers.faults.inject(*fault) if fault else contextlib.nullcontext():
-            train(**job)
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code
-    except BaseException:
-        _output(job["directory"], ".txt").write_text(traceback.format_exc())
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def _serve():
-    for line in sys.stdin:
-        children = []
-        for job in json.loads(line):
-            child = os.fork()
-            if child == 0:
-                _run(job)
-            children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print("codes", json.dumps(codes), flush=True)
+    faults = job.pop("faults", (None, None))
+    if job.get("strategy") != "workers":
+        return [exit_code(fork(train, job, fault=faults[0]))]
+    workers = cluster.addresses((), 2, port=1)
+    children = []
+    for index, fault in enumerate(faults):
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        children.append(fork(train, job, {"TF_CONFIG": json.dumps(config)}, fault, seconds=150))
+    return [exit_code(child) for child in children]
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_run)

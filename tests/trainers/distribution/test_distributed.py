@@ -1,8 +1,6 @@
 """Several replicas and several workers end as one process does, whatever happens to them."""
 
-import json
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,111 +8,78 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit import trainers
-from tftoolkit.trainers.distribution import cluster
 from tftoolkit.trainers.distribution.replicas import Workers, strategy_of
-
-_SCRIPT = Path(__file__).with_name("distributed.py")
-
-
-class Trainings:
-    """Runs trainings in processes that are forked off one that has done the imports."""
-
-    def __init__(self, folder, process):
-        self.folder, self._process = folder, process
-
-    def run(self, name, strategy="none", faults=(None, None), **options):
-        """Trains in the run folder ``name``; returns the exit codes, one per worker."""
-        jobs = [{"directory": str(self.folder / name), "strategy": strategy, **options}]
-        if strategy == "workers":
-            workers = cluster.addresses((), 2, port=1)
-            jobs = [
-                {
-                    **jobs[0],
-                    "config": {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}},
-                    "fault": faults[i],
-                }
-                for i in range(2)
-            ]
-        self._process.stdin.write(json.dumps(jobs) + "\n")
-        self._process.stdin.flush()
-        while not (line := self._process.stdout.readline()).startswith("codes "):
-            assert line, "the server ended"
-        return json.loads(line.removeprefix("codes "))
-
-    def final(self, name):
-        return dict(np.load(self.folder / f"{name}.npz"))
-
-    def metrics(self, name):
-        return (self.folder / name / "metrics.jsonl").read_bytes()
-
-    def error(self, name):
-        return (self.folder / f"{name}.txt").read_text()
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distributed")
-    with subprocess.Popen(
-        [sys.executable, str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Trainings(folder, process)
-        process.stdin.close()
+def trainings(trainings_of):
+    with trainings_of(Path(__file__).with_name("distributed.py")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def expected(trainings):
     """One process that accumulates two micro-batches."""
     assert trainings.run("expected", accumulate=2) == [0]
-    return trainings.final("expected")
+    return "expected"
 
 
-def _assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        np.testing.assert_array_equal(value, b[name], err_msg=name, strict=True)
+def test_one_replica_ends_as_no_strategy_does(example, tmp_path):
+    """Bit for bit. It takes the way of many through the Trainer; two devices need a process of their own."""
+    found = {}
+    for name, strategy in (("plain", None), ("mirrored", tf.distribute.MirroredStrategy(["CPU:0"]))):
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            step = example.Classifier(example.Mlp())
+        options = {"runner": "graph", "checkpoint_every": 4, "log_every": 3}
+        for steps in (5, 9):
+            trainers.Trainer(step, example.pipeline(), tmp_path / name, **options).run(steps)
+        found[name] = example.values(step), (tmp_path / name / "metrics.jsonl").read_bytes()
+    (plain, log), (mirrored, other_log) = found.values()
+    assert plain.keys() == mirrored.keys()
+    for name, value in plain.items():
+        np.testing.assert_array_equal(mirrored[name], value, err_msg=name)
+    assert other_log == log
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_two_micro_batches_bit_for_bit(trainings, expected):
     """Weights, moments, average, guard and all counters; and every metric. Examples weigh unequally."""
-    assert trainings.run("mirrored", "mirrored") == [0]
-    _assert_same(trainings.final("mirrored"), expected)
-    assert trainings.metrics("mirrored") == trainings.metrics("expected")
+    assert trainings.run("mirrored", strategy="mirrored") == [0]
+    trainings.assert_same("mirrored", expected)
 
 
 @pytest.mark.slow
 def test_two_replicas_equal_two_micro_batches_with_the_fused_optimizer(trainings):
     assert trainings.run("fused", model="fused", accumulate=2) == [0]
-    assert trainings.run("fused-mirrored", "mirrored", model="fused") == [0]
-    _assert_same(trainings.final("fused-mirrored"), trainings.final("fused"))
-    assert trainings.metrics("fused-mirrored") == trainings.metrics("fused")
+    assert trainings.run("fused-mirrored", strategy="mirrored", model="fused") == [0]
+    trainings.assert_same("fused-mirrored", "fused")
 
 
+@pytest.mark.slow
 def test_a_tapes_own_gradients_are_refused(trainings):
-    assert trainings.run("tape", "mirrored", model="tape") == [1]
+    assert trainings.run("tape", strategy="mirrored", model="tape") == [1]
     assert "a strategy with 2 replicas: get the gradients from update.gradients" in trainings.error("tape")
 
 
 @pytest.mark.slow
 def test_two_workers_equal_two_micro_batches_bit_for_bit(trainings, expected):
-    assert trainings.run("workers", "workers") == [0, 0]
-    _assert_same(trainings.final("workers"), expected)
-    _assert_same(trainings.final("workers-1"), expected)
-    assert trainings.metrics("workers") == trainings.metrics("expected")
+    assert trainings.run("workers", strategy="workers") == [0, 0]
+    trainings.assert_same("workers", expected)
+    trainings.assert_same_variables("workers-1", expected)
     folder = trainings.folder / "workers"
     assert len(list((folder / "tensorboard").iterdir())) == 1  # the chief's
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["module", "fused"])
+@pytest.mark.parametrize("model", ["module", pytest.param("fused", marks=pytest.mark.exhaustive)])
 def test_compiled_parts(trainings, model):
     """Workers equal replicas bit for bit, and one XLA program for everything but for rounding: a few 1e-7 per step."""
     options = {"runner": "xla_chunk", "steps": 40, "model": model}
     single, mirrored, workers = (f"xla-{model}-{strategy}" for strategy in ("none", "mirrored", "workers"))
     assert trainings.run(single, accumulate=2, **options) == [0]
-    assert trainings.run(mirrored, "mirrored", **options) == [0]
-    assert trainings.run(workers, "workers", **options) == [0, 0]
-    _assert_same(trainings.final(workers), trainings.final(mirrored))
-    assert trainings.metrics(workers) == trainings.metrics(mirrored)
+    assert trainings.run(mirrored, strategy="mirrored", **options) == [0]
+    assert trainings.run(workers, strategy="workers", **options) == [0, 0]
+    trainings.assert_same(workers, mirrored)
     one, two = trainings.final(single), trainings.final(mirrored)
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -122,21 +87,19 @@ def test_compiled_parts(trainings, model):
 
 @pytest.mark.slow
 def test_sigterm_to_a_worker_that_is_not_the_chief_ends_both_and_nothing_is_lost(trainings, expected):
-    assert trainings.run("terminated", "workers", faults=(None, ("step", "terminate", 37))) == [75, 75]
+    assert trainings.run("terminated", strategy="workers", faults=(None, ("step", "terminate", 37))) == [75, 75]
     assert (trainings.folder / "terminated" / "checkpoints" / "step-00000037").is_dir()
-    assert trainings.run("terminated", "workers") == [0, 0]
-    _assert_same(trainings.final("terminated"), expected)
-    assert trainings.metrics("terminated") == trainings.metrics("expected")
+    assert trainings.run("terminated", strategy="workers") == [0, 0]
+    trainings.assert_same("terminated", expected)
 
 
 @pytest.mark.slow
 def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected):
-    survivor, killed = trainings.run("killed", "workers", faults=(None, ("step", "kill", 37)))
+    survivor, killed = trainings.run("killed", strategy="workers", faults=(None, ("step", "kill", 37)))
     assert killed == -9
     assert survivor not in (0, 75)
-    assert trainings.run("killed", "workers") == [0, 0]
-    _assert_same(trainings.final("killed"), expected)
-    assert trainings.metrics("killed") == trainings.metrics("expected")
+    assert trainings.run("killed", strategy="workers") == [0, 0]
+    trainings.assert_same("killed", expected)
 
 
 @pytest.mark.slow
@@ -144,36 +107,33 @@ def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected
 def test_replicas_roll_back_together(trainings, strategy):
     """Batches 30 to 32 are NaN: back to step 25, and on with batch 33."""
     name = f"diverged-{strategy}"
-    assert trainings.run("diverged", accumulate=2, bad=[30, 31, 32]) == [0]
-    assert trainings.run(name, strategy, bad=[30, 31, 32]) == ([0] if strategy == "mirrored" else [0, 0])
-    _assert_same(trainings.final(name), trainings.final("diverged"))
-    assert trainings.metrics(name) == trainings.metrics("diverged")
-    assert b'"kind": "rollback"' in trainings.metrics(name)
+    assert trainings.run("diverged", accumulate=2, bad=[30, 31, 32]) == [0]  # the second time it is finished at once
+    assert trainings.run(name, strategy=strategy, bad=[30, 31, 32]) == ([0] if strategy == "mirrored" else [0, 0])
+    trainings.assert_same(name, "diverged")
+    assert b'"kind": "rollback"' in trainings.log(name)
 
 
 @pytest.mark.slow
 def test_the_loss_scale_of_float16_is_that_of_micro_batches(trainings):
     """Batch 10 is NaN, in both epochs, which halves it from 2^15 to 2^13."""
     assert trainings.run("float16", accumulate=2, precision="float16", bad=[10]) == [0]
-    assert trainings.run("float16-mirrored", "mirrored", precision="float16", bad=[10]) == [0]
-    found = trainings.final("float16-mirrored")
-    _assert_same(found, trainings.final("float16"))
-    assert trainings.metrics("float16-mirrored") == trainings.metrics("float16")
-    assert found["update/loss_scale/scale"] == 2.0**13
+    assert trainings.run("float16-mirrored", strategy="mirrored", precision="float16", bad=[10]) == [0]
+    trainings.assert_same("float16-mirrored", "float16")
+    assert trainings.final("float16-mirrored")["update/loss_scale/scale"] == 2.0**13
 
 
 @pytest.mark.slow
 def test_the_number_of_workers_may_change(trainings, expected):
-    assert trainings.run("changed", "workers", steps=25) == [0, 0]
+    assert trainings.run("changed", strategy="workers", steps=25) == [0, 0]
     assert trainings.run("changed", accumulate=2, steps=45) == [0]
-    assert trainings.run("changed", "mirrored") == [0]
-    _assert_same(trainings.final("changed"), expected)
+    assert trainings.run("changed", strategy="mirrored") == [0]
+    trainings.assert_same_variables("changed", expected)
 
 
 @pytest.mark.slow
 def test_replicas_that_accumulate_equal_as_many_micro_batches_but_for_the_order_of_addition(trainings):
     assert trainings.run("four", accumulate=4, steps=20) == [0]
-    assert trainings.run("two-by-two", "mirrored", accumulate=2, steps=20) == [0]
+    assert trainings.run("two-by-two", strategy="mirrored", accumulate=2, steps=20) == [0]
     one, two = trainings.final("four"), trainings.final("two-by-two")
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
@@ -183,18 +143,17 @@ def test_replicas_that_accumulate_equal_as_many_micro_batches_but_for_the_order_
 def test_a_last_batch_that_divides_unequally(trainings):
     """1797 examples in batches of 50: the last of an epoch has 47, which is 24 and 23."""
     assert trainings.run("uneven", accumulate=2, batch=50, steps=40) == [0]
-    assert trainings.run("uneven-mirrored", "mirrored", batch=50, steps=40) == [0]
-    _assert_same(trainings.final("uneven-mirrored"), trainings.final("uneven"))
-    assert trainings.metrics("uneven-mirrored") == trainings.metrics("uneven")
+    assert trainings.run("uneven-mirrored", strategy="mirrored", batch=50, steps=40) == [0]
+    trainings.assert_same("uneven-mirrored", "uneven")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["keras", "tf_keras"])
+@pytest.mark.parametrize("model", ["keras", pytest.param("tf_keras", marks=pytest.mark.exhaustive)])
 def test_keras_models_and_optimizers(trainings, model):
     """Slots included, so gradients that were summed twice would show, as Adam's weights hardly do."""
     name = f"{model}-mirrored"
     assert trainings.run(model, accumulate=2, steps=20, model=model) == [0]
-    assert trainings.run(name, "mirrored", steps=20, model=model) == [0], trainings.error(name)
+    assert trainings.run(name, strategy="mirrored", steps=20, model=model) == [0], trainings.error(name)
     one, two = trainings.final(model), trainings.final(name)
     assert one.keys() == two.keys()
     for variable, value in one.items():

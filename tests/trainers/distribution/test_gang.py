@@ -81,6 +81,7 @@ def test_a_killed_worker_takes_all_into_a_new_attempt(launch):
     assert len(clusters) == 2, "the same ports again"
 
 
+@pytest.mark.slow
 def test_one_worker_needs_no_cluster(launch):
     code, out, _ = launch("print('TF_CONFIG' in os.environ)")
     assert (code, out) == (0, "[0] False\n")
@@ -99,6 +100,7 @@ for text in ("straße ".encode()[:5], "straße ".encode()[5:], b"and \\xff\\n", 
     assert (tmp_path / "logs/worker-0.log").read_bytes().endswith(b"and \xff\n10%\r100%\nno end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 def test_a_worker_without_heartbeat_is_ended(launch, hang):
     program = f"""
@@ -114,6 +116,7 @@ for _ in range(50 if attempt == 0 else 1):
     assert "restart 1 of 2" in err
 
 
+@pytest.mark.slow
 def test_before_the_first_beat_and_in_a_pause_silence_is_allowed(launch):
     program = """
 time.sleep(1)
@@ -127,6 +130,7 @@ heartbeat.beat()
     assert "restart" not in err
 
 
+@pytest.mark.slow
 def test_a_program_that_never_beats(launch):
     code, _, err = launch("time.sleep(1.5)", "--start_timeout=0.5", "--max_restarts=0", "--grace=0.1")
     assert code == 1
@@ -134,6 +138,7 @@ def test_a_program_that_never_beats(launch):
     assert launch("time.sleep(1.5)", "--start_timeout=0.5", "--heartbeat_timeout=0")[0] == 0
 
 
+@pytest.mark.slow
 def test_it_gives_up_and_shows_the_end_of_the_log(launch):
     code, out, err = launch("print(f'bad luck {attempt}')\nsys.exit(index * 3)", "--workers=2")
     assert code == 1
@@ -183,6 +188,7 @@ def _wait_for_ready(launcher, workers):
         ready += line.rstrip().endswith("ready")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_to_the_launcher_lets_everyone_save(start, number, expected):
     launcher = start(_SAVES + _READY, "--workers=2")
@@ -207,6 +213,7 @@ def test_who_ignores_the_signal_is_killed(start):
     assert "worker 0 was" not in err
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait(start):
     launcher = start("signal.signal(signal.SIGINT, lambda *_: print('ignored', flush=True))" + _READY)
     _wait_for_ready(launcher, 1)
@@ -217,6 +224,7 @@ def test_a_second_signal_does_not_wait(start):
     assert launcher.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_waits_to_restart(start):
     launcher = start("sys.exit(1)", "--backoff=60")
     while "restart 1 of 2 in 60 s" not in launcher.stderr.readline():
@@ -226,6 +234,7 @@ def test_a_signal_while_it_waits_to_restart(start):
     assert launcher.returncode == 75
 
 
+@pytest.mark.slow
 def test_nobody_is_left_when_the_launcher_is_killed(start):
     launcher = start("print(os.getpid(), flush=True)" + _READY, "--workers=2")
     _wait_for_ready(launcher, 2)
@@ -238,6 +247,7 @@ def test_nobody_is_left_when_the_launcher_is_killed(start):
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_what_a_worker_started_ends_with_it(launch):
     program = """
 if index == 1:
@@ -300,6 +310,7 @@ def serve():
 _WITH_SERVERS = ("--workers=2", "--parameter_servers=1")
 
 
+@pytest.mark.slow
 def test_with_parameter_servers_the_chief_decides_when_it_is_over(launch, tmp_path):
     code, out, err = launch(
         _SERVES + "serve() if kind != 'chief' else time.sleep(1)", *_WITH_SERVERS, f"--log_dir={tmp_path / 'logs'}"
@@ -312,6 +323,7 @@ def test_with_parameter_servers_the_chief_decides_when_it_is_over(launch, tmp_pa
     assert logs == {"chief.log", "worker-0.log", "worker-1.log", "ps-0.log"}
 
 
+@pytest.mark.slow
 def test_with_parameter_servers_a_worker_is_started_again_alone(launch, tmp_path):
     program = f"""
 first = not os.path.exists({str(tmp_path / "mark")!r})
@@ -340,6 +352,7 @@ def test_with_parameter_servers_a_worker_that_keeps_dying_ends_it(launch):
     assert "restart 1 of 1" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["chief", "ps 0"])
 def test_with_parameter_servers_all_start_again_without_chief_or_server(launch, lost):
     program = f"""
@@ -354,6 +367,7 @@ serve() if kind != "chief" or attempt == 0 else time.sleep(1)
     assert err.count("restart 1 of 2") == 1
 
 
+@pytest.mark.slow
 def test_with_parameter_servers_the_chief_saves_before_the_others_end(start):
     program = """
 def leave(*_):

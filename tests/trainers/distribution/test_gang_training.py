@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
+EXHAUSTIVE = pytest.mark.exhaustive
 
 STEPS = 90
 
@@ -46,12 +47,11 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("fault", "on_worker", "said"),
     [
-        ("step:kill:40", 1, "worker 1 was ended by SIGKILL"),
-        ("step:kill:40", 0, "worker 0 was ended by SIGKILL"),
-        ("save:kill:2", 0, "worker 0 was ended by SIGKILL"),
-        ("step:freeze:40", 1, "no heartbeat for 8 s"),
+        pytest.param("save:kill:2", 0, "worker 0 was ended by SIGKILL", id="the leader is killed during the save"),
+        pytest.param("step:freeze:40", 1, "no heartbeat for 8 s", id="a worker is frozen"),
+        pytest.param("step:kill:40", 0, "worker 0 was ended by SIGKILL", id="the leader is killed", marks=EXHAUSTIVE),
+        pytest.param("step:kill:40", 1, "worker 1 was ended by SIGKILL", id="a worker is killed", marks=EXHAUSTIVE),
     ],
-    ids=["a worker is killed", "the leader is killed", "killed during the save", "a worker is frozen"],
 )
 def test_the_result_is_that_of_the_undisturbed_gang(undisturbed, tmp_path, fault, on_worker, said):
     messages = launch(tmp_path / "found", "--heartbeat_timeout=8", fault=fault, on_worker=on_worker)

@@ -6,6 +6,7 @@ import pytest
 from tftoolkit.trainers.examples import gan, wgan_gp
 
 
+@pytest.mark.slow
 def test_gan():
     mean, covariance = gan.main()
     np.testing.assert_allclose(mean, gan.MEAN, rtol=0, atol=0.1)

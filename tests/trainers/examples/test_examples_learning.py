@@ -22,7 +22,6 @@ def test_adversarial_training():
     assert found["adversarial"][1] >= max(0.75, found["usual"][1] + 0.3)
 
 
-@pytest.mark.slow
 def test_an_attack_stays_within_its_radius():
     images = tf.random.stateless_uniform([5, 64], [1, 2])
     moved = adversarial.attack(Mlp(64, 8, 10), images, tf.range(5), tf.zeros([5, 64]), 7)
@@ -39,7 +38,6 @@ def test_maml():
     assert error["MAML"] < min(1.2, error["all waves together"] / 2)
 
 
-@pytest.mark.slow
 def test_the_outer_gradient_of_maml_goes_through_the_inner_step():
     """Against central differences in the direction of each weight's gradient."""
     data = {name: tf.constant(value) for name, value in maml.waves(4, 2 * maml.POINTS, seed=2).items()}

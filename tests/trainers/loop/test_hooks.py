@@ -135,6 +135,7 @@ def test_a_breakpoint_in_an_eager_step(example):
     assert 1 < seen[0] < 4
 
 
+@pytest.mark.slow
 def test_pdb_in_an_eager_step(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

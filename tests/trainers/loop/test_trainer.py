@@ -15,6 +15,10 @@ from tftoolkit.trainers.loop.events import EVENTS
 from tftoolkit.trainers.loop.metrics_log import MetricsLog
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Line(trainers.Step):
     """Fits ``y = w * x`` and draws noise from its key; cheap to run in every way."""
 
@@ -31,11 +35,13 @@ class Line(trainers.Step):
         return {"loss": loss}
 
 
-def _pipeline(poison=(), seed=0):
+def _pipeline(poison=(), seed=0, shuffle=False):
+    """By default not shuffled: to trace the permutation takes longer than to train."""
     x = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
     x[list(poison)] = np.nan
     source = pipelines.sources.arrays({"x": x, "y": (3 * x).astype(np.float32)})
-    return pipelines.Pipeline(source, seed=seed).shuffle().batch(4, drop_remainder=True)
+    pipeline = pipelines.Pipeline(source, seed=seed)
+    return (pipeline.shuffle() if shuffle else pipeline).batch(4, drop_remainder=True)
 
 
 def _trainer(directory, step=None, pipeline=None, **options):
@@ -84,7 +90,7 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(tmp_path, capsys):
     assert _lines(tmp_path)[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("runner", ["eager", "graph", "xla", "xla_chunk"])
+@pytest.mark.parametrize("runner", [*map(slow, ("eager", "graph", "xla")), "xla_chunk"])
 def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     """An exception in a hook stands for any sudden end; the kills are in test_kill.py."""
 
@@ -94,7 +100,13 @@ def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     def build(name):
         step = Line()
         evaluate = lambda: {"w": float(tf.reduce_sum(step.w))}  # noqa: E731
-        return step, {"directory": tmp_path / name, "runner": runner, "evaluate": evaluate, "steps_per_call": 3}
+        return step, {
+            "pipeline": _pipeline(shuffle=True),
+            "directory": tmp_path / name,
+            "runner": runner,
+            "evaluate": evaluate,
+            "steps_per_call": 3,
+        }
 
     options = {"checkpoint_every": 6, "evaluate_every": 3, "log_every": 2}
     whole, arguments = build("whole")
@@ -173,7 +185,7 @@ def test_tensorboard_events_can_be_read(tmp_path):
     assert ("rate/steps_per_second", 6) in found
 
 
-@pytest.mark.parametrize("runner", ["graph", "xla_chunk"])
+@pytest.mark.parametrize("runner", [slow("graph"), "xla_chunk"])
 def test_training_stops_when_it_diverges(tmp_path, runner):
     step = Line()
     with pytest.raises(trainers.TrainingDivergedError, match=r"step 20: .*no good checkpoint"):
@@ -196,7 +208,7 @@ def _with_bad_rows(first, count):
     return pipelines.Pipeline(source).batch(4, drop_remainder=True)
 
 
-@pytest.mark.parametrize("runner", ["graph", "xla_chunk"])
+@pytest.mark.parametrize("runner", ["graph", slow("xla_chunk")])
 def test_rolling_back_skips_the_batches_since_the_last_good_checkpoint(tmp_path, runner):
     """Batches 23 to 32 are bad, five in a row are too many, checkpoints come every ten steps."""
     options = {"runner": runner, "checkpoint_every": 10, "max_skipped_in_a_row": 5, "log_every": 100}

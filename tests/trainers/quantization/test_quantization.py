@@ -181,7 +181,9 @@ def trained(example, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["eager", "graph", "xla", "xla_chunk"])
+@pytest.mark.parametrize(
+    "runner", [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("eager", "xla")), "graph", "xla_chunk"]
+)
 def test_resumes_bit_for_bit(trained, runner):
     whole, resumed = trained(runner), trained(runner, stops=(9, 24))
     assert whole["quantized/batches"] == 24
@@ -342,6 +344,7 @@ def _assert_ranges(path, quantized):
         assert any(abs(have - scale) <= 1e-6 * scale and at == zero for have, at in stored), name
 
 
+@pytest.mark.slow
 def test_the_file_has_the_trained_ranges_and_weights(tmp_path):
     model = Products()
     quantized = trainers.FakeQuantization(model, tf.TensorSpec([1, 8, 8, 1]))
@@ -396,7 +399,8 @@ def _residual(package):
     return package.Model(image, layers.Dense(10, activation="softmax")(x))
 
 
-@pytest.mark.parametrize("package", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["keras", "tf_keras"])
+@pytest.mark.slow
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
 def test_a_model_of_keras(tmp_path, package):
     """Batch norm and dropout in training, moving averages in the file."""
     model = _residual(package)

@@ -1,13 +1,12 @@
 """Trainings for test_asynchronous.py, each process of which is forked off after the slow imports.
 
-``python asynchronous.py`` reads lines of JSON, a training each: arguments of ``train``, and
+A job: arguments of ``train``, and
 
 * ``servers``: how many parameter servers; 0: one process alone,
 * ``disturb``: ``[step, task, signal]``: what a task ("worker 1") gets once this step is logged. A worker that is killed
   is started again.
 
-It answers with the exit codes by task (negative: the signal that killed it; those of a killed worker's successor). At
-its end a training writes all variables to ``DIRECTORY.npz``; an error goes to ``DIRECTORY.txt``.
+The exit codes are by task; those of a killed worker are its successor's.
 
 As a program for ``tftoolkit launch``: ``python asynchronous.py '{"directory": …}'``.
 """
@@ -18,7 +17,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -35,6 +33,7 @@ from tftoolkit.trainers.distribution import cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from exact import Module
+from trainings import fork, serve
 
 WORKERS = 2
 BATCH = 32
@@ -149,24 +148,6 @@ def train(
     np.savez(f"{directory}.npz", **{name: variable.numpy() for name, variable in step.named_variables().items()})
 
 
-def _fork(job, environment):
-    child = os.fork()
-    if child:
-        return child
-    signal.alarm(200)
-    code = 1
-    os.environ.update(environment)
-    try:
-        train(**job)
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code
-    except BaseException:
-        Path(job["directory"] + ".txt").write_text(traceback.format_exc())
-    sys.stdout.flush()
-    os._exit(code)
-
-
 def _logged(directory):
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
         return json.loads((Path(directory) / "metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -179,7 +160,7 @@ def _run(job):
     if servers:
         tasks = cluster.asynchronous(cluster.addresses((), 1 + WORKERS + servers, port=1), WORKERS)
         environments = {task.name: task.environment for task in tasks}
-    running = {_fork(job, environment): task for task, environment in environments.items()}
+    running = {fork(train, job, environment): task for task, environment in environments.items()}
     codes = {}
     while running:
         time.sleep(0.05)
@@ -192,7 +173,7 @@ def _run(job):
                 del running[pid]
                 codes[task] = status
                 if task.startswith("worker") and status == -signal.SIGKILL and "chief" in running.values():
-                    running[_fork(job, environments[task])] = task
+                    running[fork(train, job, environments[task])] = task
     return codes
 
 
@@ -207,5 +188,4 @@ if __name__ == "__main__":
         said = ("log", lambda trainer: print(f"logged step {trainer.finished_steps}", flush=True))
         train(**json.loads(sys.argv[1]), hooks=[said])
         sys.exit()
-    for line in sys.stdin:
-        print("codes", json.dumps(_run(json.loads(line))), flush=True)
+    serve(_run)

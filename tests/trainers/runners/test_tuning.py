@@ -19,10 +19,11 @@ def _assert_unchanged(step, before, example):
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
-def test_find_lr_suggests_a_rate_that_learns_and_leaves_no_trace(example):
+@pytest.mark.parametrize("runner", ["graph", pytest.param("auto", marks=pytest.mark.slow)])
+def test_find_lr_suggests_a_rate_that_learns_and_leaves_no_trace(example, runner):
     step, pipeline = example.Classifier(example.Mlp(0.0), trainers.optimizers.AdamW(3e-3)), example.pipeline()
     before, schedule = example.values(step), step.update.optimizer.schedule
-    found = trainers.find_lr(step, pipeline, low=1e-5, high=10.0, steps=120)
+    found = trainers.find_lr(step, pipeline, low=1e-5, high=10.0, steps=120, runner=runner)
     _assert_unchanged(step, before, example)
     assert step.update.optimizer.schedule is schedule
     assert pipeline.position == 0
@@ -83,8 +84,15 @@ def test_find_lr_is_not_misled_by_a_first_batch_that_is_hard():
     assert 3e-3 < found.suggestion < 1e-1
 
 
-@pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "schedule"])
-@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize(
+    ("package", "scheduled"),
+    [
+        pytest.param(keras, True, id="keras-schedule"),
+        pytest.param(tf_keras, False, id="tf_keras-constant", marks=pytest.mark.slow),
+        pytest.param(keras, False, id="keras-constant", marks=pytest.mark.exhaustive),
+        pytest.param(tf_keras, True, id="tf_keras-schedule", marks=pytest.mark.slow),
+    ],
+)
 def test_find_lr_sweeps_an_optimizer_of_keras(package, scheduled, example):
     """Gradient descent: the same rates as ours, so the same losses, whatever rate it was made with."""
 
@@ -202,10 +210,10 @@ def test_operations_are_counted_by_hand():
     assert flops.count(strings, tf.TensorSpec([2], tf.string)) is None
 
 
-def test_the_console_shows_gigaflops_or_utilization(tmp_path, example, capsys):
-    for peak, shown in ((None, "GFLOP/s"), (1e12, "MFU")):
-        trainers.Trainer(
-            *(example.Classifier(example.Mlp()), example.pipeline(), tmp_path / shown.replace("/", "")),
-            **{"runner": "xla", "log_every": 2, "peak_flops": peak},
-        ).run(4)
-        assert shown in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(("peak", "shown"), [pytest.param(None, "GFLOP/s", marks=pytest.mark.slow), (1e12, "MFU")])
+def test_the_console_shows_gigaflops_or_utilization(tmp_path, example, capsys, peak, shown):
+    trainers.Trainer(
+        *(example.Classifier(example.Mlp()), example.pipeline(), tmp_path),
+        **{"runner": "xla", "log_every": 2, "peak_flops": peak},
+    ).run(4)
+    assert shown in capsys.readouterr().err.splitlines()[-1]

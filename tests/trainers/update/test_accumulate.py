@@ -1,5 +1,8 @@
 """Micro-batches: as good as the whole batch, whatever the weights of the examples."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -52,11 +55,31 @@ def _train(accumulate, mode="eager", dtype=tf.float32, steps=6, **options):
     return step, {name: value.numpy() for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("parts", [2, 4, 12])
-def test_accumulating_equals_the_whole_batch_with_unequal_masks(mode, parts):
+FAST = [("eager", 12), ("graph", 4)]
+SLOW = [("xla", 2), ("xla", 4)]  # the compiled whole batch is trained once for both
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The whole batch at once, by mode."""
+    return functools.cache(lambda mode: _train(1, mode, dtype=tf.float64, ema=0.9))
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"),
+    [
+        *FAST,
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
+        *(
+            pytest.param(*pair, marks=pytest.mark.exhaustive)
+            for pair in itertools.product(MODES, [2, 4, 12])
+            if pair not in FAST + SLOW
+        ),
+    ],
+)
+def test_accumulating_equals_the_whole_batch_with_unequal_masks(whole, mode, parts):
     """In float64, where the rounding of float32 can't hide a wrong weight: some hundred roundings of 1e-16."""
-    whole, metrics = _train(1, mode, dtype=tf.float64, ema=0.9)
+    whole, metrics = whole(mode)
     split, split_metrics = _train(parts, mode, dtype=tf.float64, ema=0.9)
     for name, variable in whole.named_variables().items():
         np.testing.assert_allclose(split.named_variables()[name].numpy(), variable.numpy(), rtol=1e-12, atol=1e-13)
@@ -67,8 +90,13 @@ def test_accumulating_equals_the_whole_batch_with_unequal_masks(mode, parts):
     assert split.update.ema.updates.numpy() == 6
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "parts"),
+    [
+        *(("eager", 3), ("graph", 1), ("xla", 3)),
+        *(pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in (("eager", 1), ("graph", 3), ("xla", 1))),
+    ],
+)
 def test_gradient_of_the_weighted_mean_against_float64(mode, parts):
     """The error is at most that of float32 sums of 108 terms, a few dozen times 6e-8 of the largest gradient."""
     wide, narrow = Tokens(1, tf.float64), Tokens(parts)
@@ -98,6 +126,7 @@ def test_gradient_of_the_weighted_mean_against_float64(mode, parts):
     np.testing.assert_allclose(mean, loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
 def test_many_steps_in_one_program_repeat_the_single_step_bit_for_bit(parts):
     """What the runner xla_chunk does; with micro-batches it is a loop within the loop."""

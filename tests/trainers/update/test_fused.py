@@ -12,8 +12,8 @@ import tensorflow as tf
 from tftoolkit import trainers
 from tftoolkit.trainers import optimizers
 
-KINDS = ["eager", "graph", "xla_chunk"]  # that xla is xla_chunk bit for bit has a test of its own
 SLOW = pytest.mark.slow
+EXHAUSTIVE = pytest.mark.exhaustive
 RATES = trainers.schedules.cosine(3e-3, 40, warmup_steps=5)
 OPTIONS = {
     "plain": {},
@@ -47,10 +47,20 @@ def _train(example, folder, step, kind="graph", steps=30):
     return example.values(step)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# That xla is xla_chunk bit for bit has a test of its own.
+SELECTED = {
+    **{("graph", "everything"): (), ("xla_chunk", "everything"): SLOW, ("eager", "plain"): SLOW},
+    **{("graph", "float16"): SLOW, ("xla_chunk", "spikes"): SLOW},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [pytest.param(options, id=name, marks=() if name == "everything" else SLOW) for name, options in OPTIONS.items()],
+    ("kind", "options"),
+    [
+        pytest.param(kind, OPTIONS[name], id=f"{kind}-{name}", marks=SELECTED.get((kind, name), EXHAUSTIVE))
+        for kind in ("eager", "graph", "xla_chunk")
+        for name in OPTIONS
+    ],
 )
 def test_fused_equals_plain_but_for_rounding(example, tmp_path, kind, options):
     """30 steps of up to 3e-3; gradients of float16 are rounded at places that a last bit decides."""
@@ -64,7 +74,9 @@ def test_fused_equals_plain_but_for_rounding(example, tmp_path, kind, options):
         assert fused[name].dtype == value.dtype
 
 
-@pytest.mark.parametrize("kind", [pytest.param("eager", marks=SLOW), "graph", "xla_chunk"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("eager", marks=EXHAUSTIVE), "graph", pytest.param("xla_chunk", marks=SLOW)]
+)
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(example, tmp_path, kind):
     options = OPTIONS["everything"]
     whole = _train(example, tmp_path / "whole", _Classifier(example, True, **options), kind)
@@ -74,12 +86,14 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(example, tmp_path, kin
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
+@SLOW
 def test_a_chunk_equals_single_compiled_steps_bit_for_bit(example, tmp_path):
     found = [_train(example, tmp_path / kind, _Classifier(example, True), kind) for kind in ("xla", "xla_chunk")]
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
 
 
+@SLOW
 @pytest.mark.parametrize("first", [False, True])
 def test_either_continues_the_others_checkpoint(example, tmp_path, first):
     expected = _train(example, tmp_path / "expected", _Classifier(example, False), steps=30)
@@ -113,6 +127,7 @@ def test_where_it_cannot_work(monkeypatch):
         optimizers.AdamW(0.1, fused=True).build([tf.Variable(1.0)])
 
 
+@SLOW
 def test_without_a_compiler_it_says_so_at_once_and_the_plain_one_works(tmp_path):
     script = """
 from tftoolkit import custom_ops, trainers

@@ -11,7 +11,9 @@ from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.guards import WINDOW
 from tftoolkit.trainers.update.precision import LossScale
 
+SLOW = pytest.mark.slow
 MODES = ["eager", "graph", "xla"]
+FAST_MODES = [*(pytest.param(mode, marks=SLOW) for mode in MODES[:2]), "xla"]  # which is where rules break most easily
 KEY = tf.constant([1, 2])
 
 
@@ -54,8 +56,17 @@ def _fit(precision, mode="graph", steps=1, x=None, fused=False, **options):
 
 
 # What rounding inputs, weights and results of a product to p bits does to a gradient that adds up 16 of them.
-@pytest.mark.parametrize(("precision", "bits"), [("bfloat16", 8), ("float16", 11)])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "precision", "bits"),
+    [
+        *(("eager", "bfloat16", 8), ("xla", "float16", 11)),
+        *(pytest.param(*case, marks=SLOW) for case in (("xla", "bfloat16", 8), ("graph", "float16", 11))),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (("graph", "bfloat16", 8), ("eager", "float16", 11))
+        ),
+    ],
+)
 def test_reduced_precision_is_used_and_errs_as_it_must(mode, precision, bits):
     expected = _fit("float32", mode)[2]["gradient"]
     update, _, metrics = _fit(precision, mode)
@@ -83,8 +94,14 @@ def test_float16_keeps_gradients_that_would_underflow():
     np.testing.assert_allclose(found.sums[0], np.full([4, 3], 1e-8), rtol=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "fused"),
+    [
+        *(("eager", True), ("graph", False)),
+        *(pytest.param(*case, marks=SLOW) for case in (("xla", True), ("xla", False))),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (("eager", False), ("graph", True))),
+    ],
+)
 def test_loss_scale_halves_on_overflow_and_doubles_after_good_steps(mode, fused, monkeypatch):
     monkeypatch.setattr(LossScale, "growth_steps", 3)
     update, step, _ = _fit("float16", mode, fused=fused)
@@ -113,30 +130,31 @@ def test_overflows_count_in_a_row_once_the_scale_cannot_fall():
     assert update.skipped.numpy() == 17
 
 
-def test_precision_of_keras_models_is_that_of_their_policy():
-    for package in (keras, tf_keras):
-        policy = package.mixed_precision if package is tf_keras else package
-        policy = policy.Policy("mixed_bfloat16") if package is tf_keras else package.DTypePolicy("mixed_bfloat16")
-        layers = [package.layers.Dense(8, dtype=policy), package.layers.Dense(2, dtype="float32")]
-        mixed, plain = package.Sequential(layers), package.Sequential([package.layers.Dense(2)])
-        mixed.build([None, 4])
-        plain.build([None, 4])
-        with pytest.raises(ValueError, match="computes in bfloat16"):
-            trainers.Update(mixed, trainers.optimizers.Sgd(0.1))
-        with pytest.raises(ValueError, match="'mixed_float16'"):
-            trainers.Update(plain, trainers.optimizers.Sgd(0.1), precision="float16")
-        update = trainers.Update(mixed, package.optimizers.SGD(0.1), precision="bfloat16", ema=0.5)
-        before = [weight.numpy() for weight in update.weights]
-        for mode in MODES:
-            found = _wrap(
-                lambda update=update, mixed=mixed: update.apply(
-                    update.gradients(lambda x, _: tf.reduce_sum(mixed(x), -1), tf.ones([3, 4]), KEY)
-                ),
-                mode,
-            )()
-            assert found["skipped"].numpy() == 0
-        assert all(weight.dtype == tf.float32 for weight in update.weights)
-        assert not np.array_equal(update.weights[0].numpy(), before[0])
+@pytest.mark.parametrize("package", [keras, pytest.param(tf_keras, marks=SLOW)], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("modes", [["graph"], pytest.param(["eager", "xla"], marks=SLOW)], ids="-".join)
+def test_precision_of_keras_models_is_that_of_their_policy(package, modes):
+    policy = package.mixed_precision if package is tf_keras else package
+    policy = policy.Policy("mixed_bfloat16") if package is tf_keras else package.DTypePolicy("mixed_bfloat16")
+    layers = [package.layers.Dense(8, dtype=policy), package.layers.Dense(2, dtype="float32")]
+    mixed, plain = package.Sequential(layers), package.Sequential([package.layers.Dense(2)])
+    mixed.build([None, 4])
+    plain.build([None, 4])
+    with pytest.raises(ValueError, match="computes in bfloat16"):
+        trainers.Update(mixed, trainers.optimizers.Sgd(0.1))
+    with pytest.raises(ValueError, match="'mixed_float16'"):
+        trainers.Update(plain, trainers.optimizers.Sgd(0.1), precision="float16")
+    update = trainers.Update(mixed, package.optimizers.SGD(0.1), precision="bfloat16", ema=0.5)
+    before = [weight.numpy() for weight in update.weights]
+    for mode in modes:
+        found = _wrap(
+            lambda update=update, mixed=mixed: update.apply(
+                update.gradients(lambda x, _: tf.reduce_sum(mixed(x), -1), tf.ones([3, 4]), KEY)
+            ),
+            mode,
+        )()
+        assert found["skipped"].numpy() == 0
+    assert all(weight.dtype == tf.float32 for weight in update.weights)
+    assert not np.array_equal(update.weights[0].numpy(), before[0])
 
 
 def test_reduced_precision_refuses_what_it_cannot_reach(tmp_path):
@@ -165,7 +183,7 @@ def test_reduced_precision_refuses_what_it_cannot_reach(tmp_path):
     tf.train.Checkpoint(model=model).write(str(tmp_path / "model"))  # refuses lists that were altered
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_the_average_against_its_formula(mode):
     decay, weights = 0.8, _weights()
     update = trainers.Update(weights, trainers.optimizers.Sgd(0.1), ema=decay)
@@ -232,7 +250,7 @@ def _spiky(mode, losses, **options):
     return update, [int(step(tf.constant(loss, tf.float32))) for loss in losses]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_spikes_are_skipped(mode):
     rng = np.random.default_rng(0)
     calm = list(rng.uniform(0.5, 1.5, WINDOW))
@@ -263,7 +281,7 @@ def test_what_the_guards_refuse():
         update.apply([tf.ones_like(w) for w in update.weights])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_clipping_by_value(mode):
     weights = _weights()
     before = [w.numpy() for w in weights]

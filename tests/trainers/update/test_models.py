@@ -1,5 +1,6 @@
 """Models and optimizers of every kind: tf.Module, tf_keras, Keras 3; names that are the same in every process."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -80,29 +81,40 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("package", "optimizer"), [(p, o) for p in PACKAGES for o in OPTIMIZERS if (p, o) != ("tf_keras", "Nadam")]
-)
-def test_optimizers_of_keras_do_what_they_do_by_themselves(package, optimizer):
+FAST = [("keras", "schedule", "graph"), ("tf_keras", "AdamW", "eager")]
+SLOW = [
+    *[("keras", "SGD", "eager"), ("keras", "AdamW", "xla"), ("keras", "Nadam", "graph")],
+    *[("tf_keras", "SGD", "graph"), ("tf_keras", "AdamW", "xla"), ("tf_keras", "schedule", "eager")],
+]
+
+
+def _cases():
+    for case in itertools.product(PACKAGES, OPTIMIZERS, MODES):
+        if case[:2] != ("tf_keras", "Nadam"):  # which is refused
+            marks = () if case in FAST else pytest.mark.slow if case in SLOW else pytest.mark.exhaustive
+            yield pytest.param(*case, marks=marks)
+
+
+@pytest.mark.parametrize(("package", "optimizer", "mode"), list(_cases()))
+def test_optimizers_of_keras_do_what_they_do_by_themselves(package, optimizer, mode):
     package = PACKAGES[package]
     expected = _by_keras(package, OPTIMIZERS[optimizer](package))
-    for mode in ("eager", "xla" if optimizer == "AdamW" else "graph"):
-        step = Regression(_model(package), OPTIMIZERS[optimizer](package))
-        metrics, variables = _run(step, mode)
-        for found, wanted in zip(step.update.weights, expected, strict=True):
-            # Ten updates of at most 0.1, rounded otherwise: Adam divides small gradients by small roots.
-            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-6)
-        assert step.update.optimizer.iterations.numpy() == 10
-        assert variables["update/optimizer/iterations"] == 10
-        held = {variable.ref() for variable in step.named_variables().values()}
-        own = step.update.optimizer._keras.variables
-        assert {naming.tf_variable(variable).ref() for variable in own} <= held
-        if optimizer == "schedule":
-            rate = 0.01 * 0.5 * (1 + np.cos(np.pi * 9 / 20))
-            np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-5)
+    step = Regression(_model(package), OPTIMIZERS[optimizer](package))
+    metrics, variables = _run(step, mode)
+    for found, wanted in zip(step.update.weights, expected, strict=True):
+        # Ten updates of at most 0.1, rounded otherwise: Adam divides small gradients by small roots.
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-6)
+    assert step.update.optimizer.iterations.numpy() == 10
+    assert variables["update/optimizer/iterations"] == 10
+    held = {variable.ref() for variable in step.named_variables().values()}
+    own = step.update.optimizer._keras.variables
+    assert {naming.tf_variable(variable).ref() for variable in own} <= held
+    if optimizer == "schedule":
+        rate = 0.01 * 0.5 * (1 + np.cos(np.pi * 9 / 20))
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-5)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [pytest.param("keras", marks=pytest.mark.slow), "tf_keras"])
 def test_our_optimizer_trains_keras_models(package):
     step = Regression(_model(PACKAGES[package]), trainers.optimizers.AdamW(0.01), ema=0.9)
     before = _run(step, steps=1)[0]["loss"].numpy()
@@ -169,7 +181,7 @@ def test_constraints_hold_or_are_refused(package):
     assert _run(step)[1]["model/dense_1/kernel"].min() >= 0
 
 
-@pytest.mark.parametrize("package", ["keras", "tf_keras", None])
+@pytest.mark.parametrize("package", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow), None])
 def test_learning_rate_factors_and_weight_decay_exclusions(package):
     package = PACKAGES.get(package)
     source = package or tf_keras
@@ -237,24 +249,31 @@ def _names(package):
     return list(step.named_variables())
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_do_not_depend_on_how_many_layers_were_made_before(package):
+    package = PACKAGES[package]
+    package.Sequential([package.layers.Dense(2), package.layers.Dropout(0.5), package.layers.BatchNormalization()])
+    names = _names(package)  # Keras' own counters have moved
+    assert len(names) == len(set(names))
+    expected = {
+        "model/encoder/kernel",
+        "model/dense/kernel",
+        "model/dense_1/bias",
+        "model/norm/moving_mean",
+        "model/head/kernel",
+        "model/attention/query/kernel",
+        "update/ema/slots/average/model/norm/gamma",
+    }
+    assert expected <= set(names)
+    assert ("model/drop/seed_generator_state" in names) == (package is keras)
+
+
+@pytest.mark.slow
 def test_names_do_not_depend_on_what_the_process_did_before():
     fresh = subprocess.run([sys.executable, __file__], capture_output=True, check=True, text=True).stdout
     for name, package in PACKAGES.items():
         package.Sequential([package.layers.Dense(2), package.layers.Dropout(0.5), package.layers.BatchNormalization()])
-        names = _names(package)  # Keras' own counters have moved
-        assert json.loads(fresh.splitlines()[-1])[name] == names
-        assert len(names) == len(set(names))
-        expected = {
-            "model/encoder/kernel",
-            "model/dense/kernel",
-            "model/dense_1/bias",
-            "model/norm/moving_mean",
-            "model/head/kernel",
-            "model/attention/query/kernel",
-            "update/ema/slots/average/model/norm/gamma",
-        }
-        assert expected <= set(names)
-        assert ("model/drop/seed_generator_state" in names) == (package is keras)
+        assert json.loads(fresh.splitlines()[-1])[name] == _names(package)
 
 
 def _dropout_model(package):

@@ -61,16 +61,29 @@ def _assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def _slow(*cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "compiled"),
+    [
+        *((0.9, False, False), (0.9, True, True)),
+        *_slow((0.0, False, False), (0.9, True, False), (0.0, False, True), (0.9, False, True)),
+    ],
+)
 def test_sgd_follows_the_float64_reference(momentum, nesterov, compiled):
     found = _train(optimizers.Sgd(_falling, momentum=momentum, nesterov=nesterov), compiled)
     _assert_close(found, _reference_sgd(lambda step: 0.1 / (1 + step), momentum, nesterov))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("beta_1", [0.0, 0.9])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("beta_1", "fused", "compiled"),
+    [
+        *((0.9, False, False), (0.0, True, False), (0.9, True, True)),
+        *_slow((0.0, False, False), (0.9, True, False), (0.0, False, True), (0.9, False, True), (0.0, True, True)),
+    ],
+)
 def test_adamw_follows_the_float64_reference(beta_1, compiled, fused):
     options = {"beta_1": beta_1, "beta_2": 0.99, "epsilon": 1e-3, "weight_decay": 0.1}
     found = _train(optimizers.AdamW(_falling, **options, fused=fused), compiled)

@@ -103,6 +103,7 @@ def test_layers_of_keras(package, mode):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_xla_needs_less_memory_for_the_same_bits(tmp_path):
     """By its own report of what the compiled gradients need besides inputs and outputs.
 
