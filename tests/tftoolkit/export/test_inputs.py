@@ -58,7 +58,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "tf.Module",
+        "Keras 3, functional",
+        "tf_keras, subclassed",
+        pytest.param("Keras 3, subclassed", marks=pytest.mark.slow),
+        pytest.param("tf_keras, functional", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_to_every_target(tmp_path, kind):
     make, needs_signature = MODELS[kind]
     model = make()

@@ -51,8 +51,10 @@ def test_a_wrong_integer_output_is_refused(tmp_path, mode, right, wrong):
     (check,) = [check for check in report.rows[0].checks if check.inputs == "real"]
     if mode == "int8":
         assert 0 < check.error < check.bound
-        found = [Interpreter(str(tmp_path / "right.tflite")).get_signature_runner()(**inputs)["y"] for inputs in REAL]
-        expected = [tf.saved_model.load(str(tmp_path / "golden")).signatures["serving_default"](**i)["y"] for i in REAL]
+        runner = Interpreter(str(tmp_path / "right.tflite")).get_signature_runner()
+        found = [runner(**inputs)["y"] for inputs in REAL]
+        model = tf.saved_model.load(str(tmp_path / "golden")).signatures["serving_default"]
+        expected = [model(x=tf.constant(inputs["x"]))["y"] for inputs in REAL]
         gap = np.abs(np.stack(found) - np.stack(expected))
         assert check.error == (np.mean(gap != 0) if right is best else gap.max())
     export.tflite(tf.Module(), tmp_path / "wrong.tflite", signatures=signatures(wrong), **settings)
@@ -117,7 +119,13 @@ def test_functions_of_any_type_in_loops_and_branches(tmp_path):
     assert all(check.bound > 0 for check in checks if check.inputs == "random")
 
 
-@pytest.mark.parametrize("exporter", [export.saved_model, export.tflite, export.onnx])
+@pytest.mark.parametrize(
+    "exporter",
+    [
+        export.saved_model,
+        *(pytest.param(exporter, marks=pytest.mark.slow) for exporter in (export.tflite, export.onnx)),
+    ],
+)
 def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
     """The exponential of a large number is infinite, and stays above 1 whatever it is divided by."""
     monkeypatch.setattr(parity, "SECONDS", 1.0)

@@ -174,7 +174,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from ai_edge_litert.interpreter import Interpreter
-from tftoolkit.export import delegate
+from tftoolkit.export.runtimes import delegate
 import numpy as np
 path = Path(sys.argv[1])
 try:

@@ -22,6 +22,7 @@ def real(count, shape):
     return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     layers = [keras.Input([6, 8], batch_size=2, name="x"), keras.layers.LSTM(4)]
     with pytest.raises(export.ExportError, match=r"convert failed: .* SIGSEGV in _feed_tensors \(calibrator.py\)"):
@@ -33,6 +34,7 @@ def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     export.tflite(tf.Module(), tmp_path / "m.tflite", signatures={"f": (tf.nn.relu, [SPEC])})
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_the_process_that_opens_it(tmp_path):
     """int8 of a ReLU that is zero for all inputs: the calibrated range is empty, and LiteRT aborts."""
     real = [{"x": -np.full([2, 4], 10, np.float32), "y": -np.ones([2, 4], np.float32)}] * 50
