@@ -84,6 +84,12 @@ def test_close_decisions_of_one_call_excuse_no_other():
         compare(Classes([0, 7, 0, 0], [0, 0, 1, 0]), golden, "int8")
 
 
+def test_calls_that_end_in_tensorflow_only_are_not_tried():
+    golden = [GoldenCase(Case("nan", "f", {}), {"best": np.zeros(4, np.int32)}, {"best": None})]
+    with pytest.raises(export.ExportError, match="at signature 'f': calls on nan inputs do not end, where TensorFlow"):
+        compare(Classes(), golden, "float32", {"nan"})
+
+
 @pytest.mark.parametrize(("exporter", "file"), [(export.tflite, "m.tflite"), (export.onnx, "m.onnx")])
 def test_roundings_of_functions_have_room(tmp_path, exporter, file):
     """softplus of small numbers is 0.69…; what a normalisation leaves of it is mostly roundings."""
@@ -153,6 +159,7 @@ def test_a_file_that_never_ends_on_nan_where_tensorflow_does_is_refused(tmp_path
     assert not (tmp_path / "m.tflite").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "SECONDS", 5.0)
     endless = tf.function(
