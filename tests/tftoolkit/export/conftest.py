@@ -1,9 +1,17 @@
-"""One small convolutional model and its inputs, which the tests of number formats share; none of them changes them."""
+"""What the tests of exports share: one small convolutional model and its inputs, which none of them changes."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+
+from tftoolkit.export.proof import memory
+
+
+@pytest.fixture(autouse=True)
+def peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not measured: a process for each file, of which only test_formats.py looks at the figure."""
+    monkeypatch.setattr(memory, "peak", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

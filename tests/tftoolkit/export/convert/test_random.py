@@ -108,7 +108,7 @@ def exported(exporter, folder, function, *specs, **settings):
     return exporter(tf.Module(), folder, signatures={"f": (function, specs)}, **settings)
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "int8"])
+@pytest.mark.parametrize("mode", ["dynamic", pytest.param("int8", marks=pytest.mark.slow)])
 def test_integers_saturate_where_tensorflow_overflows(tmp_path, mode):
     rng = np.random.default_rng(0)
     first, second = (tf.Variable(rng.standard_normal(s, np.float32) / 8) for s in ([40, 30], [30, 40]))
@@ -138,7 +138,7 @@ def test_constants_in_onnx(tmp_path):
     exported(export.onnx, tmp_path / "m.onnx", function, tf.TensorSpec([2, 3], tf.float32, "x"))
 
 
-@pytest.mark.parametrize("mode", ["float16", "int8"])
+@pytest.mark.parametrize("mode", ["float16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_model_whose_weights_are_constants(tmp_path, mode):
     """As in many models on disk: the bound must know what rounding them does."""
     rng = np.random.default_rng(0)

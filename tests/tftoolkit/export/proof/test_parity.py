@@ -41,7 +41,7 @@ def picture_off(scores):
     return picture(scores) + 400
 
 
-@pytest.mark.parametrize("mode", [None, "int8"])
+@pytest.mark.parametrize("mode", [pytest.param(None, marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize(("right", "wrong"), [(best, best_with_one_wrong), (picture, picture_off)])
 def test_a_wrong_integer_output_is_refused(tmp_path, mode, right, wrong):
     """int8 changes a few classes, and nearly every number of the picture; all the same it allows nothing else."""

@@ -57,6 +57,7 @@ def test_what_only_passes_on_costs_nothing(errors):
     assert [(row.output, row.own) for row in errors.rows if row.op == "RESHAPE"] == [(0.0, 0.0)] * 2
 
 
+@pytest.mark.slow
 def test_the_bad_layer_is_proposed(tmp_path, model, images, representative):
     proposal = export.propose_keep_float(model, representative, max_error=0.4)
     (pattern,) = proposal.keep_float
