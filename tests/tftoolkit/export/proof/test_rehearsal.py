@@ -45,7 +45,7 @@ def test_kinds_on_which_it_does_not_end_are_found_one_by_one(child, endless):
 
 def test_ordinary_inputs_must_end(child):
     child.fails = {"zeros": TimeoutError()}
-    with pytest.raises(export.ExportError, match="structure failed: three calls on random .* do not end within 300"):
+    with pytest.raises(export.ExportError, match=r"structure failed: three calls on random .* do not end within 300"):
         rehearsal.rehearse(FILE)
 
 
