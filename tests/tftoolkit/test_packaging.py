@@ -29,7 +29,8 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     leave_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave_out)
-    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, folder / "source"], check=True)
+    build = [sys.executable, "-m", "build", "--no-isolation"]  # with the setuptools that is installed here
+    subprocess.run([*build, "--outdir", folder, folder / "source"], check=True)
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
 
 

@@ -7,6 +7,8 @@ loads on first use.
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
@@ -46,3 +48,14 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(f"tftoolkit.export.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'tftoolkit.export' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+class _Package(ModuleType):
+    """``web`` is a function, and the folder it comes from: importing that would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "web" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

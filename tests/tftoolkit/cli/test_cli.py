@@ -299,6 +299,7 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it(tmp_path):
     assert "apt install g++" in done.stdout
 
 
+@pytest.mark.slow
 def test_no_compiler_and_nothing_built_yet(tmp_path):
     """One message, before any training, and no run folder half begun."""
     cache = str(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""``tftoolkit export`` and ``tftoolkit verify``, as a person runs them."""
+"""``tftoolkit export`` and ``tftoolkit verify``: files, messages and exit codes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tftoolkit import export
+from tftoolkit import cli, export
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,17 @@ def test_another_format_of_a_run(finished_run):
     assert "exists; pass overwrite=True" in refused.stderr
 
 
-def test_mistakes(finished_run, tmp_path):
+def test_another_format_of_a_run_in_this_process(finished_run, tmp_path, capsys):
+    file = tmp_path / "model.tflite"
+    assert cli.main(["export", str(finished_run), f"--output={file}", "--quantize=float16"]) == 0
+    assert "TFLite float16" in capsys.readouterr().out
+    assert cli.main(["verify", str(file)]) == 0
+    assert "each within its bound" in capsys.readouterr().out
+    assert cli.main(["export", str(finished_run), f"--output={file}"]) == 1
+    assert "exists; pass overwrite=True" in capsys.readouterr().err
+
+
+def test_mistakes(finished_run, tmp_path, capsys):
     for arguments, code, message in (
         (["export"], 2, "export: the following arguments are required: RUN"),
         (["export", tmp_path], 1, "is neither a SavedModel nor a run"),
@@ -55,6 +65,7 @@ def test_mistakes(finished_run, tmp_path):
             "no option --gold; did you mean --golden? The options are --golden, --native",
         ),
     ):
-        done = tftoolkit(*arguments)
-        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+        found = cli.main(list(map(str, arguments)))
+        errors = capsys.readouterr().err
+        assert (found, message in errors) == (code, True), errors
     assert os.listdir(tmp_path) == []

@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
 from tftoolkit import export
+from tftoolkit.export.runtimes import worker
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,16 @@ def test_any_batch_size_of_a_free_dimension(tmp_path, classifier, digits):
         np.testing.assert_allclose(outputs["logits"], classifier(digits[0][:batch])["logits"], atol=1e-4)
 
 
+def test_relative_paths_after_a_change_of_folder(tmp_path, monkeypatch):
+    """The child that converts lives in another folder."""
+    worker.call(os.getcwd)
+    monkeypatch.chdir(tmp_path)
+    signatures = {"f": (tf.nn.relu, [tf.TensorSpec([2, 4], tf.float32, "x")])}
+    export.tflite(tf.Module(), "m.tflite", signatures=signatures)
+    export.onnx(tf.Module(), "m.onnx", signatures=signatures)
+    assert files(tmp_path) == ["m.onnx", "m.tflite"]
+
+
 def test_signatures_keep_names_and_do_not_collapse(tmp_path):
     """Functions of one name must not end as one signature (from_concrete_functions does that)."""
     model = tf.Module()
@@ -165,7 +176,7 @@ def test_activation_after_a_product_of_two_inputs(tmp_path):
     np.testing.assert_allclose(outputs["output_0"], np.maximum(x @ w, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras3", "tf_keras"])
+@pytest.mark.parametrize("library", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["keras3", "tf_keras"])
 def test_functional_keras_models_need_no_signature(tmp_path, library):
     layers = library.layers
     left, right = library.Input([6], name="left"), library.Input([6], name="right")

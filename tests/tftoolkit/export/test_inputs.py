@@ -58,7 +58,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Keras 3, functional",
+        "tf_keras, subclassed",
+        pytest.param("tf.Module", marks=pytest.mark.slow),
+        pytest.param("Keras 3, subclassed", marks=pytest.mark.slow),
+        pytest.param("tf_keras, functional", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_to_every_target(tmp_path, kind):
     make, needs_signature = MODELS[kind]
     model = make()
@@ -81,7 +90,9 @@ def test_a_model_to_every_target(tmp_path, kind):
             np.testing.assert_allclose(outputs[name], value, atol=2e-5)
 
 
-@pytest.mark.parametrize("library", [keras, tf_keras], ids=["Keras 3", "tf_keras"])
+@pytest.mark.parametrize(
+    "library", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["Keras 3", "tf_keras"]
+)
 def test_saved_models_that_others_wrote(tmp_path, library):
     model = functional(library)
     model.export(str(tmp_path / "exported"))
@@ -118,7 +129,9 @@ def test_signatures_with_free_and_fixed_batch(tmp_path):
         assert {check.signature for check in row.checks} == set(signatures)
 
 
-@pytest.mark.parametrize("library", [keras, tf_keras], ids=["Keras 3", "tf_keras"])
+@pytest.mark.parametrize(
+    "library", [pytest.param(keras, marks=pytest.mark.slow), tf_keras], ids=["Keras 3", "tf_keras"]
+)
 def test_a_recurrent_layer(tmp_path, library):
     """Unrolled or as a loop it is right at every call; what is refused says what to do."""
     specs = [tf.TensorSpec([1, 5, 6], tf.float32, "features")]

@@ -1,7 +1,8 @@
 """Nine ways in which TensorFlow's tools write a wrong file without a word, each with and without our gate.
 
 "Without" runs the usual tool and shows that its result is wrong: where a later version mends it, that assertion fails
-and the guard can be looked at again. "With" shows that ours refuses such a file, or writes a right one.
+and the guard can be looked at again. "With" shows that ours refuses such a file, or writes a right one. What guards
+against the slow ones has other, fast tests.
 """
 
 import os
@@ -47,6 +48,7 @@ def converter(function, *specs, weights=()):
     )
 
 
+@pytest.mark.slow
 def test_1_a_dropped_activation(tmp_path):
     """relu(x @ w) with a w that is no constant."""
     specs = [tf.TensorSpec([3, 4], tf.float32, "x"), tf.TensorSpec([4, 5], tf.float32, "w")]
@@ -79,6 +81,7 @@ def test_2_a_file_without_weights(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "right", x=x)["output_0"], model(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_3_collapsed_signatures(tmp_path):
     """Functions of one name, from_concrete_functions."""
     spec = tf.TensorSpec([2], tf.float32, "x")
@@ -182,6 +185,7 @@ def test_7_a_stale_trace(tmp_path):
         assert not any(">" in op_type for op_type in saved_models.op_types(tmp_path / "right"))
 
 
+@pytest.mark.slow
 def test_8_state_that_outlives_a_call(tmp_path):
     """The fused LSTM keeps its state: the first call is right, the next ones are not."""
     model = tf_keras.Sequential([tf_keras.Input([5, 6], name="x"), tf_keras.layers.LSTM(7)])
@@ -202,6 +206,7 @@ def test_8_state_that_outlives_a_call(tmp_path):
         np.testing.assert_allclose(runner(x=x)["y"], model(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_9_a_saved_model_whose_weights_are_lost(tmp_path):
     """from_saved_model of a module that holds a Keras 3 model."""
     model = keras.Sequential([keras.Input([6], name="x"), keras.layers.Dense(400), keras.layers.Dense(2)])

@@ -68,7 +68,7 @@ def test_again(exported, file):
     assert all(check.bound == then[key]["bound"] for key, check in now.items())
 
 
-@pytest.mark.parametrize("file", ["float.tflite", "int8.tflite", "m.onnx"])
+@pytest.mark.parametrize("file", ["float.tflite", pytest.param("int8.tflite", marks=pytest.mark.slow), "m.onnx"])
 def test_where_tensorflow_cannot_be_imported(exported, file, tmp_path):
     """And nothing else but numpy and the file's own runtime is."""
     hidden = ["tensorflow", "keras", "tf_keras", "absl", "onnx", "tf2onnx", "jax", "matplotlib", "scipy"]

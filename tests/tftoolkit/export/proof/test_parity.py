@@ -41,7 +41,7 @@ def picture_off(scores):
     return picture(scores) + 400
 
 
-@pytest.mark.parametrize("mode", [None, "int8"])
+@pytest.mark.parametrize("mode", [pytest.param(None, marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize(("right", "wrong"), [(best, best_with_one_wrong), (picture, picture_off)])
 def test_a_wrong_integer_output_is_refused(tmp_path, mode, right, wrong):
     """int8 changes a few classes, and nearly every number of the picture; all the same it allows nothing else."""
@@ -51,8 +51,10 @@ def test_a_wrong_integer_output_is_refused(tmp_path, mode, right, wrong):
     (check,) = [check for check in report.rows[0].checks if check.inputs == "real"]
     if mode == "int8":
         assert 0 < check.error < check.bound
-        found = [Interpreter(str(tmp_path / "right.tflite")).get_signature_runner()(**inputs)["y"] for inputs in REAL]
-        expected = [tf.saved_model.load(str(tmp_path / "golden")).signatures["serving_default"](**i)["y"] for i in REAL]
+        runner = Interpreter(str(tmp_path / "right.tflite")).get_signature_runner()
+        found = [runner(**inputs)["y"] for inputs in REAL]
+        model = tf.saved_model.load(str(tmp_path / "golden")).signatures["serving_default"]
+        expected = [model(x=tf.constant(inputs["x"]))["y"] for inputs in REAL]
         gap = np.abs(np.stack(found) - np.stack(expected))
         assert check.error == (np.mean(gap != 0) if right is best else gap.max())
     export.tflite(tf.Module(), tmp_path / "wrong.tflite", signatures=signatures(wrong), **settings)
@@ -80,6 +82,12 @@ def test_close_decisions_of_one_call_excuse_no_other():
     assert (check.error, check.bound) == (0.125, 0.125)
     with pytest.raises(export.ExportError, match=r"by 0\.25 on real inputs; int8 allows 0\.125"):
         compare(Classes([0, 7, 0, 0], [0, 0, 1, 0]), golden, "int8")
+
+
+def test_calls_that_end_in_tensorflow_only_are_not_tried():
+    golden = [GoldenCase(Case("nan", "f", {}), {"best": np.zeros(4, np.int32)}, {"best": None})]
+    with pytest.raises(export.ExportError, match="at signature 'f': calls on nan inputs do not end, where TensorFlow"):
+        compare(Classes(), golden, "float32", {"nan"})
 
 
 @pytest.mark.parametrize(("exporter", "file"), [(export.tflite, "m.tflite"), (export.onnx, "m.onnx")])
@@ -117,7 +125,13 @@ def test_functions_of_any_type_in_loops_and_branches(tmp_path):
     assert all(check.bound > 0 for check in checks if check.inputs == "random")
 
 
-@pytest.mark.parametrize("exporter", [export.saved_model, export.tflite, export.onnx])
+@pytest.mark.parametrize(
+    "exporter",
+    [
+        export.saved_model,
+        *(pytest.param(exporter, marks=pytest.mark.slow) for exporter in (export.tflite, export.onnx)),
+    ],
+)
 def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
     """The exponential of a large number is infinite, and stays above 1 whatever it is divided by."""
     monkeypatch.setattr(parity, "SECONDS", 1.0)
@@ -145,6 +159,7 @@ def test_a_file_that_never_ends_on_nan_where_tensorflow_does_is_refused(tmp_path
     assert not (tmp_path / "m.tflite").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "SECONDS", 5.0)
     endless = tf.function(

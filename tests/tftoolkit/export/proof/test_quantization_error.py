@@ -16,33 +16,9 @@ from tftoolkit.export.proof.quantization_error import _Search
 
 
 @pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).standard_normal([128, 12, 12, 3]).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def representative(images):
-    return [{"image": batch} for batch in np.split(images, 4)]
-
-
-@pytest.fixture(scope="module")
-def model():
+def model(convolutional):
     """The bad layer is "hidden": one weight per channel is so large that the others are less than a step."""
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input([12, 12, 3], name="image"),
-            layers.Conv2D(16, 3, activation="relu", name="first"),
-            layers.DepthwiseConv2D(3, name="depthwise"),
-            layers.Conv2D(24, 3, strides=2, activation="relu", name="second"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(64, activation="relu", name="hidden"),
-            layers.Reshape([8, 8]),
-            layers.Flatten(),
-            layers.Dense(10, name="logits"),
-        ]
-    )
+    model = convolutional([keras.layers.Reshape([8, 8]), keras.layers.Flatten()])
     kernel, bias = model.get_layer("hidden").get_weights()
     kernel[0] *= 300
     model.get_layer("hidden").set_weights([kernel, bias])
@@ -81,6 +57,7 @@ def test_what_only_passes_on_costs_nothing(errors):
     assert [(row.output, row.own) for row in errors.rows if row.op == "RESHAPE"] == [(0.0, 0.0)] * 2
 
 
+@pytest.mark.slow
 def test_the_bad_layer_is_proposed(tmp_path, model, images, representative):
     proposal = export.propose_keep_float(model, representative, max_error=0.4)
     (pattern,) = proposal.keep_float

@@ -101,6 +101,7 @@ def test_it_is_proven_again_only_where_native_code_is_trusted(exported, tmp_path
         export.verify(copy, native=True)
 
 
+@pytest.mark.slow
 def test_everything_that_a_schema_can_say(grammar, tmp_path):
     """Lists, optional inputs, every type of attribute, an output in place of an input, several dtypes."""
     inline = custom_ops.load_inline("Inline", LISTS)
@@ -174,7 +175,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from ai_edge_litert.interpreter import Interpreter
-from tftoolkit.export import delegate
+from tftoolkit.export.runtimes import delegate
 import numpy as np
 path = Path(sys.argv[1])
 try:

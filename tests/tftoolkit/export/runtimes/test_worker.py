@@ -22,6 +22,16 @@ def real(count, shape):
     return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_child():
+    """In place of the one that converts for all tests: what is killed here would have to import TensorFlow again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "_child", None)
+        yield
+        worker._forget()
+
+
+@pytest.mark.slow
 def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     layers = [keras.Input([6, 8], batch_size=2, name="x"), keras.layers.LSTM(4)]
     with pytest.raises(export.ExportError, match=r"convert failed: .* SIGSEGV in _feed_tensors \(calibrator.py\)"):
@@ -33,6 +43,7 @@ def test_a_model_on_which_tensorflows_calibrator_crashes(tmp_path):
     export.tflite(tf.Module(), tmp_path / "m.tflite", signatures={"f": (tf.nn.relu, [SPEC])})
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_the_process_that_opens_it(tmp_path):
     """int8 of a ReLU that is zero for all inputs: the calibrated range is empty, and LiteRT aborts."""
     real = [{"x": -np.full([2, 4], 10, np.float32), "y": -np.ones([2, 4], np.float32)}] * 50
@@ -107,14 +118,6 @@ def test_requests_of_several_threads_wait_for_each_other():
     for thread in threads:
         thread.join()
     assert found == {i: 2 * i for i in range(8)}
-
-
-def test_relative_paths_after_a_change_of_folder(tmp_path, monkeypatch):
-    worker.call(operator.mul, 2, 1)  # the child lives in another folder
-    monkeypatch.chdir(tmp_path)
-    export.tflite(tf.Module(), "m.tflite", signatures={"f": (tf.nn.relu, [SPEC])})
-    export.onnx(tf.Module(), "m.onnx", signatures={"f": (tf.nn.relu, [SPEC])})
-    assert (tmp_path / "m.onnx").is_file()
 
 
 def test_a_forked_process_has_a_child_of_its_own():
