@@ -118,6 +118,19 @@ def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
             assert share.tolist() == whole["x"].numpy()[replica::replicas].tolist()
 
 
+def test_a_pipeline_that_cannot_be_shared_out_among_replicas_is_refused() -> None:
+    """At once, whatever the number of replicas: with one of them, nothing else would tell."""
+    strategy = tf.distribute.get_strategy()
+    p = Pipeline(sources.arrays({"x": np.arange(12)}))
+    for wrong, message in (
+        (p, r"call .batch\(batch_size\)"),
+        (p.batch(4).shard(0, 2), "distributed: the pipeline is sharded already"),
+        (p.batch(4).stack(3), "distributed: the pipeline is stacked"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong.distributed(strategy)
+
+
 def _server(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "tftoolkit.pipelines.service", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
