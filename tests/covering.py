@@ -1,4 +1,4 @@
-"""A small selection out of a full cross of factors, in which every pair of values meets.
+"""Which rows of a table of parameters run when: a covering array of a full cross, and all slow but a few.
 
 ``from covering import pairwise`` (pytest's ``pythonpath`` holds this folder), then::
 
@@ -9,7 +9,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from allpairspy import AllPairs
+
+
+def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
+    """Parameters for ``pytest.mark.parametrize``, each its own id; all are marked slow but the ``fast`` ones."""
+    names = list(names)
+    assert set(fast) <= set(names), f"{set(fast) - set(names)} are none of {names}"
+    return [pytest.param(name, id=name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 def pairwise(*factors: Iterable[Any], allowed: Callable[..., bool] = lambda *row: True) -> list[tuple[Any, ...]]:

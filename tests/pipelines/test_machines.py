@@ -83,6 +83,7 @@ print("all there")
 """
 
 
+@pytest.mark.slow
 def test_batches_lie_on_the_device_that_was_named(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(ON_A_DEVICE)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
@@ -98,7 +99,10 @@ def test_a_device_that_does_not_exist_is_named(device: str) -> None:
         p.prefetch(device=0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("replicas", "workers"), [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4)])
+@pytest.mark.parametrize(
+    ("replicas", "workers"),
+    [(1, 1), (4, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(2, 2), (3, 3), (8, 4)])],
+)
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""
 
