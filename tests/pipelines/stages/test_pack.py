@@ -198,10 +198,9 @@ def test_the_same_under_sharding_and_resumption() -> None:
     rest = list(p.dataset(start=4, epochs=3).take(5).as_numpy_iterator())
     for one, other in zip(whole[4:], rest, strict=True):
         np.testing.assert_array_equal(one["tokens"], other["tokens"])
-    for index in (0, 2):
-        share = list(p.shard(index, 3).dataset(epochs=3).take(9).as_numpy_iterator())
-        for one, other in zip(whole, share, strict=True):
-            np.testing.assert_array_equal(one["tokens"][index::3], other["tokens"])
+    share = list(p.shard(1, 3).dataset(epochs=3).take(9).as_numpy_iterator())
+    for one, other in zip(whole, share, strict=True):
+        np.testing.assert_array_equal(one["tokens"][1::3], other["tokens"])
 
 
 def test_other_lengths_are_another_pipeline() -> None:
