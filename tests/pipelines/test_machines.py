@@ -1,4 +1,4 @@
-"""Pipelines on several machines: tf.distribute, and tf.data service with real processes."""
+"""Pipelines on several machines: under tf.distribute and tf.data service comes the one stream, whoever is killed."""
 
 import subprocess
 import sys
@@ -164,6 +164,23 @@ class Counting:
     def __call__(self, number: tf.Tensor) -> Any:
         self.here += tf.executing_eagerly()  # not while the workers' function is traced
         return self._load(number)
+
+
+@pytest.mark.parametrize("workers", [1, 0])
+def test_a_service_delivers_the_stream(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Servers in this process; without a worker everything is made here, after one wait."""
+    servers = tf.data.experimental.service
+    dispatcher = servers.DispatchServer()
+    config = servers.WorkerConfig(dispatcher_address=dispatcher.target.removeprefix("grpc://"))
+    running = [servers.WorkerServer(config) for _ in range(workers)]
+    p = Pipeline(sources.arrays({"x": np.arange(50)}), seed=1).shuffle().batch(4)
+    expected = [batch["x"].numpy().tolist() for batch in p.dataset(3, epochs=2)]
+    load = Counting(p.loader())
+    monkeypatch.setattr(Pipeline, "loader", lambda _: load)
+    served = service.batches(p, dispatcher.target, start=3, epochs=2, patience=60.0 if workers else 0.1)
+    assert [batch["x"].numpy().tolist() for batch in served] == expected
+    assert load.here == (0 if workers else len(expected))
+    assert len(running) == workers  # they live until here
 
 
 @pytest.mark.slow
