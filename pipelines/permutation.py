@@ -33,9 +33,23 @@ def permute(positions: tf.Tensor, size: int | tf.Tensor, state: tf.Tensor) -> tf
       int64, the shape of ``positions``.
     """
     left_limit, right_limit = _radices(size)
-    limit, one = tf.cast(size, tf.uint64), tf.constant(1, tf.uint64)
-    rounds = tf.reshape(tf.range(_ROUNDS, dtype=tf.int64), [_ROUNDS] + [1] * state.shape.rank)
-    round_keys = tf.unstack(fold(state[tf.newaxis], rounds))
+    flat = [tf.reshape(one, [-1]) for one in (positions, state, left_limit, right_limit, tf.cast(size, tf.uint64))]
+    result = tf.reshape(_walked(*flat), tf.shape(positions))
+    result.set_shape(positions.shape)
+    return result
+
+
+_U64S = tf.TensorSpec([None], tf.uint64)
+
+
+# A function of its own, so that these hundreds of operations are traced once and not for every data set.
+@tf.function(input_signature=[tf.TensorSpec([None], tf.int64), *[_U64S] * 4], autograph=False)
+def _walked(
+    positions: tf.Tensor, state: tf.Tensor, left_limit: tf.Tensor, right_limit: tf.Tensor, limit: tf.Tensor
+) -> tf.Tensor:
+    """``permute`` for int64[n]; the others are uint64[n] or uint64[1]."""
+    one = tf.constant(1, tf.uint64)
+    round_keys = tf.unstack(fold(state, tf.range(_ROUNDS, dtype=tf.int64)[:, tf.newaxis]))
 
     def add_hash(digit: tf.Tensor, other: tf.Tensor, key: tf.Tensor, radix: tf.Tensor) -> tf.Tensor:
         # 63 bits of the hash, so that the sum cannot wrap around, which would spoil the bijection.

@@ -269,13 +269,14 @@ class Pipeline:
         ``dataset``, for every R. ``position`` does not move: resume with ``start``.
 
         Raises:
-          ValueError: the pipeline is sharded or stacked already, or batches have fewer rows than there are replicas.
+          ValueError: there is no batch stage, the pipeline is sharded or stacked already, or batches have fewer rows
+            than there are replicas.
         """
 
         def share(index: int, count: int) -> tf.data.Dataset:
             return (self if count == 1 else self.shard(index, count)).dataset(start)
 
-        return delivery.distributed(strategy, share)
+        return delivery.distributed(self._plan, strategy, share)
 
     def loader(self) -> Any:
         """A tf.function: number of a batch (int64 scalar) -> that batch, as ``dataset`` has it.

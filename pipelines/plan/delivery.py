@@ -62,8 +62,14 @@ def loader(plan: Plan, skipping: Skipping | None) -> Any:
     return plan.load
 
 
-def distributed(strategy: tf.distribute.Strategy, share: Callable[[int, int], tf.data.Dataset]) -> Any:
-    """A ``tf.distribute.DistributedDataset`` where replica r of R gets the batches of ``share(r, R)``."""
+def distributed(plan: Plan, strategy: tf.distribute.Strategy, share: Callable[[int, int], tf.data.Dataset]) -> Any:
+    """A ``tf.distribute.DistributedDataset`` where replica r of R gets ``share(r, R)``, its part of the batches of
+    ``plan``; see ``Pipeline.distributed``."""
+    batching_of(plan)
+    if plan.shard_count > 1:
+        raise ValueError("distributed: the pipeline is sharded already; the strategy shares the batches out itself")
+    if plan.stacked:
+        raise ValueError("distributed: the pipeline is stacked, but replicas take single batches; leave .stack out")
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = context.num_replicas_in_sync

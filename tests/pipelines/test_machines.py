@@ -1,4 +1,4 @@
-"""Pipelines on several machines: tf.distribute, and tf.data service with real processes."""
+"""Pipelines on several machines: under tf.distribute and tf.data service comes the one stream, whoever is killed."""
 
 import subprocess
 import sys
@@ -83,6 +83,7 @@ print("all there")
 """
 
 
+@pytest.mark.slow
 def test_batches_lie_on_the_device_that_was_named(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(ON_A_DEVICE)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
@@ -98,7 +99,10 @@ def test_a_device_that_does_not_exist_is_named(device: str) -> None:
         p.prefetch(device=0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("replicas", "workers"), [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4)])
+@pytest.mark.parametrize(
+    ("replicas", "workers"),
+    [(1, 1), (4, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(2, 2), (3, 3), (8, 4)])],
+)
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""
 
@@ -116,6 +120,19 @@ def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
         shares = [batch["x"].numpy() for one in streams for batch in one[number * here : (number + 1) * here]]
         for replica, share in enumerate(shares):
             assert share.tolist() == whole["x"].numpy()[replica::replicas].tolist()
+
+
+def test_a_pipeline_that_cannot_be_shared_out_among_replicas_is_refused() -> None:
+    """At once, whatever the number of replicas: with one of them, nothing else would tell."""
+    strategy = tf.distribute.get_strategy()
+    p = Pipeline(sources.arrays({"x": np.arange(12)}))
+    for wrong, message in (
+        (p, r"call .batch\(batch_size\)"),
+        (p.batch(4).shard(0, 2), "distributed: the pipeline is sharded already"),
+        (p.batch(4).stack(3), "distributed: the pipeline is stacked"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong.distributed(strategy)
 
 
 def _server(*arguments: str) -> tuple[subprocess.Popen[str], str]:
@@ -147,6 +164,23 @@ class Counting:
     def __call__(self, number: tf.Tensor) -> Any:
         self.here += tf.executing_eagerly()  # not while the workers' function is traced
         return self._load(number)
+
+
+@pytest.mark.parametrize("workers", [1, 0])
+def test_a_service_delivers_the_stream(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Servers in this process; without a worker everything is made here, after one wait."""
+    servers = tf.data.experimental.service
+    dispatcher = servers.DispatchServer()
+    config = servers.WorkerConfig(dispatcher_address=dispatcher.target.removeprefix("grpc://"))
+    running = [servers.WorkerServer(config) for _ in range(workers)]
+    p = Pipeline(sources.arrays({"x": np.arange(50)}), seed=1).shuffle().batch(4)
+    expected = [batch["x"].numpy().tolist() for batch in p.dataset(3, epochs=2)]
+    load = Counting(p.loader())
+    monkeypatch.setattr(Pipeline, "loader", lambda _: load)
+    served = service.batches(p, dispatcher.target, start=3, epochs=2, patience=60.0 if workers else 0.1)
+    assert [batch["x"].numpy().tolist() for batch in served] == expected
+    assert load.here == (0 if workers else len(expected))
+    assert len(running) == workers  # they live until here
 
 
 @pytest.mark.slow

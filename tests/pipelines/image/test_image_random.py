@@ -1,5 +1,6 @@
 """What random image stages draw: their distributions (chi-square, fixed seeds), and what follows from the draws."""
 
+import functools
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tftoolkit.pipelines.keys import example_keys, stream_state
 
 CHINA = load_sample_images().images[0]
 PICTURE = CHINA[100:124, 200:231]
+CHANGED = tf.function(pixels.changed)
 
 
 def keys(count: int, seed: int = 0) -> tf.Tensor:
@@ -29,8 +31,8 @@ def over_keys(function: Callable[[tf.Tensor], Any], all_keys: tf.Tensor, signatu
     return tf.function(lambda k: tf.map_fn(function, k, fn_output_signature=signature))(all_keys)
 
 
-def results(stage: Callable[..., Any], picture: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """What ``stage`` makes of one picture under many keys."""
+def results(stage: Callable[..., Any], picture: Any, count: int, seed: int = 0) -> np.ndarray:
+    """What ``stage`` makes of one picture (or a file's contents) under many keys."""
     example = {"image": tf.constant(picture)}
     result = stage(example, keys(1)[0])["image"]
     spec = tf.TensorSpec(result.shape, result.dtype)
@@ -77,14 +79,14 @@ def test_random_flip() -> None:
     names = {picture.tobytes(): "as it is", picture[:, ::-1].tobytes(): "h", picture[::-1].tobytes(): "v"}
     names[picture[::-1, ::-1].tobytes()] = "both"
     for h, v in ((0.5, 0.0), (0.3, 0.8), (1.0, 0.0)):
-        counts = Counter(names[one.tobytes()] for one in results(image.random_flip(h, v), picture, 3000))
+        counts = Counter(names[one.tobytes()] for one in results(image.random_flip(h, v), picture, 1000))
         shares = {"as it is": (1 - h) * (1 - v), "h": h * (1 - v), "v": (1 - h) * v, "both": h * v}
         assert_shares(counts, {name: share for name, share in shares.items() if share})
 
 
 def test_random_crop() -> None:
     picture = np.arange(6 * 9, dtype=np.int32).reshape(6, 9, 1)
-    crops = results(image.random_crop(3, 5), picture, 4000)
+    crops = results(image.random_crop(3, 5), picture, 1500)
     for crop in crops[:20]:
         top, left = divmod(int(crop[0, 0, 0]), 9)
         np.testing.assert_array_equal(crop, picture[top : top + 3, left : left + 5])
@@ -96,16 +98,27 @@ def test_random_crop() -> None:
 
 
 def windows(height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], n: int) -> np.ndarray:
-    def one(key: tf.Tensor) -> tf.Tensor:
-        tries = tf.reshape(draws.uniform(key[tf.newaxis], 40), [10, 4])
-        return cropping.crop_window(tries, tf.constant(height), tf.constant(width), area, aspect)
+    return _windows(area, aspect)(tf.constant(height), tf.constant(width), keys(n)).numpy()
 
-    return over_keys(one, keys(n), tf.TensorSpec([4], tf.int32)).numpy()
+
+@functools.cache
+def _windows(area: tuple[float, float], aspect: tuple[float, float]) -> Any:
+    """Traced once for all sizes of pictures."""
+
+    def some(height: tf.Tensor, width: tf.Tensor, all_keys: tf.Tensor) -> tf.Tensor:
+        def one(key: tf.Tensor) -> tf.Tensor:
+            tries = tf.reshape(draws.uniform(key[tf.newaxis], 40), [10, 4])
+            return cropping.crop_window(tries, height, width, area, aspect)
+
+        return tf.map_fn(one, all_keys, fn_output_signature=tf.TensorSpec([4], tf.int32))
+
+    size, all_keys = tf.TensorSpec([], tf.int32), tf.TensorSpec([None, 2], tf.int32)
+    return tf.function(some, input_signature=[size, size, all_keys])
 
 
 def test_crop_windows_are_uniform_in_area_log_aspect_and_place() -> None:
     size = 100_000
-    top, left, rows, columns = windows(size, size, (0.1, 0.5), (0.5, 2.0), 4000).T.astype(np.float64)
+    top, left, rows, columns = windows(size, size, (0.1, 0.5), (0.5, 2.0), 1500).T.astype(np.float64)
     assert_uniform(rows * columns / size**2, 0.0999, 0.5001)
     assert_uniform(np.log(columns / rows), np.log(0.4999), np.log(2.0001))
     assert_uniform(top / (size - rows), 0, 1.0001)
@@ -128,31 +141,32 @@ def test_crop_window_where_nothing_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "options"),
+    ("form", "options", "channels"),
     [
-        ("JPEG", {"subsampling": "4:2:0"}),
-        ("JPEG", {"subsampling": "4:2:2", "progressive": True}),
-        ("JPEG", {"subsampling": "4:1:1"}),
-        ("PNG", {}),
+        ("JPEG", {"subsampling": "4:2:0"}, 3),
+        ("JPEG", {"subsampling": "4:2:2", "progressive": True}, 1),
+        ("PNG", {}, 3),
+        pytest.param("JPEG", {"subsampling": "4:2:0"}, 1, marks=pytest.mark.slow),
+        pytest.param("JPEG", {"subsampling": "4:2:2", "progressive": True}, 3, marks=pytest.mark.slow),
+        pytest.param("JPEG", {"subsampling": "4:1:1"}, 3, marks=pytest.mark.slow),
+        pytest.param("JPEG", {"subsampling": "4:1:1"}, 1, marks=pytest.mark.slow),
+        pytest.param("PNG", {}, 1, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("channels", [3, 1])
 def test_random_resized_crop_of_a_file_equals_that_of_the_picture(
     form: str, options: dict[str, Any], channels: int
 ) -> None:
     buffer = io.BytesIO()
     Image.fromarray(CHINA[:149, :201]).save(buffer, form, **options)
-    contents = tf.constant(buffer.getvalue())
-    stage, decoded = image.random_resized_crop(40, 50, channels=channels), image.decode(channels)({"image": contents})
-    for key in keys(20):
-        np.testing.assert_array_equal(stage({"image": contents}, key)["image"], stage(decoded, key)["image"])
+    stage, contents = image.random_resized_crop(40, 50, channels=channels), buffer.getvalue()
+    decoded = image.decode(channels)({"image": tf.constant(contents)})["image"]
+    np.testing.assert_array_equal(results(stage, contents, 20), results(stage, decoded, 20))
 
 
 def test_random_resized_crop_is_the_resized_window() -> None:
-    stage = image.random_resized_crop(20, 30)
-    for number, window in enumerate(windows(150, 200, (0.08, 1.0), (3 / 4, 4 / 3), 10)):
+    found = results(image.random_resized_crop(20, 30), CHINA[:150, :200], 10).astype(int)
+    for result, window in zip(found, windows(150, 200, (0.08, 1.0), (3 / 4, 4 / 3), 10), strict=True):
         top, left, rows, columns = window
-        result = stage({"image": tf.constant(CHINA[:150, :200])}, keys(10)[number])["image"].numpy().astype(int)
         box = (left, top, left + columns, top + rows)
         expected = Image.fromarray(CHINA).crop(box).resize((30, 20), Image.Resampling.BILINEAR)
         assert np.abs(result - np.asarray(expected)).max() <= 1
@@ -163,25 +177,24 @@ def test_random_resized_crop_is_the_resized_window() -> None:
 
 def test_color_jitter_draws_uniform_amounts() -> None:
     gray = np.full([1, 1, 1], 1000 / 4096, np.float32)
-    assert_uniform(results(image.color_jitter(brightness=0.5), gray, 3000).ravel() / gray.item(), 0.4999, 1.5001)
+    assert_uniform(results(image.color_jitter(brightness=0.5), gray, 1000).ravel() / gray.item(), 0.4999, 1.5001)
     # above 1 the smallest factor is 0
-    assert_uniform(results(image.color_jitter(brightness=1.5), gray, 3000).ravel() / gray.item(), 0.0, 2.5001)
+    assert_uniform(results(image.color_jitter(brightness=1.5), gray, 1000).ravel() / gray.item(), 0.0, 2.5001)
     pair = np.array([[[0.4], [0.6]]], np.float32)
-    stretched = results(image.color_jitter(contrast=0.3), pair, 3000)
+    stretched = results(image.color_jitter(contrast=0.3), pair, 1000)
     assert_uniform((stretched[:, 0, 1, 0] - stretched[:, 0, 0, 0]) / 0.2, 0.6999, 1.3001)
     red = np.array([[[0.8, 0.4, 0.4]]], np.float32)
-    paler = results(image.color_jitter(saturation=0.4), red, 3000)[:, 0, 0]
+    paler = results(image.color_jitter(saturation=0.4), red, 1000)[:, 0, 0]
     assert_uniform((paler[:, 0] - paler[:, 1]) / 0.4, 0.5999, 1.4001)
-    turned = results(image.color_jitter(hue=0.1), np.array([[[0.5, 1.0, 0.5]]], np.float32), 3000)[:, 0, 0]
+    turned = results(image.color_jitter(hue=0.1), np.array([[[0.5, 1.0, 0.5]]], np.float32), 1000)[:, 0, 0]
     assert_uniform((turned[:, 2] - turned[:, 0]) * 2 / 6, -0.1001, 0.1001)
 
 
 def test_color_jitter_applies_its_steps_in_every_order() -> None:
     stage = image.color_jitter(brightness=0.6, contrast=0.5)
     picture, orders = Image.fromarray(PICTURE), Counter[str]()
-    for key in keys(60):
+    for key, result in zip(keys(60), results(stage, PICTURE, 60), strict=True):
         factors = 1 + np.array([0.6, 0.5]) * (2 * draws.uniform(key[tf.newaxis], 4)[0, 2:].numpy() - 1)
-        result = stage({"image": tf.constant(PICTURE)}, key)["image"].numpy()
 
         def enhanced(picture: Image.Image, name: str, factor: float) -> Image.Image:
             return getattr(ImageEnhance, name)(picture).enhance(np.float32(factor))
@@ -211,7 +224,7 @@ def outcomes(magnitude: int, pictures: dict[bytes, float]) -> dict[bytes, float]
         picture = tf.constant(np.frombuffer(contents, np.uint8).reshape(PICTURE.shape))
         for number in range(14):
             for sign in (-1.0, 1.0):
-                result = pixels.changed(picture, number, tf.constant(sign), magnitude)
+                result = CHANGED(picture, tf.constant(number), tf.constant(sign), magnitude)
                 after[result.numpy().tobytes()] += share / 28
     return dict(after)
 
@@ -219,15 +232,15 @@ def outcomes(magnitude: int, pictures: dict[bytes, float]) -> dict[bytes, float]
 def test_rand_augment_draws_every_change_and_sign_evenly() -> None:
     expected = outcomes(12, {PICTURE.tobytes(): 1.0})
     assert len(expected) == 5 + 2 * 9
-    counts = Counter(one.tobytes() for one in results(image.rand_augment(num_ops=1, magnitude=12), PICTURE, 2800))
+    counts = Counter(one.tobytes() for one in results(image.rand_augment(num_ops=1, magnitude=12), PICTURE, 1400))
     assert_shares(counts, expected)
 
 
 def test_rand_augment_applies_two_changes_one_after_the_other() -> None:
     expected = outcomes(12, outcomes(12, {PICTURE.tobytes(): 1.0}))
-    found = Counter(one.tobytes() for one in results(image.rand_augment(num_ops=2, magnitude=12), PICTURE, 600))
+    found = Counter(one.tobytes() for one in results(image.rand_augment(num_ops=2, magnitude=12), PICTURE, 300))
     assert set(found) <= set(expected)
-    assert len(found) > 200
+    assert len(found) > 130
 
 
 # Random erasing

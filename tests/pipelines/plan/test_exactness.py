@@ -1,5 +1,6 @@
 """Random pipelines over every kind of source: exact to resume, the same for any number of workers, small states."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import slow_but
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,8 +91,8 @@ def check(lib: ModuleType, case: Any, folder: Path, position: int, workers: tupl
             assert_same([padded_like(rows, like) for rows, like in zip(joined, expected, strict=True)], expected)
 
 
-def random_pipelines_are_exact(lib: ModuleType, folder: Path, examples: int, derandomize: bool) -> None:
-    @settings(max_examples=examples, deadline=None, derandomize=derandomize, database=None, suppress_health_check=SLOW)
+def random_pipelines_are_exact(lib: ModuleType, folder: Path, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW)
     @given(lib.cases(folder), st.integers(0, 12), st.tuples(st.sampled_from(WORKERS), st.sampled_from(WORKERS)))
     def holds(case: Any, position: int, workers: tuple[int, int]) -> None:
         check(lib, case, folder, position, workers)
@@ -101,13 +103,14 @@ def random_pipelines_are_exact(lib: ModuleType, folder: Path, examples: int, der
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-def test_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: Path) -> None:
-    random_pipelines_are_exact(random_pipelines, source_files, 5, derandomize=True)
-
-
 @pytest.mark.slow
+def test_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: Path) -> None:
+    random_pipelines_are_exact(random_pipelines, source_files, 12)
+
+
+@pytest.mark.exhaustive
 def test_many_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: Path) -> None:
-    random_pipelines_are_exact(random_pipelines, source_files, 40, derandomize=False)
+    random_pipelines_are_exact(random_pipelines, source_files, 100)
 
 
 # One pipeline per source, with every stage in at least one of them.
@@ -162,11 +165,11 @@ def test_a_new_process_continues_bit_for_bit(random_pipelines: ModuleType, sourc
         assert found == lib.digest(whole[start * max(p._plan.stacked, 1) :]), case
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("source", CHAINS)
+# The fast tests have those in which most kinds of stages meet.
+@pytest.mark.parametrize("source", slow_but(CHAINS, "arrays", "audio"))
 def test_workers_come_and_go(random_pipelines: ModuleType, source_files: Path, source: str) -> None:
     case = random_pipelines.Case(source, 11, tuple(CHAINS[source]))
-    check(random_pipelines, case, source_files, position=3, workers=(2, 3))
+    check(random_pipelines, case, source_files, position=3, workers=(1, 2))
 
 
 # ---- numbers of workers, all of them
@@ -211,29 +214,45 @@ SHARED: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 }
 
 
+# Every number before the change with every other one after it, and every pipeline with at least one of these pairs.
+CHANGES_OF_WORKERS = list(zip(itertools.cycle(SHARED), itertools.permutations(WORKERS, 2), strict=False))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHARED)
-def test_any_number_of_workers_has_the_stream_and_may_change_within_an_epoch(
-    random_pipelines: ModuleType, source_files: Path, name: str
+@pytest.mark.parametrize(("name", "counts"), CHANGES_OF_WORKERS)
+def test_the_number_of_workers_may_change_within_an_epoch(
+    random_pipelines: ModuleType, source_files: Path, name: str, counts: tuple[int, int]
 ) -> None:
+    changing_within_an_epoch(random_pipelines, source_files, name, *counts)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", WORKERS)
+@pytest.mark.parametrize("name", SHARED)
+def test_any_number_of_workers_may_follow_any_other(
+    random_pipelines: ModuleType, source_files: Path, name: str, count: int
+) -> None:
+    changing_within_an_epoch(random_pipelines, source_files, name, count, count)
+
+
+def changing_within_an_epoch(lib: ModuleType, folder: Path, name: str, count_before: int, count_after: int) -> None:
     """What each number of workers has up to a batch within an epoch, and from there on with the state of that batch,
     is the one stream: so after any number any other may follow, and nothing is lost or seen twice."""
-    lib, (source, stages) = random_pipelines, SHARED[name]
+    source, stages = SHARED[name]
     case = lib.Case(source, 5, tuple(stages))
-    p = case.build(source_files)
+    p = case.build(folder)
     stacked = max(p._plan.stacked, 1)
     position, after = 1, 2
     assert position * stacked % p.batches_per_epoch, "it must lie within an epoch"
     whole = lib.batches_of(p, 0, position + after)
     state = json.dumps(p.state(position))
-    for count in WORKERS:
-        workers = lib.workers_of(case, source_files, count)
-        before = [lib.batches_of(worker, 0, position) for worker in workers]
-        for worker in workers:
-            worker.restore(json.loads(state))
-        rest = [lib.batches_of(worker, worker.position, after) for worker in workers]
-        joined = together(before) + together(rest)
-        assert_same([padded_like(rows, like) for rows, like in zip(joined, whole, strict=True)], whole)
+    before = [lib.batches_of(worker, 0, position) for worker in lib.workers_of(case, folder, count_before)]
+    workers = lib.workers_of(case, folder, count_after)
+    for worker in workers:
+        worker.restore(json.loads(state))
+    rest = [lib.batches_of(worker, worker.position, after) for worker in workers]
+    joined = together(before) + together(rest)
+    assert_same([padded_like(rows, like) for rows, like in zip(joined, whole, strict=True)], whole)
 
 
 def test_every_source_is_shared_among_workers(random_pipelines: ModuleType) -> None:

@@ -45,8 +45,13 @@ def test_the_schedule_is_exact_in_every_window(weights: list[int]) -> None:
     assert worst <= (2 - 1 / (count - 1) if count > 1 else 0) + 1e-9
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("shuffled", "batch_size"),
+    [
+        (True, 7),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [(False, 7), (True, 1), (True, 64), (False, 64)]),
+    ],
+)
 def test_a_pipeline_keeps_proportions_over_epochs_and_resumes(shuffled: bool, batch_size: int) -> None:
     mixed = sources.mix({"a": (component(0, 10), 0.5), "b": (component(1, 25), 0.3), "c": (component(2, 40), 0.2)})
     p = Pipeline(mixed, seed=5)
@@ -60,7 +65,8 @@ def test_a_pipeline_keeps_proportions_over_epochs_and_resumes(shuffled: bool, ba
         surplus = before - np.arange(len(before)) * float(share)
         assert surplus.max() - surplus.min() <= 1.5 + 1e-9
     start = batches // 2 + 1
-    assert stream(p, batches - start, start) == rows[-len(stream(p, batches - start, start)) :]
+    before = start // p.batches_per_epoch * 75 + start % p.batches_per_epoch * batch_size
+    assert stream(p, batches - start, start) == rows[before:]
 
 
 def test_each_component_goes_through_its_own_epochs_in_other_orders() -> None:
@@ -93,12 +99,12 @@ def test_an_example_has_another_key_each_time_its_component_begins_again() -> No
 def test_workers_share_one_global_order() -> None:
     p = Pipeline(sources.mix({"a": (component(0, 9), 2), "b": (component(1, 20), 5)}), seed=3).shuffle().batch(10)
     whole = stream(p, 9)
-    parts = [iter(p.shard(i, 3).dataset().take(9)) for i in range(3)]
+    parts = [iter(p.shard(i, 2).dataset().take(9)) for i in range(2)]
     together = []
     for batches in zip(*parts, strict=True):
         rows = [list(zip(b["component"].numpy().tolist(), b["index"].numpy().tolist(), strict=True)) for b in batches]
         size = sum(map(len, rows))
-        together += [rows[i % 3][i // 3] for i in range(size)]
+        together += [rows[i % 2][i // 2] for i in range(size)]
     assert together == whole
 
 

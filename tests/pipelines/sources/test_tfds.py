@@ -106,6 +106,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
     other = start_preparing(tmp_path)
     wait_for(other, tmp_path, "digits/incomplete.*")
@@ -114,6 +115,7 @@ def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
+@pytest.mark.slow
 def test_a_preparation_that_was_killed_starts_anew(tmp_path: Path) -> None:
     process = start_preparing(tmp_path)
     wait_for(process, tmp_path, "digits/incomplete.*")
@@ -150,6 +152,7 @@ def test_a_damaged_folder_is_named(own_copy: Path, damage: Callable[[Path], Any]
     assert "prepare the data set again" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_vanished_folder_is_prepared_again(own_copy: Path) -> None:
     before = everything(sources.tfds("digits", "train", own_copy))
     shutil.rmtree(own_copy)
@@ -181,6 +184,7 @@ def test_bad_input_is_named(data_dir: Path, name: str, split: str, error: type[E
         sources.tfds(name, split, data_dir)
 
 
+@pytest.mark.slow
 def test_array_record_gives_the_same_in_memory_and_record_by_record(
     data_dir: Path, array_record_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +235,7 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             )
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("file_format", ["array_record", pytest.param("tfrecord", marks=pytest.mark.slow)])
 def test_varied_features_are_the_same_in_memory_and_record_by_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str
 ) -> None:

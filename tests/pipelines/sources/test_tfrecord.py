@@ -131,7 +131,13 @@ def test_a_list_that_does_not_fill_its_rows_is_named(tmp_path: Path) -> None:
 NO_EXAMPLES = [b"no example", b"\x99", b"\n\xff\xff", np.random.default_rng(0).bytes(100)]
 
 
-@pytest.mark.parametrize("record", NO_EXAMPLES, ids=["text", "a byte", "a broken field", "random"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(record, id=name, marks=() if name == "a broken field" else pytest.mark.slow)
+        for name, record in zip(["text", "a byte", "a broken field", "random"], NO_EXAMPLES, strict=True)
+    ],
+)
 def test_a_record_in_mid_file_that_is_no_example_is_named_and_costs_itself(tmp_path: Path, record: bytes) -> None:
     path = write(tmp_path / "a", [example(0, [1, 2]), record, example(2, [5, 6])])
     offset = len(example(0, [1, 2])) + FRAME
@@ -176,12 +182,13 @@ def test_where_the_way_behind_the_damage_is_lost_the_file_is_refused(tmp_path: P
         sources.tfrecord(path)
 
 
-def test_every_flipped_byte_is_found_and_only_its_record_is_named(tmp_path: Path) -> None:
-    """Exhaustive: no byte of a file is without a checksum, and no damage ever changes or hides another record."""
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_byte_is_found_and_only_its_record_is_named(tmp_path: Path, step: int) -> None:
+    """No byte of a file is without a checksum, and no damage ever changes or hides another record."""
     path = write(tmp_path / "a", RECORDS)
     content = path.read_bytes()
     offsets = np.cumsum([0] + [len(record) + FRAME for record in RECORDS])
-    for position in range(len(content)):
+    for position in range(0, len(content), step):
         number = int(np.searchsorted(offsets, position, side="right")) - 1
         damaged = bytearray(content)
         damaged[position] ^= 0xFF

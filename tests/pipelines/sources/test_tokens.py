@@ -47,7 +47,7 @@ def test_the_smallest_dtype_that_fits(tmp_path: Path, vocabulary_size: int, dtyp
     assert file.tokens.tolist() == [vocabulary_size - 1, 0]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents=st.lists(st.lists(st.integers(0, 299), max_size=9), max_size=9))
 def test_what_is_written_is_read(tmp_path: Path, documents: list[list[int]]) -> None:
     file = write_token_file(tmp_path / "x.tokens", map(np.array, documents), 300, "fingerprint")
@@ -101,6 +101,7 @@ def test_in_a_pipeline(tmp_path: Path) -> None:
     assert sorted(seen) == sorted(tokens[: count * 128].reshape(-1, 128).tolist())
 
 
+@pytest.mark.slow
 def test_the_corpus_is_not_copied_into_memory(tmp_path: Path) -> None:
     # 128 MB of tokens; what is mapped counts as shared memory of a file, a copy would be private.
     path = tmp_path / "x.tokens"
@@ -143,13 +144,15 @@ def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
     assert fingerprint(DOCUMENTS) == different[0]
 
 
-def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_byte_is_found(tmp_path: Path, step: int) -> None:
     # The zeros that fill up the header carry nothing: a change there may stay unseen.
     path = write(tmp_path / "x.tokens")
     good = path.read_bytes()
     header_end = len(good[:HEADER_BYTES].rstrip(b"\0"))
     padding = HEADER_BYTES + 350 * 2
-    for position in [*range(header_end), *range(HEADER_BYTES, padding), *range(padding + -padding % 8, len(good))]:
+    positions = [*range(header_end), *range(HEADER_BYTES, padding), *range(padding + -padding % 8, len(good))]
+    for position in positions[::step]:
         path.write_bytes(good[:position] + bytes([good[position] ^ 0x40]) + good[position + 1 :])
         with pytest.raises(SourceError, match=r"damaged|no token file"):
             read_all(path)
@@ -206,6 +209,7 @@ def test_foreign_and_truncated_files_are_refused(tmp_path: Path, damage: Any, te
         sources.tokens(path)
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tokens")
     before = path.read_bytes()

@@ -1,5 +1,6 @@
 """Batches of similar length: exact membership, padding, epochs, and what is said to bad input."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ def epoch_of(p: Pipeline, epoch: int = 0) -> list[dict[str, np.ndarray]]:
     return list(p.dataset(epoch * p.batches_per_epoch, epochs=epoch + 1).as_numpy_iterator())
 
 
+def epochs_of(p: Pipeline, count: int) -> list[list[dict[str, np.ndarray]]]:
+    """The first epochs, out of one data set."""
+    batches = list(p.dataset(epochs=count).as_numpy_iterator())
+    return [batches[k : k + p.batches_per_epoch] for k in range(0, len(batches), p.batches_per_epoch)]
+
+
 def bucket(length: int) -> int:
     return next(i for i, limit in enumerate(BOUNDARIES) if length <= limit)
 
@@ -63,8 +70,7 @@ def check_batch(batch: dict[str, np.ndarray], width: int | None = None) -> int:
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_every_example_once_and_only_with_its_like(shuffled: bool) -> None:
     p = (ready().shuffle() if shuffled else ready()).bucket(4, BOUNDARIES)
-    for epoch in range(2):
-        batches = epoch_of(p, epoch)
+    for batches in epochs_of(p, 2):
         assert len(batches) == p.batches_per_epoch == 2 + 2 + 2
         assert sorted(i for batch in batches for i in batch["number"].tolist()) == list(range(len(LENGTHS)))
         for batch in batches:
@@ -73,16 +79,17 @@ def test_every_example_once_and_only_with_its_like(shuffled: bool) -> None:
 
 
 def test_unshuffled_batches_stand_where_their_last_member_does() -> None:
-    batches = [batch["number"].tolist() for batch in epoch_of(ready().bucket(4, BOUNDARIES))]
+    first, second = ([batch["number"].tolist() for batch in one] for one in epochs_of(ready().bucket(4, BOUNDARIES), 2))
+    batches = first
     assert all(numbers == sorted(numbers) for numbers in batches)
     assert [numbers[-1] for numbers in batches] == sorted(numbers[-1] for numbers in batches)
     assert batches[0] == [0, 1, 5, 8]
-    assert epoch_of(ready().bucket(4, BOUNDARIES), 1)[0]["number"].tolist() == [0, 1, 5, 8]
+    assert second == first
 
 
 def test_shuffled_epochs_differ_in_batches_and_their_order() -> None:
     p = ready().shuffle().bucket(4, BOUNDARIES)
-    epochs = [[tuple(sorted(batch["number"].tolist())) for batch in epoch_of(p, epoch)] for epoch in range(3)]
+    epochs = [[tuple(sorted(batch["number"].tolist())) for batch in one] for one in epochs_of(p, 3)]
     assert len({frozenset(batches) for batches in epochs}) == 3
     orders = {tuple(bucket(LENGTHS[batch[0]]) for batch in batches) for batches in epochs}
     assert len(orders) > 1
@@ -92,8 +99,7 @@ def test_a_batch_size_for_each_bucket_and_no_remainder() -> None:
     p = ready().shuffle().bucket([4, 3, 2], BOUNDARIES, drop_remainder=True)
     assert p.batches_per_epoch == 8 // 4 + 8 // 3 + 6 // 2
     seen = set()
-    for epoch in range(6):
-        batches = epoch_of(p, epoch)
+    for batches in epochs_of(p, 6):
         for batch in batches:
             assert len(batch["number"]) == [4, 3, 2][check_batch(batch)]
         numbers = [i for batch in batches for i in batch["number"].tolist()]
@@ -146,14 +152,23 @@ def test_assignments_against_brute_force(lengths: list[int], sizes: tuple[int, .
     assert batches == sorted(kept, key=lambda batch: batch[-1])
 
 
-@settings(max_examples=3, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=20, max_size=30), st.integers(4, 5), st.integers(0, 2**63 - 1), st.data())
-def test_resumed_and_sharded(lengths: list[int], size: int, seed: int, data: st.DataObject) -> None:
+def test_any_are_resumed_and_sharded(lengths: list[int], size: int, seed: int, data: st.DataObject) -> None:
     p = Pipeline(Sequences(lengths), seed=seed).shuffle().bucket(size, BOUNDARIES)
-    start = data.draw(st.integers(0, 2 * p.batches_per_epoch))
+    resumed_and_sharded(p, data.draw(st.integers(0, 2 * p.batches_per_epoch)), range(3))
+
+
+def test_resumed_and_sharded() -> None:
+    resumed_and_sharded(ready().shuffle().bucket(4, BOUNDARIES), 5, (1,))
+
+
+def resumed_and_sharded(p: Pipeline, start: int, workers: Iterable[int]) -> None:
+    """As one worker, and as these ones of three."""
     whole = list(p.dataset().take(start + 3).as_numpy_iterator())
-    for count in (1, 3):
-        for index in range(count):
+    for count, indices in ((1, (0,)), (3, workers)):
+        for index in indices:
             share = list(p.shard(index, count).dataset(start).take(3).as_numpy_iterator())
             for one, other in zip(whole[start:], share, strict=True):
                 assert one["number"][index::count].tolist() == other["number"].tolist()

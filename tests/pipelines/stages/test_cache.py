@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import slow_but
 
 from tftoolkit import pipelines
 from tftoolkit.pipelines import Pipeline, SourceError
@@ -47,24 +48,25 @@ def directory(request: Any, tmp_path: Path) -> Where:
     return tmp_path / "cache" if request.param == "disk" else None
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        lambda p: p.filter(odd).map(doubled),
-        lambda p: p.map(doubled),
-        lambda p: p,
-        lambda p: p.take(20).repeat(2),
-        lambda p: p.map(lambda example: {"index": example["index"]}).window(3),
-    ],
-    ids=["filter", "map", "nothing", "repeat", "window"],
-)
-def test_the_stream_is_the_same(directory: Where, before: Any) -> None:
-    base = before(Pipeline(source(), seed=3))
+BEFORE = {
+    "filter": lambda p: p.filter(odd).map(doubled),
+    "map": lambda p: p.map(doubled),
+    "nothing": lambda p: p,
+    "repeat": lambda p: p.take(20).repeat(2),
+    "window": lambda p: p.map(lambda example: {"index": example["index"]}).window(3),
+}
+
+
+@pytest.mark.parametrize("before", slow_but(BEFORE, "filter"))
+def test_the_stream_is_the_same(directory: Where, before: str) -> None:
+    base = BEFORE[before](Pipeline(source(), seed=3))
     whole = stream(base)
     assert_same(whole, stream(base.cache(directory)))
-    assert_same(whole, stream(base.cache(directory)))
+    if directory:  # and from the files that are there now
+        assert_same(whole, stream(base.cache(directory)))
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_behind_two_caches() -> None:
     base = Pipeline(source(12), seed=3)
     assert_same(stream(base.repeat(2).take(20).repeat(2)), stream(base.repeat(2).cache().take(20).repeat(2).cache()))

@@ -45,9 +45,15 @@ class Sequences:
 LENGTHS = [3, 0, 5, 13, 7, 1, 4, 6, 2, 3, 8, 5, 1, 21, 9, 4, 3, 5, 6, 2]
 
 
-def windows_of(p: Pipeline, epoch: int = 0) -> dict[str, np.ndarray]:
-    batches = list(p.dataset(epoch * p.batches_per_epoch, epochs=epoch + 1).as_numpy_iterator())
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+def windows_of(p: Pipeline) -> dict[str, np.ndarray]:
+    return epochs_of(p, 1)[0]
+
+
+def epochs_of(p: Pipeline, count: int) -> list[dict[str, np.ndarray]]:
+    """The windows of the first epochs, out of one data set."""
+    batches = list(p.dataset(epochs=count).as_numpy_iterator())
+    parts = [batches[k : k + p.batches_per_epoch] for k in range(0, len(batches), p.batches_per_epoch)]
+    return [{name: np.concatenate([batch[name] for batch in part]) for name in batches[0]} for part in parts]
 
 
 def segments(windows: dict[str, np.ndarray], feature: str = "tokens") -> list[list[Any]]:
@@ -72,7 +78,9 @@ def expected_pieces(lengths: list[int], size: int) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("size", [1, 4, 9, 40])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(9, marks=pytest.mark.slow), 40]
+)
 def test_every_token_exactly_once_in_whole_pieces(size: int) -> None:
     """Sequences longer than the window (13, 21) are cut; no other is."""
     p = Pipeline(Sequences(LENGTHS), seed=2).pack(size).batch(3)
@@ -86,7 +94,7 @@ def test_every_token_exactly_once_in_whole_pieces(size: int) -> None:
 
 def test_shuffled_epochs_hold_the_same_pieces_beside_others() -> None:
     p = Pipeline(Sequences(LENGTHS), seed=2).shuffle().pack(9).batch(3)
-    epochs = [windows_of(p, epoch) for epoch in range(3)]
+    epochs = epochs_of(p, 3)
     for windows in epochs:
         assert sorted(segments(windows)) == sorted(expected_pieces(LENGTHS, 9))
     contents = [{frozenset(row[row > 0] // 1000) for row in windows["tokens"]} for windows in epochs]
@@ -123,7 +131,7 @@ def test_maps_behind_see_windows_with_keys_of_their_own() -> None:
         return {"key": key, "first": example["tokens"][0]}
 
     p = Pipeline(Sequences(LENGTHS), seed=2).shuffle().pack(9).map(keyed).batch(2)
-    keys = [tuple(key) for epoch in range(2) for key in windows_of(p, epoch)["key"].tolist()]
+    keys = [tuple(key) for windows in epochs_of(p, 2) for key in windows["key"].tolist()]
     assert len(set(keys)) == len(keys) > 20
 
 
@@ -186,14 +194,13 @@ def test_equal_lengths_share_windows() -> None:
 
 def test_the_same_under_sharding_and_resumption() -> None:
     p = Pipeline(Sequences(LENGTHS), seed=2).shuffle().pack(9).batch(4)
-    whole = list(p.dataset().take(9).as_numpy_iterator())
-    rest = list(p.dataset(start=4).take(5).as_numpy_iterator())
+    whole = list(p.dataset(epochs=3).take(9).as_numpy_iterator())
+    rest = list(p.dataset(start=4, epochs=3).take(5).as_numpy_iterator())
     for one, other in zip(whole[4:], rest, strict=True):
         np.testing.assert_array_equal(one["tokens"], other["tokens"])
-    for index in range(3):
-        share = list(p.shard(index, 3).dataset().take(9).as_numpy_iterator())
-        for one, other in zip(whole, share, strict=True):
-            np.testing.assert_array_equal(one["tokens"][index::3], other["tokens"])
+    share = list(p.shard(1, 3).dataset(epochs=3).take(9).as_numpy_iterator())
+    for one, other in zip(whole, share, strict=True):
+        np.testing.assert_array_equal(one["tokens"][1::3], other["tokens"])
 
 
 def test_other_lengths_are_another_pipeline() -> None:

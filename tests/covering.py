@@ -1,0 +1,42 @@
+"""Which rows of a table of parameters run when: a covering array of a full cross, and all slow but a few.
+
+``from covering import pairwise`` (pytest's ``pythonpath`` holds this folder), then::
+
+    CROSS = list(itertools.product(SOURCES, COUNTS, DTYPES))                   # all of it: mark it ``exhaustive``
+    @pytest.mark.parametrize(("source", "count", "dtype"), pairwise(SOURCES, COUNTS, DTYPES))
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from allpairspy import AllPairs
+
+
+def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
+    """Parameters for ``pytest.mark.parametrize``, each its own id; all are marked slow but the ``fast`` ones."""
+    names = list(names)
+    assert set(fast) <= set(names), f"{set(fast) - set(names)} are none of {names}"
+    return [pytest.param(name, id=name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+def pairwise(*factors: Iterable[Any], allowed: Callable[..., bool] = lambda *row: True) -> list[tuple[Any, ...]]:
+    """Rows with one value of each factor; any two values of two factors stand together in at least one row.
+
+    A covering array of strength two, made by allpairspy: as long as the product of the two longest factors or little
+    longer, and the same in every process (the workers of pytest-xdist must agree).
+
+    Args:
+        factors: at least two, each with at least one value.
+        allowed: called with a whole row; pairs that only stand in rows which it refuses are left out.
+    """
+    values = [list(factor) for factor in factors]
+
+    def row(indices: list[int]) -> list[Any]:
+        return [of[index] for of, index in zip(values, indices, strict=False)]
+
+    def kept(indices: list[int]) -> bool:
+        return len(indices) < len(values) or allowed(*row(indices))
+
+    # By index, since allpairspy compares values and an array or a lambda cannot be compared.
+    return [tuple(row(indices)) for indices in AllPairs([range(len(of)) for of in values], filter_func=kept)]
