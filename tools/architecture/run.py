@@ -198,8 +198,8 @@ def _storey(package: Box) -> list[str]:
         *_dots(package, MARGIN + 10 * len(package.name) + 12, 19),
     ]
     if package.purpose:
-        end = package.width - MARGIN
-        lines.append(f'    <text class="small" x="{end}" y="24" text-anchor="end">{round(package.lines, -2):,} lines</text>')
+        end, count = package.width - MARGIN, round(package.lines, -2)
+        lines.append(f'    <text class="small" x="{end}" y="24" text-anchor="end">{count:,} lines</text>')
     for number, line in enumerate(package.purpose):
         lines.append(f'    <text class="small" x="{MARGIN}" y="{42 + 16 * number}">{escape(line)}</text>')
     lines += _arrows(package, ink, ground)
