@@ -88,20 +88,6 @@ def test_corrections_at_the_edges(mode, beta, t):
     np.testing.assert_allclose(new.new_w[0], [-1, 1, -1], rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_same_result_for_any_number_of_threads(same_for_any_threads):
-    script = """
-import sys, numpy as np, tensorflow as tf
-tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
-from tftoolkit import custom_ops
-rng = np.random.default_rng(0)
-w, m, v, g = ([tf.constant(rng.random(s), tf.float32) for s in [(2000, 333), (7,), (100_001,)]] for _ in range(4))
-new = custom_ops.adamw(True, 0.1, 3.0, w, m, v, g)
-np.savez(sys.argv[2], custom_ops.global_norm(g), *(tensor for each in new for tensor in each))
-"""
-    same_for_any_threads(script)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

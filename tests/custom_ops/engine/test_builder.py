@@ -219,15 +219,6 @@ def test_gpus_are_found_without_a_framework(monkeypatch, fresh_toolchain):
     assert not toolchain.has_gpu()
 
 
-@pytest.mark.slow
-@NEEDS_CUDA
-def test_cuda_is_linked_statically(cache):
-    path = builder.build(library.builtin_recipe("rms_norm", cuda=True), cache_dir=cache)
-    needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
-    assert "libcudart" not in needed
-    assert {"CPU", "CUDA"} == library.OpLibrary("TfToolkit", path).handlers["RmsNorm"].keys()
-
-
 def test_an_op_library_needs_no_tensorflow():
     path = builder.build(library.builtin_recipe("rms_norm"))
     symbols = subprocess.run(

@@ -11,14 +11,14 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops.engine import toolchain
+from tftoolkit.custom_ops.engine import builder, library, toolchain
 
 SOURCE = Path(__file__).parent / "faulty.cc"
 JIT = pytest.mark.parametrize("jit", [None, False, True], ids=["eager", "graph", "xla"])
 
 
 @pytest.fixture(scope="module")
-def library():
+def faulty():
     return custom_ops.load("Faulty", [SOURCE])
 
 
@@ -27,9 +27,9 @@ def compiled(op, jit):
 
 
 @JIT
-def test_every_kind_of_attribute_arrives(library, jit):
+def test_every_kind_of_attribute_arrives(faulty, jit):
     x = tf.zeros([3, 2])
-    op = library.op("Attributes")
+    op = faulty.op("Attributes")
     text = 'a"\\b'
     as_number = 0
     for byte in text.encode():
@@ -41,8 +41,8 @@ def test_every_kind_of_attribute_arrives(library, jit):
     assert y.numpy().tolist() == [-np.inf, 0, np.float32(2**31 - 1), 0, 0, 0xC3 * 2 + 0xA9]
 
 
-def test_attributes_are_checked(library):
-    op, x = library.op("Attributes"), tf.zeros([3, 2])
+def test_attributes_are_checked(faulty):
+    op, x = faulty.op("Attributes"), tf.zeros([3, 2])
     for wrong, message in [
         ({"count": 2**31}, "count must fit into 32 bits"),
         ({"count": 1.0}, "count must be i32, got 1.0"),
@@ -56,8 +56,8 @@ def test_attributes_are_checked(library):
         op(x)
 
 
-def test_attributes_survive_a_saved_model_and_differ_by_call_site(library, tmp_path):
-    op = library.op("Attributes")
+def test_attributes_survive_a_saved_model_and_differ_by_call_site(faulty, tmp_path):
+    op = faulty.op("Attributes")
     function = tf.function(lambda x: (op(x, single=1.0), op(x, single=2.0, double_precision=1.000000000000003)))
     module = tf.Module()
     module.f = function.get_concrete_function(tf.zeros([3, 2])) and function
@@ -70,39 +70,39 @@ def test_attributes_survive_a_saved_model_and_differ_by_call_site(library, tmp_p
 
 
 @JIT
-def test_a_fixed_dimension_is_checked(library, jit):
-    op = library.op("Attributes")
+def test_a_fixed_dimension_is_checked(faulty, jit):
+    op = faulty.op("Attributes")
     function = op if jit is None else tf.function(op, jit_compile=jit)
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match="x has shape"):
         function(tf.zeros([4, 2]), single=1.0)
 
 
 @JIT
-def test_an_error_from_the_kernel(library, jit):
+def test_an_error_from_the_kernel(faulty, jit):
     with pytest.raises(tf.errors.OutOfRangeError, match="there are 3 elements"):
-        compiled(library.op("Refuse"), jit)(tf.ones(3))
+        compiled(faulty.op("Refuse"), jit)(tf.ones(3))
 
 
 @JIT
-def test_an_exception_from_the_kernel(library, jit):
+def test_an_exception_from_the_kernel(faulty, jit):
     with pytest.raises(tf.errors.OpError, match="thrown on purpose"):
-        compiled(library.op("Throw"), jit)(tf.ones(3))
+        compiled(faulty.op("Throw"), jit)(tf.ones(3))
 
 
 @JIT
-def test_a_handler_that_does_not_fit_its_schema(library, jit):
+def test_a_handler_that_does_not_fit_its_schema(faulty, jit):
     with pytest.raises(tf.errors.OpError, match=r"alpha|attribute"):
-        compiled(library.op("Mismatch"), jit)(tf.ones(3))
+        compiled(faulty.op("Mismatch"), jit)(tf.ones(3))
 
 
 @JIT
-def test_nested_parallel_loops_do_not_deadlock(library, jit):
-    assert compiled(library.op("Nested"), jit)(tf.ones(2)).numpy().tolist() == [256, 256]
+def test_nested_parallel_loops_do_not_deadlock(faulty, jit):
+    assert compiled(faulty.op("Nested"), jit)(tf.ones(2)).numpy().tolist() == [256, 256]
 
 
-def test_no_kernel_is_a_clear_error(library):
+def test_no_kernel_is_a_clear_error(faulty):
     with pytest.raises(custom_ops.LoadError, match="Nowhere has neither a kernel nor a reference"):
-        library.op("Nowhere")(tf.ones(3))
+        faulty.op("Nowhere")(tf.ones(3))
 
 
 @JIT
@@ -117,7 +117,7 @@ def test_the_reference_runs_where_there_is_no_kernel(jit, tmp_path, caplog):
         assert "Twice has no kernel for this machine; its reference runs in its place" in caplog.text
 
 
-def test_calls_from_many_threads(library):
+def test_calls_from_many_threads(faulty):
     x = tf.random.stateless_normal([64, 256], seed=(1, 2))
     gamma = tf.ones(256)
     expected = custom_ops.rms_norm(x, gamma).numpy()
@@ -140,15 +140,19 @@ def test_kernels_are_registered_for_each_device():
 
 @pytest.mark.slow
 @pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit")
-def test_cuda_kernels_are_registered_where_they_were_asked_for(tmp_path):
-    sources = sorted(Path(custom_ops.__file__).with_name("rms_norm").glob("*.c[cu]"))
-    custom_ops.load("WithCuda", sources, cuda=True, cache_dir=tmp_path).register()
+def test_cuda_is_linked_statically_and_its_kernels_are_registered_where_they_were_asked_for(tmp_path):
+    path = builder.build(library.builtin_recipe("rms_norm", cuda=True), cache_dir=tmp_path)
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    assert "libcudart" not in needed
+    with_cuda = library.OpLibrary("WithCuda", path)
+    assert with_cuda.handlers["RmsNorm"].keys() == {"CPU", "CUDA"}
+    with_cuda.register()
     devices = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op("WithCuda>RmsNorm").kernel}
     assert devices == {"CPU", "XLA_CPU_JIT", "GPU", "XLA_GPU_JIT"}
 
 
-def test_opening_a_library_twice_gives_the_same_op(library):
-    assert custom_ops.load("Faulty", [SOURCE]).op("Refuse") is library.op("Refuse")
+def test_opening_a_library_twice_gives_the_same_op(faulty):
+    assert custom_ops.load("Faulty", [SOURCE]).op("Refuse") is faulty.op("Refuse")
 
 
 def test_a_changed_source_under_the_same_name_is_a_new_op_and_says_so(tmp_path, caplog):
@@ -205,11 +209,11 @@ def test_a_kernel_for_an_undeclared_op_is_refused(tmp_path):
         custom_ops.load("Bad2", [source])
 
 
-def test_a_gradient_that_does_not_exist_is_named(library):
+def test_a_gradient_that_does_not_exist_is_named(faulty):
     x = tf.zeros([3, 2])
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = library.op("Attributes")(x, single=1.0)
+        y = faulty.op("Attributes")(x, single=1.0)
     with pytest.raises(LookupError, match=r"Attributes has no gradient: write one under @attributes\.gradient"):
         tape.gradient(y, x)
 

@@ -164,21 +164,6 @@ def test_not_a_number_stays_in_its_row():
     assert np.isnan(y).all(axis=1).tolist() == [False, True, False]
 
 
-@pytest.mark.slow
-def test_same_result_for_any_number_of_threads(same_for_any_threads):
-    script = """
-import sys, numpy as np, tensorflow as tf
-tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
-from tftoolkit import custom_ops
-rng = np.random.default_rng(0)
-x, gamma, dy = (tf.constant(rng.standard_normal(s), tf.float32) for s in [(20000, 33), (33,), (20000, 33)])
-with tf.GradientTape() as tape:
-    tape.watch([x, gamma]); y = custom_ops.rms_norm(x, gamma)
-np.savez(sys.argv[2], y, *tape.gradient(y, [x, gamma], output_gradients=dy))
-"""
-    same_for_any_threads(script)
-
-
 @pytest.mark.parametrize(
     ("x", "gamma", "message"),
     [

@@ -1,0 +1,34 @@
+"""The built-in ops give the same bits for any number of threads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Saves arrays to the file that is its second argument, computed by as many threads as its first says.
+SCRIPT = """
+import sys, numpy as np, tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+from tftoolkit import custom_ops
+rng = np.random.default_rng(0)
+w, m, v, g = ([tf.constant(rng.random(s), tf.float32) for s in [(2000, 333), (7,), (100_001,)]] for _ in range(4))
+new = custom_ops.adamw(True, 0.1, 3.0, w, m, v, g)
+x, gamma, dy = (tf.constant(rng.standard_normal(s), tf.float32) for s in [(20000, 33), (33,), (20000, 33)])
+with tf.GradientTape() as tape:
+    tape.watch([x, gamma])
+    y = custom_ops.rms_norm(x, gamma)
+gradients = tape.gradient(y, [x, gamma], output_gradients=dy)
+np.savez(sys.argv[2], custom_ops.global_norm(g), *(tensor for each in new for tensor in each), y, *gradients)
+"""
+
+
+@pytest.mark.slow
+def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
+    for threads in (1, 5):
+        subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
+    one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
+    assert len(one.files) == 13
+    for key in one:
+        np.testing.assert_array_equal(one[key], five[key])
