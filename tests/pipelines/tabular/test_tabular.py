@@ -1,4 +1,4 @@
-"""Tabular stages and their statistics, on scikit-learn's tables."""
+"""Tabular stages: statistics exact to float64, one row as in any batch, on scikit-learn's tables."""
 
 import json
 import zlib
