@@ -67,6 +67,7 @@ def test_every_flipped_byte_of_a_tfrecord_costs_its_record(tmp_path: Path) -> No
             assert str(caught.value).startswith(named)
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_of_an_array_record_changes_another_record(tmp_path: Path) -> None:
     """What array_record itself cannot tell (damage in its index) must at least never give a wrong record."""
     path = tmp_path / "a.array_record"
@@ -269,6 +270,7 @@ def test_a_row_beside_a_damaged_one_is_mixed_with_itself(workers: int) -> None:
     assert {i: one for i, (_, one) in rows.items()} == {i: one for i, one in enumerate(drawn) if i != 2}
 
 
+@pytest.mark.slow
 def test_packed_windows_hold_every_readable_token_once() -> None:
     p = skipping(Damaged(LENGTHS, BAD), seed=4).shuffle().pack(6).batch(2)
     tokens = [
@@ -472,6 +474,7 @@ def test_a_nan_in_a_csv(tmp_path: Path) -> None:
     assert [one.examples for one in p.skipped] == [(2,)]
 
 
+@pytest.mark.slow
 def test_a_record_of_another_shape(tmp_path: Path) -> None:
     def example(values: list[float]) -> bytes:
         feature = {"x": tf.train.Feature(float_list=tf.train.FloatList(value=values))}

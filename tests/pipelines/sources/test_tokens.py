@@ -1,4 +1,4 @@
-"""Token files and their sources: what is written is read, each damaged byte is found, a killed writer leaves no part."""
+"""Token files and their sources: what is written is read, damage is found, a killed writer leaves no part."""
 
 import os
 import signal

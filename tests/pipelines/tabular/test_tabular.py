@@ -29,10 +29,15 @@ def one_epoch(pipeline: Pipeline) -> dict[str, np.ndarray]:
     ("table", "as_pipeline"),
     [
         ("breast_cancer", True),
-        ("wine", False),
         *(
             pytest.param(*one, marks=pytest.mark.slow)
-            for one in [("breast_cancer", False), ("wine", True), ("diabetes", False), ("diabetes", True)]
+            for one in [
+                ("breast_cancer", False),
+                ("wine", False),
+                ("wine", True),
+                ("diabetes", False),
+                ("diabetes", True),
+            ]
         ),
     ],
 )
