@@ -127,32 +127,31 @@ PHOTO_STAGES = {
 
 @pytest.mark.parametrize("name", slow_but(DIGIT_STAGES, "both"))
 def test_digits_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
-    assert_same_eagerly(digits(), list(DIGITS), DIGIT_STAGES[name], [1, 7])
+    assert_same_eagerly(digits(), list(DIGITS), DIGIT_STAGES[name], [7])
 
 
-@pytest.mark.parametrize("name", slow_but(PHOTO_STAGES, "usual", "crops", "resize", "color_jitter"))
+@pytest.mark.parametrize("name", slow_but(PHOTO_STAGES, "usual", "crops", "resize"))
 def test_photographs_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
     source = sources.arrays({"image": PHOTOS, "index": np.arange(len(PHOTOS))})
     assert_same_eagerly(source, list(PHOTOS), PHOTO_STAGES[name], [4])
 
 
-@pytest.mark.parametrize(
-    "stages",
-    [
-        [image.decode(), image.resize_shorter_side(20), image.random_crop(18, 18), image.rand_augment()],
-        [image.random_resized_crop(16, 16, channels=1), image.random_flip()],
-        [image.decode(), image.resize_shorter_side(20), image.center_crop(18, 18), image.normalize(255)],
-    ],
-    ids=["decode", "decode a part", "evaluation"],
-)
-def test_files_of_different_sizes_come_out_the_same_eagerly_and_in_every_batch(stages: list[Any]) -> None:
+FILE_STAGES = {
+    "decode": [image.decode(), image.resize_shorter_side(20), image.random_crop(18, 18), image.rand_augment()],
+    "decode a part": [image.random_resized_crop(16, 16, channels=1), image.random_flip()],
+    "evaluation": [image.decode(), image.resize_shorter_side(20), image.center_crop(18, 18), image.normalize(255)],
+}
+
+
+@pytest.mark.parametrize("name", slow_but(FILE_STAGES, "decode a part"))
+def test_files_of_different_sizes_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
     files = []
     for number, form in enumerate(["JPEG", "PNG", "BMP", "GIF", "JPEG", "PNG"]):
         buffer = io.BytesIO()
         Image.fromarray(CHINA[: 40 + 5 * number, : 70 - 6 * number]).save(buffer, form)
         files.append(buffer.getvalue())
     source = sources.arrays({"image": tf.constant(files), "index": np.arange(len(files))})
-    assert_same_eagerly(source, files, stages, [4])
+    assert_same_eagerly(source, files, FILE_STAGES[name], [4])
 
 
 @pytest.mark.parametrize("stage", [image.mixup(10, alpha=0.5), image.cutmix(10)], ids=["mixup", "cutmix"])

@@ -165,8 +165,8 @@ def test_a_new_process_continues_bit_for_bit(random_pipelines: ModuleType, sourc
         assert found == lib.digest(whole[start * max(p._plan.stacked, 1) :]), case
 
 
-# The fast tests have those in which most kinds of stages meet.
-@pytest.mark.parametrize("source", slow_but(CHAINS, "arrays", "audio"))
+# The fast tests have the one in which most kinds of stages meet.
+@pytest.mark.parametrize("source", slow_but(CHAINS, "arrays"))
 def test_workers_come_and_go(random_pipelines: ModuleType, source_files: Path, source: str) -> None:
     case = random_pipelines.Case(source, 11, tuple(CHAINS[source]))
     check(random_pipelines, case, source_files, position=3, workers=(1, 2))

@@ -1,4 +1,4 @@
-"""The arrays source."""
+"""The arrays source: rows in any order, ragged ones, mapped files not copied, and what is said to bad input."""
 
 from pathlib import Path
 from typing import Any

@@ -96,6 +96,7 @@ def test_an_example_has_another_key_each_time_its_component_begins_again() -> No
     assert len(set(keys)) == len(keys) == 3 * 64
 
 
+@pytest.mark.slow
 def test_workers_share_one_global_order() -> None:
     p = Pipeline(sources.mix({"a": (component(0, 9), 2), "b": (component(1, 20), 5)}), seed=3).shuffle().batch(10)
     whole = stream(p, 9)

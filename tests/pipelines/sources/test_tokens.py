@@ -1,4 +1,4 @@
-"""Token files, and the sources that read them."""
+"""Token files and their sources: what is written is read, damage is found, a killed writer leaves no part."""
 
 import os
 import signal

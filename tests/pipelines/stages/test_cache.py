@@ -43,7 +43,7 @@ def assert_same(left: Any, right: Any) -> None:
             np.testing.assert_array_equal(one[name], other[name])
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=slow_but(["memory", "disk"], "disk"))
 def directory(request: Any, tmp_path: Path) -> Where:
     return tmp_path / "cache" if request.param == "disk" else None
 

@@ -78,9 +78,7 @@ def expected_pieces(lengths: list[int], size: int) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(9, marks=pytest.mark.slow), 40]
-)
+@pytest.mark.parametrize("size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 9, 40))])
 def test_every_token_exactly_once_in_whole_pieces(size: int) -> None:
     """Sequences longer than the window (13, 21) are cut; no other is."""
     p = Pipeline(Sequences(LENGTHS), seed=2).pack(size).batch(3)
@@ -116,6 +114,7 @@ def test_several_features_are_packed_alike() -> None:
     assert set(windows["words"][empty]) == {b"-"}  # there are some
 
 
+@pytest.mark.slow
 def test_packing_behind_other_stages() -> None:
     def doubled(example: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": tf.repeat(example["tokens"], 2)}
@@ -126,6 +125,7 @@ def test_packing_behind_other_stages() -> None:
     assert sorted(segments(windows)) == sorted(one for one in expected if one)
 
 
+@pytest.mark.slow
 def test_maps_behind_see_windows_with_keys_of_their_own() -> None:
     def keyed(example: dict[str, Any], key: tf.Tensor) -> dict[str, Any]:
         return {"key": key, "first": example["tokens"][0]}
