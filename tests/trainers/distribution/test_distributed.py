@@ -86,7 +86,7 @@ def test_sigterm_to_a_worker_that_is_not_the_chief_ends_both_and_nothing_is_lost
     trainings.assert_same("terminated", expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_gang_training.py has kills, too
 def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected):
     survivor, killed = trainings.run("killed", strategy="workers", faults=(None, ("step", "kill", 37)))
     assert killed == -9
