@@ -49,13 +49,6 @@ def test_two_replicas_equal_two_micro_batches_bit_for_bit(trainings, expected):
 
 
 @pytest.mark.slow
-def test_two_replicas_equal_two_micro_batches_with_the_fused_optimizer(trainings):
-    assert trainings.run("fused", model="fused", accumulate=2) == [0]
-    assert trainings.run("fused-mirrored", strategy="mirrored", model="fused") == [0]
-    trainings.assert_same("fused-mirrored", "fused")
-
-
-@pytest.mark.slow
 def test_a_tapes_own_gradients_are_refused(trainings):
     assert trainings.run("tape", strategy="mirrored", model="tape") == [1]
     assert "a strategy with 2 replicas: get the gradients from update.gradients" in trainings.error("tape")
@@ -93,7 +86,7 @@ def test_sigterm_to_a_worker_that_is_not_the_chief_ends_both_and_nothing_is_lost
     trainings.assert_same("terminated", expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_gang_training.py has kills, too
 def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected):
     survivor, killed = trainings.run("killed", strategy="workers", faults=(None, ("step", "kill", 37)))
     assert killed == -9
@@ -103,7 +96,7 @@ def test_after_a_kill_the_rerun_of_all_workers_ends_the_same(trainings, expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["mirrored", "workers"])
+@pytest.mark.parametrize("strategy", [pytest.param("mirrored", marks=pytest.mark.exhaustive), "workers"])
 def test_replicas_roll_back_together(trainings, strategy):
     """Batches 30 to 32 are NaN: back to step 25, and on with batch 33."""
     name = f"diverged-{strategy}"
@@ -114,10 +107,11 @@ def test_replicas_roll_back_together(trainings, strategy):
 
 
 @pytest.mark.slow
-def test_the_loss_scale_of_float16_is_that_of_micro_batches(trainings):
+def test_the_loss_scale_of_float16_and_the_fused_optimizer_are_those_of_micro_batches(trainings):
     """Batch 10 is NaN, in both epochs, which halves it from 2^15 to 2^13."""
-    assert trainings.run("float16", accumulate=2, precision="float16", bad=[10]) == [0]
-    assert trainings.run("float16-mirrored", strategy="mirrored", precision="float16", bad=[10]) == [0]
+    options = {"model": "fused", "precision": "float16", "bad": [10]}
+    assert trainings.run("float16", accumulate=2, **options) == [0]
+    assert trainings.run("float16-mirrored", strategy="mirrored", **options) == [0]
     trainings.assert_same("float16-mirrored", "float16")
     assert trainings.final("float16-mirrored")["update/loss_scale/scale"] == 2.0**13
 

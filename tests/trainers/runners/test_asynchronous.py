@@ -157,12 +157,13 @@ def test_a_killed_worker_loses_no_batch(trainings):
 
 @pytest.mark.slow
 def test_many_updates_skipped_in_a_row_roll_back(trainings):
-    """Batches 45 to 55, the last of each epoch, are full of NaN; the last good checkpoint before is that of step 40."""
-    codes = trainings.run("rolled-back", bad=list(range(45, 56)), steps=100)
+    """Batches 45 to 55, the last of the epoch, are full of NaN; the last good checkpoint before is that of step 40."""
+    # In 70 steps the second epoch doesn't come that far: how often to go back would depend on the machine's speed.
+    codes = trainings.run("rolled-back", bad=list(range(45, 56)), steps=70)
     assert codes == DONE, trainings.error("rolled-back")
     rollbacks = [entry for entry in trainings.metrics("rolled-back") if entry["kind"] == "rollback"]
     assert rollbacks[0]["first_batch"] == 40
-    assert _steps(trainings, "rolled-back") == list(range(1, 101))
+    assert _steps(trainings, "rolled-back") == list(range(1, 71))
     assert np.all(np.isfinite(trainings.final("rolled-back")["model/hidden"]))
 
 
