@@ -251,7 +251,7 @@ def test_the_defaults_of_launch_are_those_of_the_gang(monkeypatch):
 
 def test_formats_offered_are_those_that_there_are():
     from tftoolkit.cli.export import QUANTIZE
-    from tftoolkit.export.convert import MODES
+    from tftoolkit.export.convert.convert import MODES
 
     assert set(QUANTIZE) == set(MODES)
 

@@ -22,7 +22,7 @@ other = 3
 """
 
 
-@pytest.mark.parametrize("name", ["train", "ready"])
+@pytest.mark.parametrize("name", ["train", pytest.param("ready", marks=pytest.mark.slow)])
 def test_names_the_slowest_stage(name, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(PIPELINE)
     assert cli.run(["data", "profile", f"{tmp_path}/mine.py:{name}", "--batches=5"]) == 0

@@ -129,9 +129,8 @@ def test_signatures_with_free_and_fixed_batch(tmp_path):
         assert {check.signature for check in row.checks} == set(signatures)
 
 
-@pytest.mark.parametrize(
-    "library", [pytest.param(keras, marks=pytest.mark.slow), tf_keras], ids=["Keras 3", "tf_keras"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["Keras 3", "tf_keras"])
 def test_a_recurrent_layer(tmp_path, library):
     """Unrolled or as a loop it is right at every call; what is refused says what to do."""
     specs = [tf.TensorSpec([1, 5, 6], tf.float32, "features")]

@@ -185,7 +185,6 @@ def test_7_a_stale_trace(tmp_path):
         assert not any(">" in op_type for op_type in saved_models.op_types(tmp_path / "right"))
 
 
-@pytest.mark.slow
 def test_8_state_that_outlives_a_call(tmp_path):
     """The fused LSTM keeps its state: the first call is right, the next ones are not."""
     model = tf_keras.Sequential([tf_keras.Input([5, 6], name="x"), tf_keras.layers.LSTM(7)])
