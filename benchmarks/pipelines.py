@@ -121,7 +121,7 @@ def tfdata_records(folder: Path, workers: int) -> Batches:
 def tfdata_images(folder: Path, workers: int, compiled: bool = False) -> Batches:
     import tensorflow as tf
 
-    from tftoolkit.custom_ops.rand_augment import plain as pixels
+    from tftoolkit.custom_ops import pixels
     from tftoolkit.pipelines import image
     from tftoolkit.pipelines.image import augmenting
 

@@ -2,7 +2,7 @@
 
 ``TfToolkit>RandAugment`` makes all of them in one call, each in one pass over the picture. What a change does, and its
 range, is said at :func:`tftoolkit.pipelines.image.rand_augment`, which draws the changes. The reference is
-``custom_ops/rand_augment/plain.py``; the kernel agrees with it in every value.
+``custom_ops/pixels.py``; the kernel agrees with it in every value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def rand_augment(image: Any, numbers: Any, negative: Any, magnitude: int, *, nam
 
     Args:
       image: uint8 [height, width, channels], 1 or 3 channels.
-      numbers: int32 [layers]; which changes, 0 … 13 in the order of ``plain.CHANGES``.
+      numbers: int32 [layers]; which changes, 0 … 13 in the order of ``pixels.CHANGES``.
       negative: bool [layers]; the sign of each.
       magnitude: 0 … 30.
 
@@ -38,6 +38,6 @@ def rand_augment(image: Any, numbers: Any, negative: Any, magnitude: int, *, nam
 
 @_op.reference
 def _(image: tf.Tensor, numbers: tf.Tensor, negative: tf.Tensor, *, magnitude: int) -> tf.Tensor:
-    from tftoolkit.custom_ops.rand_augment import plain as pixels
+    from tftoolkit.custom_ops import pixels
 
     return pixels.in_tensorflow(image, numbers, negative, magnitude)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
-from tftoolkit.custom_ops.rand_augment.plain import CHANGES, MAX_MAGNITUDE, in_tensorflow
+from tftoolkit.custom_ops.pixels import CHANGES, MAX_MAGNITUDE, in_tensorflow
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import channels_of, integer, named, need_dtype, picture
 from tftoolkit.pipelines.sources.source import Example

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.rand_augment.plain import adjust_brightness, adjust_contrast, adjust_saturation
+from tftoolkit.custom_ops.pixels import adjust_brightness, adjust_contrast, adjust_saturation
 from tftoolkit.pipelines.image.draws import uniform
 from tftoolkit.pipelines.image.feature import channels_of, named, need_dtype, number, picture, pictures
 from tftoolkit.pipelines.plan.stage import Vectorized

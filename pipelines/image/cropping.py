@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.rand_augment.plain import height_width
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.decoding import decoded, encoded_entry
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import entry, integer, interval, named, picture, pictures

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.rand_augment.plain import grayscale
+from tftoolkit.custom_ops.pixels import grayscale
 from tftoolkit.pipelines.image.feature import entry, named
 from tftoolkit.pipelines.sources.source import Example
 

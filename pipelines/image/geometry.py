@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.rand_augment.plain import height_width
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.draws import uniform
 from tftoolkit.pipelines.image.feature import integer, named, need_dtype, number, picture, pictures
 from tftoolkit.pipelines.keys import uniform_int

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.rand_augment.plain import height_width
+from tftoolkit.custom_ops.pixels import height_width
 from tftoolkit.pipelines.image.boxes import paste
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import integer, number, pictures

@@ -12,9 +12,9 @@ import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops import pixels
 from tftoolkit.custom_ops.engine import ops
 from tftoolkit.custom_ops.opcheck import pytest_checks
-from tftoolkit.custom_ops.rand_augment import plain as pixels
 from tftoolkit.custom_ops.rand_augment.cases import CASES, MAGNITUDES, arguments
 
 CHINA = load_sample_images().images[0]

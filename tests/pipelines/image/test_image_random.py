@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from tftoolkit.custom_ops.rand_augment import plain as pixels
+from tftoolkit.custom_ops import pixels
 from tftoolkit.pipelines import image
 from tftoolkit.pipelines.image import cropping, draws, erasing, mixing
 from tftoolkit.pipelines.keys import example_keys, stream_state

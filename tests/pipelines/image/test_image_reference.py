@@ -12,7 +12,7 @@ import sklearn.datasets
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from tftoolkit.custom_ops.rand_augment import plain as pixels
+from tftoolkit.custom_ops import pixels
 from tftoolkit.pipelines import image
 from tftoolkit.pipelines.image import color
 from tftoolkit.pipelines.image.geometry import METHODS

@@ -1,4 +1,8 @@
-"""Changes of pictures in plain TensorFlow operations: what ``rand_augment`` computes, and what other stages share."""
+"""Changes of pictures in plain TensorFlow operations: what ``rand_augment`` computes, and what other stages share.
+
+Beside the op's folder, not in it: importing that one compiles the op, and what stands here must work where nothing can
+be compiled.
+"""
 
 import math
 from collections.abc import Callable
