@@ -101,7 +101,7 @@ def test_a_device_that_does_not_exist_is_named(device: str) -> None:
 
 @pytest.mark.parametrize(
     ("replicas", "workers"),
-    [(1, 1), (4, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(2, 2), (3, 3), (8, 4)])],
+    [(4, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(1, 1), (2, 2), (3, 3), (8, 4)])],
 )
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""

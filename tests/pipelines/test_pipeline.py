@@ -191,6 +191,7 @@ def workers_together_see_the_unsharded_stream(size: int, batch_size: int, count:
             np.testing.assert_array_equal(together, values)
 
 
+@pytest.mark.slow
 def test_a_state_serves_every_worker_and_every_count() -> None:
     p = Pipeline(source(20)).shuffle().batch(6)
     state = p.state(7)
@@ -225,6 +226,7 @@ def test_stages_leave_the_pipeline_they_are_called_on_alone() -> None:
     assert moved.shard(0, 2).position == 0
 
 
+@pytest.mark.slow
 def test_two_iterations_do_not_disturb_each_other() -> None:
     p = Pipeline(source(10)).batch(2)
     first, second = iter(p), iter(p)

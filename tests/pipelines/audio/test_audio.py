@@ -103,6 +103,7 @@ def test_in_a_pipeline_for_every_batch_size() -> None:
     assert dataset.element_spec["spectrogram"].shape == [7, 19, 40]
 
 
+@pytest.mark.slow
 def test_sound_files_of_different_length(tmp_path: Path) -> None:
     for number, clip in enumerate(CLIPS):
         scipy.io.wavfile.write(tmp_path / f"{number}.wav", 22050, clip)

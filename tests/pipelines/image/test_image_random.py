@@ -145,7 +145,7 @@ def test_crop_window_where_nothing_fits() -> None:
     [
         ("JPEG", {"subsampling": "4:2:0"}, 3),
         ("JPEG", {"subsampling": "4:2:2", "progressive": True}, 1),
-        ("PNG", {}, 3),
+        pytest.param("PNG", {}, 3, marks=pytest.mark.slow),
         pytest.param("JPEG", {"subsampling": "4:2:0"}, 1, marks=pytest.mark.slow),
         pytest.param("JPEG", {"subsampling": "4:2:2", "progressive": True}, 3, marks=pytest.mark.slow),
         pytest.param("JPEG", {"subsampling": "4:1:1"}, 3, marks=pytest.mark.slow),

@@ -148,6 +148,7 @@ def test_window() -> None:
     assert epoch_of(numbers(4).window(2).window(2).batch(1)) == [[[[0, 1], [2, 3]]]]
 
 
+@pytest.mark.slow
 def test_windows_over_shuffled_elements_and_shuffled_windows() -> None:
     p = numbers().shuffle()
     for epoch in range(2):
@@ -157,6 +158,7 @@ def test_windows_over_shuffled_elements_and_shuffled_windows() -> None:
         assert sorted(windows) == [[i, i + 1] for i in range(0, 10, 2)]
 
 
+@pytest.mark.slow
 def test_keys_before_and_behind_a_window() -> None:
     p = numbers(6).map(keyed).window(2, shift=1)
     [inner] = epoch_of(p.batch(5), "key")

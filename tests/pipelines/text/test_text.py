@@ -170,9 +170,10 @@ def test_a_corpus_packed_into_windows(tmp_path: Path, bpe: text.Tokenizer) -> No
 
 
 def test_tokenize_in_a_pipeline(bpe: text.Tokenizer) -> None:
-    p = Pipeline(sources.arrays({"text": ENGLISH})).map(text.normalize("NFKC")).map(text.tokenize(bpe))
-    (ragged,) = p.batch(len(ENGLISH)).dataset(epochs=1)
-    assert [bpe.decode(row) for row in ragged["tokens"]] == [unicodedata.normalize("NFKC", one) for one in ENGLISH]
+    texts = ENGLISH[:30]
+    p = Pipeline(sources.arrays({"text": texts})).map(text.normalize("NFKC")).map(text.tokenize(bpe))
+    (ragged,) = p.batch(len(texts)).dataset(epochs=1)
+    assert [bpe.decode(row) for row in ragged["tokens"]] == [unicodedata.normalize("NFKC", one) for one in texts]
     assert p.batch(4, padded=True).element_spec["tokens"].shape == [None, None]
 
 
