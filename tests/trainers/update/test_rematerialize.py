@@ -63,9 +63,9 @@ def _gradients(recompute, mode, precision="float32"):
     ("mode", "precision", "rounding"),
     [
         ("eager", "float32", 0.0),
-        ("eager", "bfloat16", 0.0),
+        pytest.param("eager", "bfloat16", 0.0, marks=pytest.mark.slow),
         # A graph adds the gradients of a kernel's six uses in another order.
-        ("graph", "float32", 2.0**-22),
+        pytest.param("graph", "float32", 2.0**-22, marks=pytest.mark.slow),
         ("graph", "bfloat16", 2.0**-6),
     ],
 )
