@@ -10,7 +10,7 @@ from tftoolkit.export.proof import memory
 
 @pytest.fixture(autouse=True)
 def peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is not measured: a process for each file, of which only test_formats.py looks at the figure."""
+    """Is not measured: a process for each file, of which only proof/test_memory.py looks at the figure."""
     monkeypatch.setattr(memory, "peak", lambda *_: None)
 
 

@@ -16,11 +16,6 @@ from ai_edge_litert.interpreter import Interpreter
 from tftoolkit import custom_ops, export
 
 
-@pytest.fixture(autouse=True)
-def peak_memory():
-    """Is measured, in a process for each file."""
-
-
 @pytest.fixture(scope="module")
 def model(convolutional):
     return convolutional()
@@ -64,8 +59,6 @@ def test_a_format(tmp_path, model, saved, images, representative, expected):
     row = export.tflite(saved, path, representative=representative, **FORMATS[expected]).rows[0]
     assert row.format == expected
     assert set(row.latency) == {1, 2}
-    if os.path.exists("/proc/self/status"):
-        assert 1e5 < row.memory < 1e8
     assert {check.inputs for check in row.checks} == {"real", "random", "zeros", "large", "nan"}
     # By hand, in another interpreter than the gate's: as near as the format allows, and not exact by accident.
     runner = Interpreter(str(path)).get_signature_runner("serving_default")
@@ -266,33 +259,6 @@ def test_a_changed_onnx_file(tmp_path):
     path.write_bytes(b"\x08\x99 not a model")
     with pytest.raises(export.ExportError, match="structure failed: onnxruntime cannot open"):
         export.verify(path, golden=small)
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize(
-    ("exporter", "file"),
-    [(export.tflite, "m.tflite"), pytest.param(export.onnx, "m.onnx", marks=pytest.mark.slow)],
-)
-def test_peak_memory_is_that_of_the_file(tmp_path, exporter, file):
-    """A few megabytes for a small model; with an intermediate result of 16 MiB that and a few more."""
-    spec, size = tf.TensorSpec([1, 2048], tf.float32, "x"), 4 * 2048**2
-
-    def small(x):
-        return {"y": tf.reduce_sum(tf.sin(x), 1)}
-
-    def large(x):
-        return {"y": tf.reduce_sum(tf.sin(tf.matmul(x, x, transpose_a=True)), 1)}
-
-    found = {}
-    for function in (small, large):
-        signatures = {"f": (function, [spec])}
-        found[function] = exporter(tf.Module(), tmp_path / file, signatures=signatures, overwrite=True).rows[0].memory
-    assert 0 < found[small] < size
-    assert size < found[large] < 8 * size  # onnxruntime takes memory in powers of two
-
-
-def test_memory_of_a_saved_model_is_not_measured(tmp_path, model):
-    assert export.saved_model(model, tmp_path / "m").rows[0].memory is None
 
 
 IN_A_FRESH_PROCESS = """
