@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -60,6 +61,7 @@ def batches(
     threading.Thread(target=_receive, args=(served, arrived, stopped), daemon=True).start()
     waiting: dict[int, Example] = {}
     wait = patience
+    made_here, due = _made_here(load, end, end), end
     try:
         for number in range(start, end):
             while number not in waiting:
@@ -70,7 +72,9 @@ def batches(
                 if isinstance(one, Exception):
                     raise one
                 if one is None:
-                    waiting[number] = load(tf.constant(number, tf.int64))
+                    if number != due:
+                        made_here = _made_here(load, number, end)
+                    waiting[number], due = next(made_here), number + 1
                     continue
                 wait = patience
                 if one[0] >= number:
@@ -78,6 +82,12 @@ def batches(
             yield waiting.pop(number)
     finally:
         stopped.set()
+
+
+def _made_here(load: Any, start: int, end: int) -> Iterator[Example]:
+    """Batches that workers have lost. Not ``load`` itself, as outside of tf.data an operation (a matrix product) may
+    use several threads, and then rounds otherwise."""
+    yield from tf.data.Dataset.range(start, end).map(load)
 
 
 def _receive(served: tf.data.Dataset, arrived: queue.Queue, stopped: threading.Event) -> None:
