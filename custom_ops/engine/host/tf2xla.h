@@ -1,7 +1,7 @@
-// tf2xla's XlaOpKernel without the compiler behind it. A kernel is handed an XlaOpKernelContext and calls its functions;
-// of the other classes named in that header it needs the names only, but their headers bring in XLA's compiler, its
-// evaluator and its client, which took 30 s of the 47 s that xla_kernel.cc compiled for. Their include guards are
-// defined here, so that they are left out, and the names declared.
+// tf2xla's XlaOpKernel without the compiler behind it. A kernel is handed an XlaOpKernelContext and calls its
+// functions; of the other classes named in that header it needs the names only, but their headers bring in XLA's
+// compiler, its evaluator and its client, which took 30 s of the 47 s that xla_kernel.cc compiled for. Their include
+// guards are defined here, so that they are left out, and the names declared.
 
 #ifndef TFTOOLKIT_HOST_TF2XLA_H_
 #define TFTOOLKIT_HOST_TF2XLA_H_

@@ -1,5 +1,5 @@
-// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. TensorFlow versions whose
-// headers are not complete or whose XLA is too old get without_xla.cc in its place.
+// jit_compile=True: every op becomes a typed-FFI custom call, and XLA calls the handler itself. TensorFlow versions
+// whose headers are not complete or whose XLA is too old get without_xla.cc in its place.
 
 #ifndef TK_WITHOUT_XLA
 
