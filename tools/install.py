@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/install.py EXTRA ...
 
-uv unpacks in a fraction of the time that pip takes (docs/decisions.md). It reads none of pip's settings, so those that say where packages come from are
-handed on to it; with settings that it has no word for, pip is used.
+uv unpacks in a fraction of the time that pip takes (docs/decisions.md). It reads none of pip's settings, so those that
+say where packages come from are handed on to it; with settings that it has no word for, pip is used.
 """
 
 from __future__ import annotations
