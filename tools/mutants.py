@@ -219,14 +219,16 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
                     f"{done}/{len(chosen)}  {minutes:.1f} min, about {left:.0f} left  {place} {verdict.end}{by}",
                     flush=True,
                 )
-        except BaseException:
+        except KeyboardInterrupt:
+            print(f"\nstopped: {len(verdicts)} of {len(chosen)} are judged", flush=True)
+        finally:
             laboratory.stop.set()
             pool.shutdown(cancel_futures=True)
-            raise
     print("\n" + table(folders, verdicts))
     survivors = sorted(mutant for mutant, (_, verdict) in verdicts.items() if verdict.end == "survived")
     print("\nsurvivors:", *(texts[mutant] for mutant in survivors), sep="\n")
-    return int(any(verdict.end == "error" for _, verdict in verdicts.values()))
+    errors = any(verdict.end == "error" for _, verdict in verdicts.values())
+    return int(errors or len(verdicts) < len(chosen))
 
 
 if __name__ == "__main__":
