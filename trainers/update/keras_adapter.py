@@ -162,6 +162,10 @@ class KerasOptimizer(Optimizer):
             return tf.cast(schedule(self.iterations), tf.float32)
         return tf.cast(tf.convert_to_tensor(self._keras.learning_rate), tf.float32)
 
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._keras.learning_rate = value  # a variable, or Keras says that it is a schedule
+
 
 def _unused(name: str, taken: dict[str, tf.Variable]) -> str:
     stem = re.sub(r"[:/].*", "", name)
