@@ -98,3 +98,21 @@ except Exception as error:
 else:
     raise AssertionError("no error")
 """)
+
+
+@pytest.mark.slow
+def test_o1_an_exception_from_a_task_of_a_parallel_loop():
+    source = str(Path(__file__).parent / "faulty.cc")
+    run(f"""
+library = custom_ops.load("Faulty", [{source!r}])
+for wrap in (lambda f: f, jax.jit):
+    for where in ("first", "last", "all", "nested"):
+        for _ in range(10):
+            try:
+                jax.block_until_ready(wrap(lambda x: library.throw_in_task(x, where=where))(jnp.float32(1)))
+            except Exception as error:
+                assert "thrown in a task" in str(error), error
+            else:
+                raise AssertionError("no error")
+    assert wrap(lambda x: library.throw_in_task(x, where="nowhere"))(jnp.float32(1)) == 64
+""")
