@@ -44,15 +44,22 @@ void ParallelFor(xla::ffi::ThreadPool& pool, int64_t count, const Task& task) {
   auto work = [state, count, &task] {
     int64_t mine = 0;
     std::exception_ptr error;
-    try {
+    const auto claim = [&] {
       for (int64_t i; (i = state->next.fetch_add(1, std::memory_order_relaxed)) < count;) {
         ++mine;
         task(i);
       }
+    };
+#ifdef __cpp_exceptions
+    try {
+      claim();
     } catch (...) {
       error = std::current_exception();
       mine += std::max<int64_t>(0, count - state->next.exchange(count));  // nobody begins the rest
     }
+#else
+    claim();
+#endif
     if (mine == 0) return;  // `task` may be gone by now; it was not touched
     std::lock_guard<std::mutex> lock(state->mutex);
     if (!state->error) state->error = std::move(error);
