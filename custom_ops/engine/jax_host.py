@@ -86,7 +86,10 @@ class _Node:
         self.op = op
         self.attributes = attributes
         self._kernel = {name: value for name, value in attributes.items() if name != "N"}
-        self._call = jax.ffi.ffi_call(_target(op), declared, input_output_aliases=aliases, vmap_method="sequential")
+        self._call = jax.ffi.ffi_call(
+            _target(op), declared, input_output_aliases=aliases, vmap_method="sequential",
+            has_side_effect=op.schema.stateful,
+        )  # fmt: skip
 
     def __call__(self, *flat: Any) -> tuple[Any, ...]:
         differentiable = jax.custom_vjp(lambda *flat: tuple(self._call(*flat, **self._kernel)))

@@ -22,7 +22,7 @@ from tftoolkit.custom_ops.engine.schema import (
 
 def op_def(name: str, schema: Schema) -> op_def_pb2.OpDef:
     """TensorFlow's own declaration of the op."""
-    definition = op_def_pb2.OpDef(name=name)
+    definition = op_def_pb2.OpDef(name=name, is_stateful=schema.stateful)
     for arguments, args in ((schema.inputs, definition.input_arg), (schema.outputs, definition.output_arg)):
         for argument in arguments:
             arg = args.add(name=argument.name)

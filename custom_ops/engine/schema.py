@@ -20,6 +20,7 @@ DTYPES = {
 SCALAR_TYPES = ("f32", "f64", "i32", "i64", "bool", "str")
 ATTRIBUTE_TYPES = (*SCALAR_TYPES, *(f"{name}[]" for name in SCALAR_TYPES))
 REST = "..."
+PROPERTIES = ("batchable", "stateful")  # words after the outputs
 
 Scalar = float | int | bool | str
 AttributeValue = Scalar | tuple[Scalar, ...]
@@ -151,12 +152,21 @@ def _written(value: AttributeValue) -> str:
 
 @dataclass(frozen=True)
 class Schema:
-    """A parsed schema. ``dtype_vars`` maps each dtype variable to the dtypes it may stand for."""
+    """A parsed schema.
+
+    Attributes:
+      dtype_vars: dtype variable → the dtypes it may stand for.
+      batchable: one call on stacked inputs gives the stacked outputs of single calls, with one more dimension in front
+        of every ``...``.
+      stateful: a call does, or depends on, more than its inputs say, so hosts may neither fold, merge nor drop it.
+    """
 
     dtype_vars: Mapping[str, tuple[str, ...]]
     inputs: tuple[Argument, ...]
     attributes: tuple[Attribute, ...]
     outputs: tuple[Argument, ...]
+    batchable: bool = False
+    stateful: bool = False
     dim_names: tuple[str, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +178,8 @@ class Schema:
         types = ", ".join(f"{name}: {' | '.join(choices)}" for name, choices in self.dtype_vars.items())
         star = ["*"] if self.attributes else []
         inputs = ", ".join([*map(str, self.inputs), *star, *map(str, self.attributes)])
-        return (f"<{types}>" if types else "") + f"({inputs}) -> ({', '.join(map(str, self.outputs))})"
+        words = "".join(f" {word}" for word in PROPERTIES if getattr(self, word))
+        return (f"<{types}>" if types else "") + f"({inputs}) -> ({', '.join(map(str, self.outputs))}){words}"
 
     @property
     def optional_inputs(self) -> tuple[Argument, ...]:

@@ -2,7 +2,8 @@
 
 Grammar (spaces are free)::
 
-    schema     = [ "<" dtype_var { "," dtype_var } ">" ] "(" parameters ")" "->" "(" output { "," output } ")"
+    schema     = [ "<" dtype_var { "," dtype_var } ">" ] "(" parameters ")" "->" "(" output { "," output } ")" { word }
+    word       = "batchable" | "stateful"
     dtype_var  = NAME ":" dtype { "|" dtype }
     parameters = input { "," input } [ "," "*" "," attribute { "," attribute } ]
     input      = [ "*" ] name [ "?" ] ":" ( dtype | NAME ) "[" { "..." | integer | name } "]"
@@ -30,6 +31,7 @@ from typing import NoReturn
 
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
+    PROPERTIES,
     REST,
     SCALAR_TYPES,
     Argument,
@@ -137,8 +139,35 @@ class _Parser:
         while self.accept(","):
             self.output()
         self.expect(")")
+        words: set[str] = set()
+        while self.next.kind != "end":
+            words.add(self.property(words))
         self.take("end")
-        return Schema(self.dtype_vars, tuple(self.inputs), tuple(self.attributes), tuple(self.outputs))
+        arguments = (tuple(self.inputs), tuple(self.attributes), tuple(self.outputs))
+        return Schema(self.dtype_vars, *arguments, **dict.fromkeys(words, True))
+
+    def property(self, before: set[str]) -> str:
+        """A word after the outputs."""
+        token = self.next
+        if token.text not in PROPERTIES or token.kind != "name":
+            self.fail(f"expected the end or one of {', '.join(PROPERTIES)}, found {token.text!r}")
+        if token.text in before:
+            self.fail(f"{token.text!r} is said twice")
+        if token.text == "batchable":
+            self.check_batchable()
+        self.position += 1
+        return token.text
+
+    def check_batchable(self) -> None:
+        """One more dimension fits in front of every ``...``, and every output has one."""
+        for argument in (*self.inputs, *self.outputs):
+            if argument.variadic:
+                self.fail(f"an op with lists, such as {argument.name}, cannot be batchable")
+            if REST in argument.dims[1:]:
+                self.fail(f"in a batchable op '...' comes first, but {argument.name} has [{' '.join(map(str, argument.dims))}]")
+        for output in self.outputs:
+            if REST not in output.dims:
+                self.fail(f"every output of a batchable op begins with '...', but {output.name} does not")
 
     def dtype_variable(self) -> None:
         token = self.take("name")

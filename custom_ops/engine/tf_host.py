@@ -244,20 +244,23 @@ def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) 
 
 
 def _vectorize(op: Declaration, pfor_input: Any) -> Any:
-    """Teaches ``tf.vectorized_map`` the op where stacking is just one more leading dimension of every ``...``.
+    """Teaches ``tf.vectorized_map`` (and jacobians) the ops that are declared batchable: one call on stacked inputs.
 
-    Elsewhere (an output that sums over ``...``, say) TensorFlow falls back to a loop by itself.
+    For others, and where an input is stacked that has no ``...``, TensorFlow makes a loop by itself.
     """
-    leading = [argument.dims[:1] == (REST,) for argument in op.schema.inputs]
-    simple = not op.schema.has_lists and not op.schema.optional_inputs
-    if simple and all(output.dims[:1] == (REST,) and not output.alias for output in op.schema.outputs):
-        stacked = [pfor_input.input(i)[1] for i in range(pfor_input.num_inputs)]
+    node, places = pfor_input.op, range(pfor_input.num_inputs)
+    stacked = [pfor_input.input(i)[1] for i in places]
+    if op.schema.batchable and any(stacked):
+        leading = [
+            REST in argument.dims and (not argument.optional or node.get_attr(presence(argument)))
+            for argument in op.schema.inputs
+        ]
         if all(can or not is_stacked for is_stacked, can in zip(stacked, leading, strict=True)):
-            pfor_input.stack_inputs([i for i, can in enumerate(leading) if can])
-            inputs = [pfor_input.input(i)[0] for i in range(pfor_input.num_inputs)]
-            outputs = call(op, inputs, node_attributes(op, pfor_input.op), None)
+            pfor_input.stack_inputs([i for i in places if leading[i]])
+            inputs = op.group_inputs([pfor_input.input(i)[0] for i in places], node.get_attr)
+            outputs = call(op, inputs, node_attributes(op, node), None)
             return [pfor.wrap(output, True) for output in op.flat_outputs(outputs)]
-    raise pfor.ConversionNotImplementedError(f"{op} cannot take one more leading dimension")  # makes it a loop
+    raise pfor.ConversionNotImplementedError(f"{op} is not called on stacked inputs")  # makes it a loop
 
 
 @functools.cache

@@ -63,6 +63,7 @@ struct Signature {
   std::vector<std::string> dim_names;  // those bound once per call, then those bound anew for each place of the lists
   size_t global_names = 0;             // how many are of the first sort
   bool rest_is_global = false;         // the same for `...`
+  bool stateful = false;               // every call counts: none may be folded, merged or dropped
 
   // Checks ranks and dimensions of concrete input shapes (lists laid flat); the message names argument and dimension.
   absl::Status OutputShapes(absl::Span<const tensorflow::TensorShape> input_shapes, const NodeValues& node,

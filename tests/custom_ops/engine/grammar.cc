@@ -1,5 +1,6 @@
 // One op for each thing a schema can say; for test_grammar.py.
 
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -34,7 +35,7 @@ static ffi::Error Blend(F32 x, F32 y, F32Result z, float t) {
   return ffi::Error::Success();
 }
 XLA_FFI_DEFINE_HANDLER(BlendCpu, Blend, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<float>("t"));
-TK_OP(Blend, "(x: f32[...], y: f32[...], *, t: f32 = 0.5) -> (z: f32[...])");
+TK_OP(Blend, "(x: f32[...], y: f32[...], *, t: f32 = 0.5) -> (z: f32[...]) batchable");
 TK_KERNEL(Blend, CPU, BlendCpu);
 
 // Output dimensions from names and attributes.
@@ -72,7 +73,7 @@ static ffi::Error Affine(F32 x, F32 scale, F32 bias, F32Result y, bool has_scale
 XLA_FFI_DEFINE_HANDLER(
     AffineCpu, Affine,
     ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<bool>("has_scale").Attr<bool>("has_bias"));
-TK_OP(Affine, "(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])");
+TK_OP(Affine, "(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d]) batchable");
 TK_KERNEL(Affine, CPU, AffineCpu);
 
 // In place: finds the input's values in its output.
@@ -82,7 +83,7 @@ static ffi::Error Accumulate(F32 sum, F32 x, F32Result y) {
   return ffi::Error::Success();
 }
 XLA_FFI_DEFINE_HANDLER(AccumulateCpu, Accumulate, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>());
-TK_OP(Accumulate, "(sum: f32[...], x: f32[...]) -> (total: f32[...] = sum)");
+TK_OP(Accumulate, "(sum: f32[...], x: f32[...]) -> (total: f32[...] = sum) batchable");
 TK_KERNEL(Accumulate, CPU, AccumulateCpu);
 
 // Lists of attributes: [sums of the numbers, number of true flags, number of names, characters in them].
@@ -138,3 +139,31 @@ XLA_FFI_DEFINE_HANDLER(LookupCpu, Lookup,
                        ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 TK_OP(Lookup, "<T: f32 | f64, Index: i32 | i64>(table: T[n d], ids: Index[...]) -> (y: T[... d])");
 TK_KERNEL(Lookup, CPU, LookupCpu);
+
+// Any rank, but not batchable: the axis is counted from the front.
+static ffi::Error Roll(F32 x, F32Result y, int64_t shift, int64_t axis) {
+  const auto dims = x.dimensions();
+  int64_t inner = 1;
+  for (size_t i = axis + 1; i < dims.size(); ++i) inner *= dims[i];
+  const int64_t n = dims[axis], total = x.element_count();
+  for (int64_t i = 0; i < total; ++i) {
+    const int64_t at = i / inner % n;
+    y->typed_data()[i + ((at + shift) % n - at) * inner] = x.typed_data()[i];
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(RollCpu, Roll,
+                       ffi::Ffi::Bind().Arg<F32>().Ret<F32>().Attr<int64_t>("shift").Attr<int64_t>("axis"));
+TK_OP(Roll, "(x: f32[...], *, shift: i64, axis: i64) -> (y: f32[...])");
+TK_KERNEL(Roll, CPU, RollCpu);
+
+// Every call counts.
+static std::atomic<int64_t> ticks{0};
+static ffi::Error Tick(F32 x, F32Result y) {
+  const float now = static_cast<float>(++ticks);
+  for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] + now;
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(TickCpu, Tick, ffi::Ffi::Bind().Arg<F32>().Ret<F32>());
+TK_OP(Tick, "(x: f32[...]) -> (y: f32[...]) batchable stateful");
+TK_KERNEL(Tick, CPU, TickCpu);

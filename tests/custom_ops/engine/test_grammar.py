@@ -87,6 +87,80 @@ def test_vectorized_map_where_one_input_is_shared(library):
     np.testing.assert_array_equal(z, x + 0.25 * (y - x))
 
 
+@pytest.fixture(scope="module")
+def roll(library):
+    @library.roll.gradient
+    def _(op, dy):
+        return library.roll(dy, shift=-op.get_attr("shift") % 3, axis=op.get_attr("axis"))
+
+    return library.roll
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_o3_an_op_of_any_rank_is_not_called_on_stacked_inputs_unless_it_says_so(roll, axis):
+    """Jacobians and mapped calls were wrong, without a word, since ``...`` was taken for permission."""
+    x = tf.reshape(tf.range(9.0), [3, 3]) ** 2
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = roll(x * x, shift=1, axis=axis)
+    np.testing.assert_array_equal(y, np.roll(x * x, 1, axis))
+    expected = np.zeros((3, 3, 3, 3), np.float32)
+    for i, j in np.ndindex(3, 3):
+        source = ((i - 1) % 3, j) if axis == 0 else (i, (j - 1) % 3)
+        expected[(i, j, *source)] = 2 * x[source]
+    np.testing.assert_array_equal(tape.jacobian(y, x), expected)
+    mapped = tf.vectorized_map(lambda one: roll(one, shift=1, axis=axis), tf.stack([x, x + 1]))
+    np.testing.assert_array_equal(mapped, np.roll(np.stack([x, x + 1]), 1, axis + 1))
+
+
+def test_o3_a_batchable_op_is_called_once(library):
+    """Counted by an op that sees how often it is called; with optional inputs, shared ones, and in place."""
+    x, bias = tf.reshape(tf.range(6.0), [2, 3]), tf.constant([10.0, 20.0, 30.0])
+    found = tf.vectorized_map(lambda row: library.affine(row, bias=bias), x)
+    np.testing.assert_array_equal(found, x + bias)
+    np.testing.assert_array_equal(tf.vectorized_map(library.affine, x), x)
+    own = tf.vectorized_map(lambda pair: library.affine(pair[0], bias=pair[1]), (x, tf.stack([bias, -bias])))
+    np.testing.assert_array_equal(own, x + tf.stack([bias, -bias]))  # a loop: the bias has no `...`
+    total = tf.vectorized_map(lambda row: library.accumulate(bias, row), x)
+    np.testing.assert_array_equal(total, x + bias)
+    once = tf.vectorized_map(library.tick, tf.zeros([5, 2])).numpy()
+    assert len(set(once.flatten())) == 1
+    each = tf.vectorized_map(lambda row: library.tick(bias) + 0 * row[0], x).numpy()
+    assert each[1, 0] == each[0, 0] + 1, "what depends on nothing stacked runs once for each element"
+
+
+@MODE
+def test_o5_a_stateful_op_is_neither_folded_nor_merged_nor_dropped(library, mode):
+    """A counter gave 4, 4, 4 (folded), [5, 5] (merged), and nothing when its result was not used (dropped)."""
+    tick = mode(lambda: library.tick(0.0))
+    first, second, third = (tick().numpy() for _ in range(3))
+    assert (second, third) == (first + 1, first + 2)
+    one, two = mode(lambda: (library.tick(0.0), library.tick(0.0)))()
+    assert abs(two.numpy() - one.numpy()) == 1
+
+    def unused():
+        library.tick(0.0)
+        library.tick(tf.zeros([0]))  # nothing to write, yet it must run
+        return tf.constant(1.0)
+
+    before = library.tick(0.0).numpy()
+    mode(unused)()
+    assert library.tick(0.0).numpy() == before + 3
+
+
+def test_o5_a_stateful_op_in_a_loop_and_behind_a_condition(library):
+    @tf.function
+    def run(n):
+        for _ in tf.range(n):
+            library.tick(0.0)
+        if n > 100:
+            library.tick(0.0)
+        return library.tick(0.0)
+
+    before = run(0).numpy()
+    assert run(5).numpy() == before + 6
+
+
 @MODE
 def test_computed_dimensions(library, mode):
     x = tf.ones([2, 3])
@@ -184,9 +258,11 @@ def test_several_dtype_variables(library, mode, dtype, index):
 
 
 def test_signature_and_help(library):
-    assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])"
+    assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d]) batchable"
     assert "affine(x: f32[... d]" in library.affine.__doc__
-    assert dir(library) == ["accumulate", "affine", "blend", "lists", "lookup", "pad", "scaled", "windows"]
+    assert dir(library) == [
+        "accumulate", "affine", "blend", "lists", "lookup", "pad", "roll", "scaled", "tick", "windows"
+    ]  # fmt: skip
     with pytest.raises(AttributeError, match=r"Grammar has no op 'afine'; it has .*affine"):
         _ = library.afine
 

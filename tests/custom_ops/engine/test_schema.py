@@ -36,6 +36,16 @@ def test_attribute_defaults(text, value):
     assert type(attribute.default) is type(value)
 
 
+def test_o3_o5_words_after_the_outputs():
+    text = "(x: f32[... d], bias?: f32[d]) -> (y: f32[... d], size: f32[...])"
+    assert not schema_parser.parse(text).batchable
+    assert not schema_parser.parse(text).stateful
+    both = schema_parser.parse(f"{text} stateful batchable")
+    assert both.batchable
+    assert both.stateful
+    assert str(both) == f"{text} batchable stateful"
+
+
 @pytest.mark.parametrize(
     ("text", "marked", "reason"),
     [
@@ -77,7 +87,11 @@ def test_attribute_defaults(text, value):
         ("(X: f32[n]) -> (y: f32[])", "X", "cannot be a parameter name"),
         ("() -> (y: f32[])", "()", "at least one input"),
         ("(x: f32[n]) -> ()", ") ->", "expected a name"),
-        ("(x: f32[n]) -> (y: f32[]) z", "z", "expected a end"),
+        ("(x: f32[n]) -> (y: f32[]) z", "z", "expected the end or one of batchable, stateful, found 'z'"),
+        ("(x: f32[n]) -> (y: f32[]) stateful stateful", "stateful", "'stateful' is said twice"),
+        ("(x: f32[... n]) -> (y: f32[n]) batchable", "batchable", "begins with '...', but y does not"),
+        ("(x: f32[n ...], z: f32[...]) -> (y: f32[...]) batchable", "batchable", "comes first, but x has [n ...]"),
+        ("(*x: f32[...]) -> (*y: f32[...]) batchable", "batchable", "with lists, such as x, cannot be"),
         ("(x: f32[n]) -> (y: f32[]);", ";", "unexpected character"),
         ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input"),
     ],
@@ -159,7 +173,10 @@ def schemas(draw):
         always = [item.dtype for item in inputs if not item.optional and item.dtype in dtype_vars]
         dtype = draw(st.sampled_from([*always, *sorted(schema.DTYPES)]))
         outputs.append(schema.Argument(next(fresh), dtype, found, variadic))
-    return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs))
+    first = all("..." not in item.dims[1:] and not item.variadic for item in (*inputs, *outputs))
+    can = first and all("..." in item.dims for item in outputs)
+    words = draw(st.booleans()) and can, draw(st.booleans())
+    return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs), *words)
 
 
 @settings(max_examples=60, deadline=None)
