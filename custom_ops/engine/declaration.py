@@ -39,6 +39,7 @@ class Declaration:
         self.reference_function: Callable[..., Any] | None = None
         self.gradient_function: Callable[..., Any] | None = None
         self.differentiates_reference = False
+        self.takes_sparse_gradients = False
         self.__name__ = snake_case(name)
         self.__signature__ = _signature(self.schema)
         self._attributes = {attribute.name: attribute for attribute in self.schema.attributes}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from absl import logging
 
 from tftoolkit.custom_ops.engine.declaration import Declaration, Library
 
@@ -59,14 +62,25 @@ class Op(Declaration):
         self.reference_function = function
         return function
 
-    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(self, function: Callable[..., Any] | None = None, *, sparse: bool = False) -> Callable[..., Any]:
         """Decorator: ``function(op, *output_gradients) -> input gradients``, as for ``tf.RegisterGradient``.
 
-        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``.
+        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``. A later one replaces an earlier one.
+
+        Args:
+          sparse: hand over output gradients as TensorFlow has them, ``tf.IndexedSlices`` where the output goes into
+            ``tf.gather``. Otherwise all are dense tensors.
         """
-        if self.gradient_function is not None:
-            raise ValueError(f"{self.name} has a gradient already")
+        if function is None:
+            return functools.partial(self.gradient, sparse=sparse)
+        if self.gradient_function not in (None, function):
+            logging.warning(
+                "tftoolkit: %s>%s has a new gradient, from %s; what was differentiated in a tf.function keeps the old one",
+                self.library.name, self.name, function.__module__,
+            )  # fmt: skip
         self.gradient_function = function
+        self.takes_sparse_gradients = sparse
+        self.differentiates_reference = False
         return function
 
     def differentiate_reference(self) -> None:
@@ -77,8 +91,8 @@ class Op(Declaration):
 
             return tf_host.differentiate_reference(self, node, *output_gradients)
 
-        self.differentiates_reference = True
         self.gradient(gradient)
+        self.differentiates_reference = True
 
     def _bind(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:

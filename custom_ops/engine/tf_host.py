@@ -225,7 +225,19 @@ def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:
             f"{op.name} has no gradient: write one under @{op.__name__}.gradient, or call "
             f"{op.__name__}.differentiate_reference()"
         )
+    if not op.takes_sparse_gradients:
+        output_gradients = tuple(map(_dense, output_gradients, node.outputs))
     return op.gradient_function(node, *output_gradients)
+
+
+def _dense(gradient: Any, output: tf.Tensor) -> Any:
+    """The gradient of an output that goes into ``tf.gather`` as a tensor; others as they are."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    # Not tf.convert_to_tensor, which warns of unknown sizes, and refuses slices that do not say them.
+    rows = tf.shape(output, gradient.indices.dtype)[0]
+    summed = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+    return tf.ensure_shape(summed, output.shape)
 
 
 def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) -> list[tf.Tensor | None]:

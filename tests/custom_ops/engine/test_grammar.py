@@ -162,6 +162,73 @@ def test_o5_a_stateful_op_in_a_loop_and_behind_a_condition(library):
 
 
 @MODE
+def test_o10_a_gradient_written_the_natural_way_works_behind_a_gather(library, mode):
+    """It was handed IndexedSlices, which cannot be multiplied."""
+    seen = []
+
+    def natural(op, dy):
+        seen.append(type(dy))
+        t = op.get_attr("t")
+        return dy * (1 - t), dy * t
+
+    x, y = tf.reshape(tf.range(12.0), [4, 3]), tf.ones([4, 3])
+
+    def gradients(x, y):
+        with tf.GradientTape() as tape:
+            tape.watch([x, y])
+            z = library.blend(x, y, t=0.25)
+            picked = tf.gather(z, [[3, 0], [3, 3]])
+            total = tf.reduce_sum(picked**2) + tf.reduce_sum(tf.gather(tf.gather(z, [1, 2]), [0])) + tf.reduce_sum(z)
+        return tape.gradient(total, [x, y])
+
+    library.blend.gradient(natural)
+    z = 0.75 * x + 0.25 * y
+    dz = 1 + tf.constant([1.0, 0, 0, 3])[:, None] * 2 * z + tf.constant([0.0, 1, 0, 0])[:, None]
+    for found, expected in zip(mode(gradients)(x, y), (0.75 * dz, 0.25 * dz), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    unknown = tf.function(gradients, input_signature=[tf.TensorSpec(None)] * 2)  # not even the rank is known
+    np.testing.assert_allclose(unknown(x, y)[0], 0.75 * dz, rtol=1e-6)
+    assert tf.IndexedSlices not in seen
+    library.blend.gradient(sparse=True)(lambda op, dy: (seen.append(type(dy)), (tf.convert_to_tensor(dy), None))[1])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        picked = tf.gather(library.blend(x, y), [0, 0])
+    np.testing.assert_array_equal(tape.gradient(picked, x), [[2.0] * 3] + [[0.0] * 3] * 3)
+    assert seen[-1] is tf.IndexedSlices, "who asks for them gets them"
+
+
+def test_o4_a_newer_gradient_takes_the_place_of_an_older_one(library, caplog):
+    """It was refused, and a wrong gradient stayed until Python ended."""
+    op, x = library.pad, tf.ones([3])
+
+    def slope():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = op(x, left=1)
+        return tape.gradient(y, x).numpy().tolist()
+
+    @op.gradient
+    def wrong(node, dy):
+        return dy[1:] * 7
+
+    assert slope() == [7, 7, 7]
+    with caplog.at_level("WARNING", logger="absl"):
+        op.gradient(wrong)  # the same again, as when a cell is run twice with nothing changed
+        assert caplog.text == ""
+        op.gradient(lambda node, dy: dy[1:])
+        assert slope() == [1, 1, 1]
+        op.reference(lambda x, *, left, right: tf.pad(x, [[left, right]]) * 2)
+        op.differentiate_reference()
+        assert op.differentiates_reference
+        assert slope() == [2, 2, 2]
+        op.gradient(lambda node, dy: dy[1:] * 3)  # its own again: JAX takes it
+        assert not op.differentiates_reference
+        assert slope() == [3, 3, 3]
+    assert len(caplog.records) == 3
+    assert "Grammar>Pad has a new gradient" in caplog.text
+
+
+@MODE
 def test_computed_dimensions(library, mode):
     x = tf.ones([2, 3])
     y = mode(lambda x: library.pad(x, left=1, right=2))(x)
