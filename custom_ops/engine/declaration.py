@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ class Library(Protocol):
     path: Path
     schemas: dict[str, Schema]
     handlers: dict[str, dict[str, int]]
+
+    def op(self, name: str) -> Any: ...
 
 
 class Declaration:
@@ -40,7 +43,7 @@ class Declaration:
         self.gradient_function: Callable[..., Any] | None = None
         self.differentiates_reference = False
         self.takes_sparse_gradients = False
-        self.__name__ = snake_case(name)
+        self.__name__ = attribute_name(name)
         self.__signature__ = _signature(self.schema)
         self._attributes = {attribute.name: attribute for attribute in self.schema.attributes}
         outputs = [output.name for output in self.schema.outputs]
@@ -67,7 +70,7 @@ class Declaration:
             raise TypeError(f"unknown attribute {', '.join(sorted(unknown))}; the signature is {self}")
         return complete
 
-    def run_reference(self, *inputs: Any, **attributes: Any) -> Any:
+    def run_reference(self, /, *inputs: Any, **attributes: Any) -> Any:
         """The reference, called like the op. Raises LookupError when there is none."""
         if self.reference_function is None:
             raise LookupError(
@@ -118,6 +121,21 @@ class Declaration:
 def snake_case(name: str) -> str:
     """RmsNorm → rms_norm."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def camel_case(name: str) -> str:
+    """my_ops → MyOps; what begins with a capital letter stays as it is."""
+    return name if name[:1].isupper() else "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+# Public attributes of libraries: an op of that name gets an underscore behind it, as one named like a keyword does.
+LIBRARY_ATTRIBUTES = ("ffi_version", "handlers", "made", "name", "op", "path", "register", "schemas")
+
+
+def attribute_name(name: str) -> str:
+    """How an op is called in Python: RmsNorm → rms_norm, Path → path_, Lambda → lambda_."""
+    short = snake_case(name)
+    return f"{short}_" if short in LIBRARY_ATTRIBUTES or keyword.iskeyword(short) else short
 
 
 def _signature(schema: Schema) -> inspect.Signature:

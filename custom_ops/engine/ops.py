@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -38,6 +39,20 @@ class Op(Declaration):
         if "tensorflow" in sys.modules:  # else on first use, so that JAX users need neither TensorFlow nor its host
             _ = self.tf_name
 
+    # There is one object for each op: TensorFlow knows it by its name.
+
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Op:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Op], tuple[Any, ...]]:
+        """Another process opens the library, and imports the modules that gave the op its reference and gradient."""
+        functions = (self.reference_function, self.gradient_function)
+        modules = {function.__module__ for function in functions if function is not None} - {"__main__", __name__}
+        return _reopen, (self.library, self.name, tuple(sorted(modules)))
+
     @property
     def tf_name(self) -> str:
         """The op's type in TensorFlow graphs; registers it there on first use."""
@@ -45,7 +60,7 @@ class Op(Declaration):
 
         return tf_host.register(self)
 
-    def __call__(self, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
+    def __call__(self, /, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
         attributes = self.complete(keywords)
@@ -101,6 +116,12 @@ class Op(Declaration):
             raise TypeError(f"{error}; the signature is {self}") from None
         names = [argument.name for argument in self.schema.inputs]
         return tuple(bound.pop(argument, None) for argument in names), bound
+
+
+def _reopen(library: Library, name: str, modules: Iterable[str]) -> Op:
+    for module in modules:
+        importlib.import_module(module)
+    return library.op(name)
 
 
 def _is_jax(inputs: Iterable[Any]) -> bool:

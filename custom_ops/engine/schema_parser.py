@@ -329,6 +329,8 @@ class _Parser:
             self.fail(f"a dimension is a whole number, not {token.text!r}")
         if token.kind not in ("number", "name"):
             self.fail(f"expected a dimension or ']', found {token.text!r}")
+        if token.text == "_":
+            self.fail("'_' is no wildcard: give each dimension a name of its own; two of one name must agree")
         self.position += 1
         if token.kind == "name":
             return [token.text]

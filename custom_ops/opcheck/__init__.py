@@ -46,7 +46,7 @@ KERNEL_CHECKS = (
 _SINGLE_CALLS = ("runs", "empty", "invalid", "bounds", "shapes")
 
 
-def opcheck(op: Callable[..., Any], *args: Any, checks: Sequence[str] | None = None, **attrs: Any) -> OpReport:
+def opcheck(op: Callable[..., Any], /, *args: Any, checks: Sequence[str] | None = None, **attrs: Any) -> OpReport:
     """Checks an op on the given inputs and on many made of them by its schema.
 
     Args:

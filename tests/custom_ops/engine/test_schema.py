@@ -76,6 +76,7 @@ def test_o3_o5_words_after_the_outputs():
         ("(x: f32[n], *, a: i32[] = 5) -> (y: f32[])", "5", "must be a list"),
         ("(x: f32[n], *, a: i32[] = [5, 'a']) -> (y: f32[])", "[5", "must be i32[]"),
         ("(x: f32[2.5]) -> (y: f32[])", "2.5", "whole number"),
+        ("(x: f32[_], z: f32[n]) -> (y: f32[])", "_]", "'_' is no wildcard"),
         ("(x: f32[n] -> (y: f32[])", "->", "expected ','"),
         ("(x: f32[n], *) -> (y: f32[])", ") ->", "attribute after '*'"),
         ("(x: f32[n], *, a: f16) -> (y: f32[])", "f16", "unknown attribute type"),
