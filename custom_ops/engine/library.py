@@ -53,8 +53,8 @@ class _Library(ctypes.Structure):
 class OpLibrary:
     """An opened op library; ``open_library`` or ``load`` makes it. ``library.scale`` is its op Scale.
 
-    Ops that would hide what is listed here, and those named like a Python keyword, have an underscore behind their names:
-    ``library.path_``. Copies are the library itself; in another process pickle opens it again.
+    Ops that would hide what is listed here, and those named like a Python keyword, have an underscore behind their
+    names: ``library.path_``. Copies are the library itself; in another process pickle opens it again.
 
     Attributes:
       name: namespace of its ops in TensorFlow: ``<name>>RmsNorm``.
@@ -125,8 +125,8 @@ class OpLibrary:
                 raise LoadError(f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA")
             if platform in self.handlers[name]:
                 raise LoadError(
-                    f"{place}: op {name} has a {platform} kernel already, from {places[name, platform]}; which of the two "
-                    "it would get is chance: remove one"
+                    f"{place}: op {name} has a {platform} kernel already, from {places[name, platform]}; which of the "
+                    "two it would get is chance: remove one"
                 )
             places[name, platform] = place
             self.handlers[name][platform] = kernel.handler
@@ -222,7 +222,9 @@ def load_inline(
     texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:20]
     folder = builder.cache_folder(cache_dir) / "inline" / f"{name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        builder.cache_folder(cache_dir, writable=True)
+        folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
         _write(folder / f"{name}{suffix}", text)

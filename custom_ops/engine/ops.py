@@ -80,7 +80,8 @@ class Op(Declaration):
     def gradient(self, function: Callable[..., Any] | None = None, *, sparse: bool = False) -> Callable[..., Any]:
         """Decorator: ``function(op, *output_gradients) -> input gradients``, as for ``tf.RegisterGradient``.
 
-        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``. A later one replaces an earlier one.
+        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``. A later function replaces an
+        earlier one.
 
         Args:
           sparse: hand over output gradients as TensorFlow has them, ``tf.IndexedSlices`` where the output goes into
@@ -90,7 +91,7 @@ class Op(Declaration):
             return functools.partial(self.gradient, sparse=sparse)
         if self.gradient_function not in (None, function):
             logging.warning(
-                "tftoolkit: %s>%s has a new gradient, from %s; what was differentiated in a tf.function keeps the old one",
+                "tftoolkit: %s>%s has a new gradient, from %s; functions traced with the old one keep it",
                 self.library.name, self.name, function.__module__,
             )  # fmt: skip
         self.gradient_function = function

@@ -143,8 +143,10 @@ class _Parser:
         while self.next.kind != "end":
             words.add(self.property(words))
         self.take("end")
-        arguments = (tuple(self.inputs), tuple(self.attributes), tuple(self.outputs))
-        return Schema(self.dtype_vars, *arguments, **dict.fromkeys(words, True))
+        return Schema(
+            self.dtype_vars, tuple(self.inputs), tuple(self.attributes), tuple(self.outputs),
+            batchable="batchable" in words, stateful="stateful" in words,
+        )  # fmt: skip
 
     def property(self, before: set[str]) -> str:
         """A word after the outputs."""
@@ -164,7 +166,7 @@ class _Parser:
             if argument.variadic:
                 self.fail(f"an op with lists, such as {argument.name}, cannot be batchable")
             if REST in argument.dims[1:]:
-                self.fail(f"in a batchable op '...' comes first, but {argument.name} has [{' '.join(map(str, argument.dims))}]")
+                self.fail(f"in a batchable op '...' comes first, but in {argument.name} it does not")
         for output in self.outputs:
             if REST not in output.dims:
                 self.fail(f"every output of a batchable op begins with '...', but {output.name} does not")

@@ -51,7 +51,7 @@ FLAGS = [flag for flag in builder.CFLAGS if flag not in ("-O3", "-fPIC")] + ["-O
 def compile_program(output: Path, sources: Sequence[Path], flags: Sequence[str]) -> Path:
     include = [f"-I{toolchain.INCLUDE_DIR}", "-isystem", str(toolchain.ffi_include_dir())]
     subprocess.run(
-        [toolchain.cxx().path, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
+        [*toolchain.cxx().command, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
     )
     return output
 

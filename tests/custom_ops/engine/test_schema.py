@@ -91,7 +91,7 @@ def test_o3_o5_words_after_the_outputs():
         ("(x: f32[n]) -> (y: f32[]) z", "z", "expected the end or one of batchable, stateful, found 'z'"),
         ("(x: f32[n]) -> (y: f32[]) stateful stateful", "stateful", "'stateful' is said twice"),
         ("(x: f32[... n]) -> (y: f32[n]) batchable", "batchable", "begins with '...', but y does not"),
-        ("(x: f32[n ...], z: f32[...]) -> (y: f32[...]) batchable", "batchable", "comes first, but x has [n ...]"),
+        ("(x: f32[n ...], z: f32[...]) -> (y: f32[...]) batchable", "batchable", "comes first, but in x it does not"),
         ("(*x: f32[...]) -> (*y: f32[...]) batchable", "batchable", "with lists, such as x, cannot be"),
         ("(x: f32[n]) -> (y: f32[]);", ";", "unexpected character"),
         ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input"),

@@ -91,7 +91,9 @@ def test_o3_an_op_that_is_not_declared_batchable_is_mapped_by_a_loop(planted):
 
 
 def test_o10_a_natural_gradient_passes_behind_a_gather(planted):
-    assert custom_ops.opcheck(planted.right, *SCALE, checks=["gradient_broadcast"])["gradient_broadcast"].verdict == "ok"
+    assert (
+        custom_ops.opcheck(planted.right, *SCALE, checks=["gradient_broadcast"])["gradient_broadcast"].verdict == "ok"
+    )
 
 
 def test_o5_what_a_stateful_op_does_differently_each_time_is_no_finding(planted):
