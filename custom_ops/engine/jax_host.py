@@ -51,7 +51,9 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) 
         None if value is None else [tuple(item.shape) for item in value] if argument.variadic else tuple(value.shape)
         for argument, value in zip(op.schema.inputs, inputs, strict=True)
     ]
-    integers = {item.name: attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64")}
+    integers = {
+        item.name: attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64", "bool")
+    }
     try:
         results = output_shapes(op.schema, shapes, integers)
     except ValueError as error:
@@ -70,7 +72,7 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) 
             declared.append(jax.ShapeDtypeStruct(one, dtype))
     length = next((len(value) for value, a in zip(inputs, op.schema.inputs, strict=True) if a.variadic), 0)
     node = _Node(op, kernel_attributes | {"N": length}, tuple(declared), _aliases(op, length))
-    return op.group_outputs(node(*flat), length)
+    return op.group_outputs(node(*flat), length, attributes)
 
 
 class _Node:

@@ -73,8 +73,16 @@ class Expression:
         return stack.pop()[0]
 
 
-# A size, a name, an integer attribute (outputs only), `...`, or an expression (outputs only).
+# A size, a name, `...`, or an expression: of inputs a name plus or minus a number, of outputs any, of attributes too.
 Dim = int | str | Expression
+
+
+def named(dim: Dim) -> tuple[str, int] | None:
+    """The name in an input's dimension, and what is added to it: n-1 → (n, -1). None for sizes and ``...``."""
+    if isinstance(dim, Expression):
+        name, number, sign = dim.postfix
+        return str(name), int(number) if sign == "+" else -int(number)
+    return (dim, 0) if isinstance(dim, str) and dim != REST else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Argument:
       dtype: a name of ``DTYPES`` or a dtype variable.
       variadic: a list of tensors. All lists of an op have the same length, and names that occur in lists only are bound
         anew for each place in the list.
-      optional: an input that may be None.
+      optional: an input that may be None; an output that is None unless asked for (``presence`` names the attribute).
       alias: the input whose buffer this output takes over: it is updated in place.
     """
 
@@ -170,20 +178,24 @@ class Schema:
     dim_names: tuple[str, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        dims = (dim for argument in self.inputs for dim in argument.dims)
-        names = dict.fromkeys(dim for dim in dims if isinstance(dim, str) and dim != REST)
-        object.__setattr__(self, "dim_names", tuple(names))
+        found = (named(dim) for argument in self.inputs for dim in argument.dims)
+        object.__setattr__(self, "dim_names", tuple(dict.fromkeys(one[0] for one in found if one)))
 
     def __str__(self) -> str:
         types = ", ".join(f"{name}: {' | '.join(choices)}" for name, choices in self.dtype_vars.items())
-        star = ["*"] if self.attributes else []
-        inputs = ", ".join([*map(str, self.inputs), *star, *map(str, self.attributes)])
+        implied = {presence(output) for output in self.optional_outputs}
+        attributes = [str(attribute) for attribute in self.attributes if attribute.name not in implied]
+        inputs = ", ".join([*map(str, self.inputs), *(["*"] if attributes else []), *attributes])
         words = "".join(f" {word}" for word in PROPERTIES if getattr(self, word))
         return (f"<{types}>" if types else "") + f"({inputs}) -> ({', '.join(map(str, self.outputs))}){words}"
 
     @property
     def optional_inputs(self) -> tuple[Argument, ...]:
         return tuple(argument for argument in self.inputs if argument.optional)
+
+    @property
+    def optional_outputs(self) -> tuple[Argument, ...]:
+        return tuple(output for output in self.outputs if output.optional)
 
     @property
     def has_lists(self) -> bool:
@@ -193,11 +205,10 @@ class Schema:
     @property
     def global_dims(self) -> frozenset[str]:
         """Names (and ``...``) that are bound once per call: those that occur outside lists."""
-        return frozenset(
-            dim for argument in self.inputs if not argument.variadic for dim in argument.dims if isinstance(dim, str)
-        )
+        dims = [dim for argument in self.inputs if not argument.variadic for dim in argument.dims]
+        return frozenset((named(dim) or (str(dim), 0))[0] for dim in dims if not isinstance(dim, int))
 
 
 def presence(argument: Argument) -> str:
-    """The bool attribute that tells a kernel whether an optional input was given."""
+    """The bool attribute that tells a kernel whether an optional input was given, or an optional output is wanted."""
     return f"has_{argument.name}"

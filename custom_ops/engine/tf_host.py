@@ -21,7 +21,7 @@ from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
-from tftoolkit.custom_ops.engine import builder, toolchain
+from tftoolkit.custom_ops.engine import builder, toolchain, whole_numbers
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.op_def import LIST_LENGTH, dtype_of, op_def, read_attribute, store_attribute, wire_form
@@ -88,6 +88,8 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
     """Runs or traces the op; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
     if not op.handlers:
         return _without_kernel(op, inputs, attributes)
+    if op.whole_inputs:
+        whole_numbers.check(op, inputs)
     stored: dict[str, Any] = {}
     if op.schema.attributes:
         stored = {item.name: store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
@@ -99,7 +101,7 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
     if op.is_plain:
         return outputs[0] if len(outputs) == 1 else op.output_type(*outputs)
     length = next((len(v) for v, a in zip(inputs, op.schema.inputs, strict=True) if a.variadic), 0)
-    return op.group_outputs(outputs, length)
+    return op.group_outputs(outputs, length, attributes)
 
 
 def _eagerly(
@@ -216,7 +218,8 @@ def node_attributes(op: Declaration, node: Any) -> dict[str, Any]:
 def expand(op: Declaration, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """What a node computes, in plain TensorFlow ops: flat inputs → flat outputs. Raises LookupError: no reference."""
     outputs = op.run_reference(*op.group_inputs(inputs, node.get_attr), **node_attributes(op, node))
-    return [tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
+    empty = tf.zeros([0])  # an output that nobody asked for
+    return [empty if output is None else tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
 
 
 def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:

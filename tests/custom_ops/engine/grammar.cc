@@ -167,3 +167,39 @@ static ffi::Error Tick(F32 x, F32Result y) {
 XLA_FFI_DEFINE_HANDLER(TickCpu, Tick, ffi::Ffi::Bind().Arg<F32>().Ret<F32>());
 TK_OP(Tick, "(x: f32[...]) -> (y: f32[...]) batchable stateful");
 TK_KERNEL(Tick, CPU, TickCpu);
+
+// Rows between cumulative lengths, of which there is one more than segments; how many rows, if somebody asks.
+static ffi::Error Segments(F32 x, ffi::Buffer<ffi::S32> offsets, F32Result sums, ffi::ResultBuffer<ffi::S32> counts,
+                           bool has_counts) {
+  const int64_t d = x.dimensions()[1], total = x.dimensions()[0];
+  const int32_t* at = offsets.typed_data();
+  for (int64_t s = 0; s + 1 < static_cast<int64_t>(offsets.element_count()); ++s) {
+    if (at[s] < 0 || at[s + 1] < at[s] || at[s + 1] > total)
+      return ffi::Error::InvalidArgument("offsets must not fall");
+    if (has_counts) counts->typed_data()[s] = at[s + 1] - at[s];
+    for (int64_t c = 0; c < d; ++c) {
+      float sum = 0;
+      for (int64_t row = at[s]; row < at[s + 1]; ++row) sum += x.typed_data()[row * d + c];
+      sums->typed_data()[s * d + c] = sum;
+    }
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(
+    SegmentsCpu, Segments,
+    ffi::Ffi::Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>().Ret<ffi::Buffer<ffi::S32>>().Attr<bool>(
+        "has_counts"));
+TK_OP(Segments, "(x: f32[total d], offsets: i32[segments+1]) -> (sums: f32[segments d], counts?: i32[segments])");
+TK_KERNEL(Segments, CPU, SegmentsCpu);
+
+// Trapezoids: one width fewer than values.
+static ffi::Error Trapezoids(F32 widths, F32 y, F32Result area) {
+  *area->typed_data() = 0;
+  for (size_t i = 0; i < widths.element_count(); ++i) {
+    *area->typed_data() += widths.typed_data()[i] * (y.typed_data()[i] + y.typed_data()[i + 1]) / 2;
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(TrapezoidsCpu, Trapezoids, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>());
+TK_OP(Trapezoids, "(widths: f32[n-1], y: f32[n]) -> (area: f32[])");
+TK_KERNEL(Trapezoids, CPU, TrapezoidsCpu);

@@ -83,6 +83,12 @@ for wrap in (lambda f: f, jax.jit):
     np.testing.assert_array_equal(start, [1, 2])
     y = wrap(lambda x: library.lists(x))(jnp.float32(0))
     np.testing.assert_allclose(y, [-np.inf, 7, 1, 5, 2, 2, 3], rtol=0.02)
+    found = wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3]), has_counts=True))(x.T)
+    np.testing.assert_array_equal(found.sums, [x.T[0], x.T[1:].sum(0)])
+    np.testing.assert_array_equal(found.counts, [1, 2])
+    assert wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3])))(x.T).counts is None
+    first, second = (float(wrap(lambda x: library.tick(x))(jnp.float32(0))) for _ in range(2))
+    assert second == first + 1, "stateful: not folded"
     ids = jnp.int32([[2], [0]])
     np.testing.assert_array_equal(wrap(lambda t, i: library.lookup(t, i))(x.T, ids), np.asarray(x.T)[ids])
 try:

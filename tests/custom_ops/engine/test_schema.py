@@ -55,7 +55,14 @@ def test_o3_o5_words_after_the_outputs():
         ("<t: f32>(x: f32[n]) -> (y: f32[n])", "t:", "capital letter"),
         ("(x: f32[... a ...]) -> (y: f32[])", "...]", "once"),
         ("(x: f32[-1]) -> (y: f32[])", "-1", "expected a dimension"),
-        ("(x: f32[n-1]) -> (y: f32[])", "n-1", "expressions stand in outputs only"),
+        ("(x: f32[n 2*n]) -> (y: f32[])", "2*n", "only a name plus or minus a number, as n+1"),
+        ("(x: f32[n n+m]) -> (y: f32[])", "n+m", "only a name plus or minus a number, as n+1"),
+        ("(x: f32[n]) -> (*y?: f32[])", "*y", "can be optional"),
+        ("(x: f32[n]) -> (y?: f32[])", "", "at least one output that is not optional"),
+        ("(x: f32[n]) -> (y: f32[], x?: f32[n])", "x?", "used twice"),
+        ("(x: f32[n], *, has_y: bool) -> (z: f32[], y?: f32[n])", "y?", "'has_y' is used twice"),
+        ("(x: f32[n]) -> (z: f32[], y?: f32[n] = x)", "y?", "can be optional"),
+        ("(x: f32[...]) -> (y: f32[...], z?: f32[...]) batchable", "batchable", "with optional outputs, such as z"),
         ("(x: f32[n]) -> (y: f32[n-k])", "y: f32", "'k' of output y appears in no input"),
         ("(x: f32[n], *, k: f32) -> (y: f32[n-k])", "y: f32", "'k' of output y appears in no input"),
         ("(x: f32[n]) -> (y: f32[(n-1])", "]", "expected ')'"),
@@ -148,11 +155,12 @@ def dims(draw, one):
 def schemas(draw):
     """Any schema the grammar allows."""
     n_in, n_list, n_attr, n_out = (draw(st.integers(*limits)) for limits in ((1, 3), (0, 2), (0, 3), (1, 3)))
-    fresh = iter(draw(st.lists(names, min_size=12, max_size=12, unique_by=lambda name: name.removeprefix("has_"))))
+    fresh = iter(draw(st.lists(names, min_size=14, max_size=14, unique_by=lambda name: name.removeprefix("has_"))))
     choices = st.lists(st.sampled_from(sorted(schema.DTYPES)), min_size=1, max_size=3).map(tuple)
     dtype_vars = draw(st.dictionaries(st.sampled_from(["T", "S", "Index"]), choices, max_size=2))
     dtypes = st.sampled_from([*dtype_vars, *sorted(schema.DTYPES)])
-    input_dims = dims(st.integers(0, 2**40) | names)
+    shifted = st.tuples(names, st.integers(0, 9), st.sampled_from("+-")).map(schema.Expression)
+    input_dims = dims(st.integers(0, 2**40) | names | shifted)
     inputs = [
         schema.Argument(next(fresh), draw(dtypes), draw(input_dims), optional=i > 0 and draw(st.booleans()))
         for i in range(n_in)
@@ -168,14 +176,17 @@ def schemas(draw):
         if source.variadic == variadic and source.name not in {o.alias for o in outputs} and draw(st.booleans()):
             outputs.append(schema.Argument(next(fresh), source.dtype, source.dims, variadic, alias=source.name))
             continue
-        known = {dim for item in sources for dim in item.dims if isinstance(dim, str)} | integers
+        known = {(schema.named(dim) or (dim,))[0] for item in sources for dim in item.dims if not isinstance(dim, int)}
+        known |= integers
         found = draw(dims(expressions(known - {"..."})))
         found = found if "..." in known else tuple(dim for dim in found if dim != "...")
         always = [item.dtype for item in inputs if not item.optional and item.dtype in dtype_vars]
         dtype = draw(st.sampled_from([*always, *sorted(schema.DTYPES)]))
-        outputs.append(schema.Argument(next(fresh), dtype, found, variadic))
+        optional = i > 0 and not variadic and draw(st.booleans())
+        outputs.append(schema.Argument(next(fresh), dtype, found, variadic, optional))
+        attrs += [schema.Attribute(schema.presence(outputs[-1]), "bool", False)] * optional
     first = all("..." not in item.dims[1:] and not item.variadic for item in (*inputs, *outputs))
-    can = first and all("..." in item.dims for item in outputs)
+    can = first and all("..." in item.dims and not item.optional for item in outputs)
     words = draw(st.booleans()) and can, draw(st.booleans())
     return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs), *words)
 
