@@ -112,14 +112,23 @@ class Argument:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A value fixed when the op is called; ``default`` is None where the caller must give it."""
+    """A value fixed when the op is called.
+
+    Attributes:
+      type: one of ``ATTRIBUTE_TYPES``, or a dtype variable that no input has: its value, a NumPy name, is that dtype.
+      default: None where the caller must give it.
+      choices: of a dtype, those allowed, as in the schema.
+    """
 
     name: str
     type: str
     default: AttributeValue | None = None
+    choices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.type}" + ("" if self.default is None else f" = {_written(self.default)}")
+        if self.default is None:
+            return f"{self.name}: {self.type}"
+        return f"{self.name}: {self.type} = {_short(self.default) if self.choices else _written(self.default)}"
 
     @property
     def is_list(self) -> bool:
@@ -131,11 +140,22 @@ class Attribute:
 
     def convert(self, value: Any) -> AttributeValue:
         """Checks a value given by a caller. Raises TypeError or ValueError that names the attribute."""
+        if self.choices:
+            return self._dtype(value)
         if not self.is_list:
             return self._scalar(value)
         if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
             raise TypeError(f"attribute {self.name} must be a list of {self.scalar_type}, got {value!r}")
         return tuple(self._scalar(item) for item in value)
+
+    def _dtype(self, value: Any) -> str:
+        """The NumPy name of a dtype that TensorFlow, NumPy, JAX or the schema language names."""
+        name = getattr(value, "name", None) or getattr(value, "__name__", None) or value
+        name = DTYPES.get(name, name) if isinstance(name, str) else name
+        allowed = [DTYPES[choice] for choice in self.choices]
+        if name not in allowed:
+            raise TypeError(f"attribute {self.name} must be one of {', '.join(allowed)}, got {value!r}")
+        return str(name)
 
     def _scalar(self, value: Any) -> Scalar:
         kind = self.scalar_type
@@ -151,6 +171,11 @@ class Attribute:
             raise ValueError(f"attribute {self.name} must not hold a zero byte, got {value!r}")
         checked: Scalar = value
         return float(checked) if kind in ("f32", "f64") else checked
+
+
+def _short(dtype: AttributeValue) -> str:
+    """float32 → f32."""
+    return next(short for short, name in DTYPES.items() if name == dtype)
 
 
 def _written(value: AttributeValue) -> str:
@@ -192,6 +217,11 @@ class Schema:
     @property
     def optional_inputs(self) -> tuple[Argument, ...]:
         return tuple(argument for argument in self.inputs if argument.optional)
+
+    @property
+    def dtype_attributes(self) -> tuple[Attribute, ...]:
+        """Those by which callers choose the dtype of outputs."""
+        return tuple(attribute for attribute in self.attributes if attribute.choices)
 
     @property
     def optional_outputs(self) -> tuple[Argument, ...]:

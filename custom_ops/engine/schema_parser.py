@@ -12,6 +12,7 @@ Grammar (spaces are free)::
     product    = factor { ( "*" | "/" ) factor }
     factor     = integer | name | "(" sum ")"
     attribute  = name ":" ( "f32" | "f64" | "i32" | "i64" | "bool" | "str" ) [ "[" "]" ] [ "=" literal ]
+               | name ":" NAME [ "=" dtype ]
 
 Dimensions that share a name must agree. ``...`` stands for any number of dimensions, at most once per argument, and is
 the same list wherever it appears. An output's dimensions may be computed from names and from integer attributes.
@@ -309,8 +310,12 @@ class _Parser:
             for name in dim.names if isinstance(dim, Expression) else [dim]:
                 if isinstance(name, str) and name not in known:
                     self.fail(f"dimension {name!r} of output {output.name} appears in no input", start)
-        if output.dtype in self.dtype_vars and all(argument.dtype != output.dtype for argument in sources):
-            self.fail(f"dtype variable {output.dtype} of output {output.name} appears in no input", start)
+        chosen = {attribute.type for attribute in self.attributes} | {argument.dtype for argument in sources}
+        if output.dtype in self.dtype_vars and output.dtype not in chosen:
+            self.fail(
+                f"dtype variable {output.dtype} of output {output.name} appears in no input, nor is it an attribute",
+                start,
+            )
         if output.alias:
             (source,) = (argument for argument in self.inputs if argument.name == output.alias)
             same = ("dtype", "dims", "variadic")
@@ -367,6 +372,9 @@ class _Parser:
         name = self.parameter_name()
         self.expect(":")
         kind = self.take("name")
+        if kind.text in self.dtype_vars:
+            self.dtype_attribute(name, kind)
+            return
         if kind.text not in SCALAR_TYPES:
             self.fail(
                 f"unknown attribute type {kind.text!r}; there are {', '.join(SCALAR_TYPES)} and lists of them", kind
@@ -384,6 +392,20 @@ class _Parser:
             except (TypeError, ValueError) as error:
                 self.fail(f"not a default for {name}: {error}", start)
         self.attributes.append(attribute)
+
+    def dtype_attribute(self, name: str, kind: _Token) -> None:
+        """``dtype: Out = f32``: callers choose what Out stands for."""
+        taken = {argument.dtype for argument in self.inputs} | {attribute.type for attribute in self.attributes}
+        if kind.text in taken:
+            self.fail(f"what {kind.text} stands for is known already: take a dtype variable that no input has", kind)
+        choices = self.dtype_vars[kind.text]
+        default = None
+        if self.accept("="):
+            start = self.next
+            default = DTYPES[self.concrete_dtype()]
+            if default not in [DTYPES[choice] for choice in choices]:
+                self.fail(f"{start.text} is none of {' | '.join(choices)}", start)
+        self.attributes.append(Attribute(name, kind.text, default, choices))
 
     def list_literal(self) -> list[object]:
         values: list[object] = []

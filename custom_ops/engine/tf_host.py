@@ -24,7 +24,15 @@ from tensorflow.python.ops.parallel_for import pfor
 from tftoolkit.custom_ops.engine import builder, toolchain, whole_numbers
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
-from tftoolkit.custom_ops.engine.op_def import LIST_LENGTH, dtype_of, op_def, read_attribute, store_attribute, wire_form
+from tftoolkit.custom_ops.engine.op_def import (
+    LIST_LENGTH,
+    dtype_of,
+    node_name,
+    op_def,
+    read_attribute,
+    store_attribute,
+    wire_form,
+)
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     REST,
@@ -92,7 +100,7 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
         whole_numbers.check(op, inputs)
     stored: dict[str, Any] = {}
     if op.schema.attributes:
-        stored = {item.name: store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
+        stored = {node_name(item): store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
     if not op.is_plain:
         inputs = _prepare(op, inputs, stored)
     op_type = _types.get(op) or register(op)
@@ -132,7 +140,7 @@ def _eagerly_converted(
         flat += tensors
         if argument.variadic:
             attributes[LIST_LENGTH] = len(tensors)
-    attributes |= {variable: dtypes[variable].as_datatype_enum for variable in op.schema.dtype_vars}
+    attributes |= {name: dtypes[name].as_datatype_enum for name in op.schema.dtype_vars if name in dtypes}
     pairs = tuple(item for pair in attributes.items() for item in pair)
     length = attributes.get(LIST_LENGTH, 0)
     count = sum(length if output.variadic else 1 for output in op.schema.outputs)
@@ -212,7 +220,7 @@ def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[
 
 def node_attributes(op: Declaration, node: Any) -> dict[str, Any]:
     """The Python values of the op's declared attributes at a node (anything with ``get_attr``)."""
-    return {item.name: read_attribute(item, node.get_attr(item.name)) for item in op.schema.attributes}
+    return {item.name: read_attribute(item, node.get_attr(node_name(item))) for item in op.schema.attributes}
 
 
 def expand(op: Declaration, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:

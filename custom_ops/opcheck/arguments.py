@@ -81,5 +81,7 @@ def _random(rng: np.random.Generator, argument: Argument, dims: Mapping[str, Any
 
 
 def _attribute(attribute: Attribute) -> Any:
+    if attribute.choices:
+        return DTYPES[attribute.choices[0]]
     value = _SCALARS[attribute.scalar_type]
     return [value, value] if attribute.is_list else value

@@ -105,6 +105,7 @@ def output_dtypes(op: Op, case: Case) -> list[tuple[str, str]]:
     """Name and dtype of all outputs, lists laid flat."""
     length = next((len(value) for value in case.inputs if isinstance(value, list)), 0)
     bound = {argument.dtype: item.dtype.name for argument, item in _arguments(op, case)}
+    bound |= {attribute.type: case.attributes[attribute.name] for attribute in op.schema.dtype_attributes}
     found = []
     for output in op.schema.outputs:
         names = [f"{output.name}[{i}]" for i in range(length)] if output.variadic else [output.name]
@@ -160,9 +161,13 @@ class _Cast:
 
 
 def other_attributes(op: Op, case: Case) -> Iterator[Case]:
-    """Each numeric attribute with another value."""
+    """Each numeric attribute with another value, each dtype with every other."""
     for attribute in op.schema.attributes:
         value = case.attributes[attribute.name]
+        for choice in attribute.choices:
+            if DTYPES[choice] != value:
+                others = {**case.attributes, attribute.name: DTYPES[choice]}
+                yield replace(case, label=f"{attribute.name} = {choice}", attributes=others)
         changed = tuple(map(_other, value)) if isinstance(value, tuple) else _other(value)
         if changed != value:
             label = f"{attribute.name} = {changed}"

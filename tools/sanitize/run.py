@@ -113,7 +113,9 @@ def words(call: sampling.Call) -> Iterator[str]:
         if argument.optional:
             values[presence(argument)] = shape is not None
     hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
-    attributes = sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
+    attributes = sorted(
+        [*(item for item in schema.attributes if not item.choices), *hidden], key=lambda attribute: attribute.name
+    )
     yield str(len(attributes))
     for attribute in attributes:
         value = values[attribute.name]

@@ -203,3 +203,19 @@ static ffi::Error Trapezoids(F32 widths, F32 y, F32Result area) {
 XLA_FFI_DEFINE_HANDLER(TrapezoidsCpu, Trapezoids, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>());
 TK_OP(Trapezoids, "(widths: f32[n-1], y: f32[n]) -> (area: f32[])");
 TK_KERNEL(Trapezoids, CPU, TrapezoidsCpu);
+
+// An output whose dtype the caller chooses; the kernel sees it there.
+template <typename To>
+static ffi::Error CastTo(F32 x, ffi::AnyBuffer y) {
+  for (size_t i = 0; i < x.element_count(); ++i) {
+    static_cast<To*>(y.untyped_data())[i] = static_cast<To>(x.typed_data()[i]);
+  }
+  return ffi::Error::Success();
+}
+static ffi::Error Cast(F32 x, ffi::Result<ffi::AnyBuffer> y) {
+  if (y->element_type() == ffi::F64) return CastTo<double>(x, *y);
+  return y->element_type() == ffi::F32 ? CastTo<float>(x, *y) : CastTo<int32_t>(x, *y);
+}
+XLA_FFI_DEFINE_HANDLER(CastCpu, Cast, ffi::Ffi::Bind().Arg<F32>().Ret<ffi::AnyBuffer>());
+TK_OP(Cast, "<Out: f32 | f64 | i32>(x: f32[...], *, dtype: Out = f32) -> (y: Out[...]) batchable");
+TK_KERNEL(Cast, CPU, CastCpu);

@@ -412,6 +412,34 @@ def test_o9_static_shapes_of_one_more_and_of_optional_outputs(library):
         shapes_of(x, tf.TensorSpec([0], tf.int32))
 
 
+@MODE
+def test_o9_the_caller_chooses_the_dtype_of_an_output(library, mode):
+    x = tf.constant([1.5, -2.5])
+    for options, dtype in [({}, tf.float32), ({"dtype": tf.float64}, tf.float64), ({"dtype": np.int32}, tf.int32),
+                         ({"dtype": "f64"}, tf.float64), ({"dtype": np.dtype("int32")}, tf.int32)]:  # fmt: skip
+        y = mode(lambda options=options: library.cast(x, **options))()
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, tf.cast(x, dtype))
+    with pytest.raises(TypeError, match="attribute dtype must be one of float32, float64, int32, got 'float16'"):
+        mode(lambda: library.cast(x, dtype="float16"))()
+    assert mode(lambda: library.cast([1.5], dtype="int32"))().numpy().tolist() == [1]  # no tensor
+
+
+def test_o9_a_chosen_dtype_in_gradients_maps_and_saved_models(library, tmp_path):
+    op, x = library.cast, tf.constant([[1.5, -2.5]])
+    op.reference(lambda x, *, dtype: tf.cast(x, dtype))
+    op.gradient(lambda node, dy: tf.cast(dy, tf.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = op(x, dtype="float64") ** 2
+    np.testing.assert_array_equal(tape.gradient(y, x), 2 * x)
+    assert tf.vectorized_map(lambda row: op(row, dtype="int32"), x).dtype == tf.int32
+    module = tf.Module()
+    module.f = tf.function(lambda x: op(x, dtype="float64"), input_signature=[tf.TensorSpec([None])])
+    tf.saved_model.save(module, tmp_path, options=tf.saved_model.SaveOptions(namespace_whitelist=["Grammar"]))
+    assert tf.saved_model.load(tmp_path).f(x[0]).dtype == tf.float64
+
+
 @pytest.mark.slow
 def test_o9_they_pass_opcheck(library):
     op = library.segments
@@ -429,13 +457,17 @@ def test_o9_they_pass_opcheck(library):
         # Not nan: zero times NaN is NaN in this reference.
         checks = [check for check in CHECKS if check != "nan"]
         assert custom_ops.opcheck(op, x, [0, 0, 0, 6], has_counts=counted, checks=checks)
+    library.cast.reference(lambda x, *, dtype: tf.cast(x, dtype))
+    library.cast.gradient(lambda node, dy: tf.cast(dy, tf.float32))
+    checks = [check for check in CHECKS if check not in ("nan", "second_order")]  # NaN as an integer is anything
+    assert custom_ops.opcheck(library.cast, x, dtype="float64", checks=checks)
 
 
 def test_signature_and_help(library):
     assert str(library.affine) == "affine(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d]) batchable"
     assert "affine(x: f32[... d]" in library.affine.__doc__
     assert dir(library) == [
-        "accumulate", "affine", "blend", "lists", "lookup", "pad", "roll", "scaled", "segments", "tick",
+        "accumulate", "affine", "blend", "cast", "lists", "lookup", "pad", "roll", "scaled", "segments", "tick",
         "trapezoids", "windows"
     ]  # fmt: skip
     with pytest.raises(AttributeError, match=r"Grammar has no op 'afine'; it has .*affine"):

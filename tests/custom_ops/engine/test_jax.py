@@ -89,6 +89,8 @@ for wrap in (lambda f: f, jax.jit):
     np.testing.assert_array_equal(found.sums, [x.T[0], x.T[1:].sum(0)])
     np.testing.assert_array_equal(found.counts, [1, 2])
     assert wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3])))(x.T).counts is None
+    assert wrap(lambda x: library.cast(x, dtype=jnp.int32))(x).dtype == jnp.int32
+    assert wrap(lambda x: library.cast(x))(x).dtype == jnp.float32
     first, second = (float(wrap(lambda x: library.tick(x))(jnp.float32(0))) for _ in range(2))
     assert second == first + 1, "stateful: not folded"
     ids = jnp.int32([[2], [0]])

@@ -36,6 +36,15 @@ def test_attribute_defaults(text, value):
     assert type(attribute.default) is type(value)
 
 
+def test_o9_an_attribute_that_is_a_dtype():
+    text = "<T: f32 | f64, Out: f32 | bf16>(x: T[n], *, k: i64 = 1, dtype: Out = bf16) -> (y: Out[n])"
+    parsed = schema_parser.parse(text)
+    assert str(parsed) == text
+    (attribute,) = parsed.dtype_attributes
+    assert attribute.default == "bfloat16"
+    assert attribute.convert("f32") == "float32"
+
+
 def test_o3_o5_words_after_the_outputs():
     text = "(x: f32[... d], bias?: f32[d]) -> (y: f32[... d], size: f32[...])"
     assert not schema_parser.parse(text).batchable
@@ -104,7 +113,10 @@ def test_o3_o5_words_after_the_outputs():
         ("(x: f32[n ...], z: f32[...]) -> (y: f32[...]) batchable", "batchable", "comes first, but in x it does not"),
         ("(*x: f32[...]) -> (*y: f32[...]) batchable", "batchable", "with lists, such as x, cannot be"),
         ("(x: f32[n]) -> (y: f32[]);", ";", "unexpected character"),
-        ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input"),
+        ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input, nor is it an attribute"),
+        ("<T: f32>(x: T[n], *, dtype: T) -> (y: T[n])", "T) ->", "what T stands for is known already"),
+        ("<T: f32>(x: f32[n], *, a: T, b: T) -> (y: T[n])", "T) ->", "what T stands for is known already"),
+        ("<T: f32 | f64>(x: f32[n], *, a: T = f16) -> (y: T[n])", "f16", "f16 is none of f32 | f64"),
     ],
 )
 def test_errors_name_the_column(text, marked, reason):
