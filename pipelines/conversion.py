@@ -16,6 +16,7 @@ def exact_array(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
       ValueError: another shape, or the dtype cannot hold it.
     """
     text = spec.dtype == tf.string
+    value = value.numpy() if isinstance(value, tf.Tensor) else value
     try:
         given = np.asarray(value, object if text else None)
     except ValueError as error:  # lists of different lengths
