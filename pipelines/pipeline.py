@@ -288,8 +288,8 @@ class Pipeline:
         return delivery.loader(self._plan, self._skipping)
 
     def __iter__(self) -> Iterator[Example]:
-        """Endless batches from ``position`` on, over all epochs (``epoch()`` gives those of one); ``position`` moves on as
-        each batch is handed over.
+        """Endless batches from ``position`` on, over all epochs; ``position`` moves on as each batch is handed over.
+        ``epoch()`` gives those of one epoch.
 
         Raises:
           SourceError: an example could not be read; ``position`` is that of the batch that is missing.
