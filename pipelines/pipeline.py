@@ -251,6 +251,9 @@ class Pipeline:
     def dataset(self, start: int = 0, epochs: int | None = None) -> tf.data.Dataset:
         """The batches as a deterministic, prefetching tf.data.Dataset of dicts.
 
+        The functions of the stages are traced once, for all data sets of equal pipelines over one source: what they
+        read from Python variables is as it was then.
+
         Args:
           start: number of the first batch, counted over all epochs; ``dataset(k)`` equals ``dataset().skip(k)`` but
             costs nothing.

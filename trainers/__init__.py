@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tftoolkit.trainers.update.divergence import TrainingDivergedError
     from tftoolkit.trainers.update.gradients import Gradients, Losses
     from tftoolkit.trainers.update.recompute import rematerialize
+    from tftoolkit.trainers.update.running_mean import RunningMean
     from tftoolkit.trainers.update.update import Update
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RetracingWarning",
     "RunLockedError",
     "Runner",
+    "RunningMean",
     "Step",
     "Summary",
     "Trainer",
@@ -72,6 +74,7 @@ _HOME = {
     "RetracingWarning": "runners.retracing",
     "RunLockedError": "checkpoints.run_lock",
     "Runner": "runners.runner",
+    "RunningMean": "update.running_mean",
     "Step": "step",
     "Summary": "loop.summary",
     "Trainer": "loop.trainer",

@@ -100,6 +100,16 @@ def trained_variables(model: Any) -> dict[str, Any]:
     return dict(_named(unique.values(), lambda weight: _path_of(weight, names)))
 
 
+def frozen_variables(root: Any) -> set[Any]:
+    """References of the variables below ``root`` that layers of Keras hold, none of them as a trainable one."""
+    layers = [value for value in keras_objects(root) if _is_keras_layer(value)]
+    held, trainable = (
+        {tf_variable(variable).ref() for layer in layers for variable in getattr(layer, names)}
+        for names in ("variables", "trainable_variables")
+    )
+    return held - trainable
+
+
 def keras_objects(root: Any) -> list[Any]:
     """``root`` (or its elements) and what is below it, as far as it is Keras' (layers and variables)."""
     values = list(root) if isinstance(root, Sequence) else [root, *(value for _, value in _walk(root))]

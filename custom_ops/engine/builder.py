@@ -157,7 +157,7 @@ def host_recipe() -> Recipe:
         *(include / "external" / sub for sub in ("highwayhash", "farmhash_archive/src", "farmhash_gpu_archive/src")),
     ]
     flags = [
-        "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+        "-std=c++17", "-O2", "-fopenmp-simd", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
         "-D_GLIBCXX_USE_CXX11_ABI=1", "-DEIGEN_MAX_ALIGN_BYTES=64",
         f"-DTK_TENSORFLOW_MINOR={version.split('.')[1]}",
         *([f'-DTK_WITHOUT_XLA="{obstacle}"'] if obstacle else []),

@@ -1,10 +1,13 @@
 """Which checkpoint to go back to when training has diverged, and how often that was done."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tftoolkit.trainers.distribution.replicas import Workers
+import tensorflow as tf
+
+from tftoolkit.trainers.distribution.replicas import Workers, copies_of
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update.divergence import DivergenceWatch, TrainingDivergedError
 from tftoolkit.trainers.update.update import Update
@@ -33,6 +36,10 @@ class Recovery:
         updates = [module for module in step.submodules if isinstance(module, Update)]
         with workers.strategy.scope() if workers.strategy else contextlib.nullcontext():
             self.watch = DivergenceWatch(updates, max_skipped_in_a_row)
+        self._workers = workers
+        self._finite = {name: v for name, v in step.named_variables().items() if v.dtype.is_floating}
+        for name in _not_finite(self._finite):
+            del self._finite[name]
         self._max_rollbacks = max_rollbacks
         self._good_step: int | None = None
         self._rollbacks: list[dict[str, int]] = []
@@ -40,9 +47,19 @@ class Recovery:
     def note_saving(self, step: int) -> None:
         """A checkpoint of ``step`` is being saved, as in every run, so that going back to it is repeatable.
 
-        It is a good one if no update skipped the latest step.
+        It is a good one if no update skipped the latest step, and all variables that began with finite numbers hold
+        finite numbers. Others may use infinities or NaN as marks.
         """
-        if self.watch.calm:
+        if not self.watch.calm:
+            return
+        names = _not_finite(self._finite)
+        if self._workers.any([bool(names)])[0]:
+            warnings.warn(
+                f"step {step}: no update was skipped, but NaN or infinities are in {names or 'another worker'}; "
+                "this checkpoint won't be gone back to",
+                stacklevel=2,
+            )
+        else:
             self._good_step = step
 
     @property
@@ -90,3 +107,12 @@ class Recovery:
             for rollback in self._rollbacks
             if rollback["step"] == self._rollbacks[-1]["step"]
         ]
+
+
+def _not_finite(variables: Mapping[str, tf.Variable]) -> list[str]:
+    """The names of those that hold a NaN or an infinity on this worker. Waits for the device."""
+    return [
+        name
+        for name, variable in variables.items()
+        if not all(tf.reduce_all(tf.math.is_finite(copy.read_value())) for copy in copies_of(variable))
+    ]

@@ -23,6 +23,7 @@ from tftoolkit.trainers.loop.recovery import Recovery
 from tftoolkit.trainers.loop.run_state import RunState
 from tftoolkit.trainers.loop.schedule import Schedule
 from tftoolkit.trainers.loop.summary import Summary, summary_of
+from tftoolkit.trainers.runners.checks import check_trained
 from tftoolkit.trainers.runners.choice import runner_for
 from tftoolkit.trainers.runners.feed import Feed
 from tftoolkit.trainers.runners.runner import Call
@@ -45,9 +46,9 @@ class Trainer:
                 continue
             write the metrics of those steps that are to be logged                                 event "log"
             if evaluating is due, or it is the last step:  evaluate, write it                      event "evaluate"
+            call the hooks that are due
             if saving is due, it is the best evaluation, the last step, or SIGINT or SIGTERM came:
                 bring the metrics to the disk, save a checkpoint                                   event "checkpoint"
-            call the hooks that are due
             if SIGINT or SIGTERM came:   leave
         event "end"
 
@@ -166,7 +167,8 @@ class Trainer:
         Raises:
             CheckpointError: the run folder can't be written, or all its checkpoints are damaged.
             CheckpointMismatchError: the run folder belongs to another model.
-            ValueError: ``steps`` is out of range, the run folder belongs to another seed or pipeline, or the data ends.
+            ValueError: ``steps`` is out of range, the run folder belongs to another seed or pipeline, the data ends, or
+                layers were frozen or unfrozen since the step's ``Update`` was made.
             RunLockedError: another trainer is using the run folder.
             TrainingDivergedError: too many updates were skipped in a row, and rolling back didn't help.
             SourceError: the pipeline can't read its data.
@@ -175,6 +177,7 @@ class Trainer:
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, but is {steps}")
+        check_trained(self.step)  # it may have changed since it was traced
         with contextlib.ExitStack() as closing:
             closing.callback(heartbeat.pause)
             closing.enter_context(self._checkpoints)
@@ -272,10 +275,10 @@ class Trainer:
                 improved = self._evaluate(record)
                 # Not asked later: a signal that comes during the save is heeded after the next call.
                 signal = schedule.due(state.finished_steps, stop).signal
+            for hook in due.hooks:  # before saving: what they change belongs to this step's checkpoint
+                hook(self)
             if last or signal or improved or due.save or self._is_over(steps, record):
                 self._save(record, repeatable=improved or due.save_repeatable)
-            for hook in due.hooks:
-                hook(self)
             schedule.set_again(due, state.finished_steps, state.position)
             self._report_completed()
             if signal:

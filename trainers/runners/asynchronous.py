@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.trainers.runners.checks import check_trace, check_trained, own_error_first, same_variables
 from tftoolkit.trainers.runners.feed import Feed
 from tftoolkit.trainers.runners.runner import (
     KINDS,
@@ -15,10 +16,10 @@ from tftoolkit.trainers.runners.runner import (
     STACK_BYTES,
     Call,
     Metrics,
-    check_trace,
     checked_metrics,
     size_in_bytes,
 )
+from tftoolkit.trainers.runners.state_guard import StateGuard
 from tftoolkit.trainers.step import Step, step_key
 from tftoolkit.trainers.update.divergence import DivergenceWatch
 from tftoolkit.trainers.update.keras_adapter import KerasOptimizer
@@ -77,6 +78,8 @@ class AsynchronousRunner:
             raise ValueError(f"steps_per_call must be at least 1, but is {steps_per_call}")
         _check_step(step, element_spec, strategy)
         self._step = step
+        check_trained(step)
+        self._guarded = StateGuard(step)
         self._seed = seed
         self._watch = watch
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
@@ -89,7 +92,8 @@ class AsynchronousRunner:
         self.steps_per_call = max(1, min(steps_per_call, STACK_BYTES // max(1, size)))
         self._length = min(self.workers, self.steps_per_call)  # of the next call
         with strategy.scope():
-            one = tf.function(self._one, autograph=False).get_concrete_function(spec, number)
+            with same_variables(step), own_error_first():
+                one = tf.function(self._one, autograph=False).get_concrete_function(spec, number)
             check_trace(one, step, watch)
             self.graph: tf.Graph = one.graph
             self._closure = one
@@ -162,7 +166,7 @@ class AsynchronousRunner:
         return [found[i] for i in range(len(closures))]
 
     def _one(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
-        metrics = checked_metrics(self._step(batch, step_key(self._seed, number)))
+        metrics = checked_metrics(self._guarded(batch, step_key(self._seed, number)))
         if self._watch is not None:
             self._watch.note(number)
         return metrics

@@ -2,16 +2,17 @@
 
 import functools
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.trainers.distribution.replicas import Replica, Workers, copies_of
+from tftoolkit.trainers.distribution.replicas import Replica, Workers
 from tftoolkit.trainers.runners import flops
+from tftoolkit.trainers.runners.checks import check_trace, check_trained, nodes, own_error_first, same_variables
 from tftoolkit.trainers.runners.feed import Feed
+from tftoolkit.trainers.runners.state_guard import StateGuard
 from tftoolkit.trainers.step import Step, step_key
 from tftoolkit.trainers.update.divergence import DivergenceWatch
 from tftoolkit.trainers.update.update import Update
@@ -80,7 +81,8 @@ class Runner:
         graph: the ``tf.Graph`` of one step; None if the kind is eager.
 
     Raises:
-        ValueError: unknown kind; a compiled kind with batch shapes that vary; variables that the step doesn't hold.
+        ValueError: unknown kind; a compiled kind with batch shapes that vary; variables that the step doesn't hold, or
+            makes itself; layers frozen or unfrozen since the step's ``Update`` was made.
         TypeError: the step doesn't return a dict of scalars.
     """
 
@@ -100,6 +102,8 @@ class Runner:
         if steps_per_call < 1:
             raise ValueError(f"steps_per_call must be at least 1, but is {steps_per_call}")
         self._step = step
+        check_trained(step)
+        self._guarded = StateGuard(step)
         self._seed = seed
         self._watch = watch
         self._workers = workers or Workers(None)
@@ -116,18 +120,19 @@ class Runner:
         self.kind, self.reason, self.steps_per_call = kind, "as asked", 1
         self.graph: tf.Graph | None = None
         self._whole = self._workers.strategy is None  # whether a whole step can be one XLA program
-        self._call: Callable[..., Metrics] = self._one
+        self._call: Callable[..., Metrics] = self._first_call
         if kind != "eager":
             self._compile(obstacle, steps_per_call)
 
     def _compile(self, obstacle: str | None, steps_per_call: int) -> None:
         number = tf.TensorSpec([], tf.int64)
         self._compiled = tf.function(self._one, jit_compile=True if self._whole else None)
-        one = self._compiled.get_concrete_function(self._spec, number)  # traced; compiled when it is first called
+        with same_variables(self._step), own_error_first():
+            one = self._compiled.get_concrete_function(self._spec, number)  # traced; compiled when it is first called
         check_trace(one, self._step, self._watch)
         self.graph = one.graph
         on_cpu = not any("GPU" in variable.device for variable in self._step.variables)
-        convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in _nodes(one))
+        convolves_on_cpu = on_cpu and any(node.op.startswith(("Conv", "DepthwiseConv")) for node in nodes(one))
         if self.kind == "auto":
             self.kind, self.reason = _choose(obstacle, convolves_on_cpu)
         if self.kind == "graph":
@@ -185,6 +190,12 @@ class Runner:
             return None
         return flops.count(self._compiled, self._spec, tf.TensorSpec([], tf.int64))
 
+    def _first_call(self, batch: Any, number: tf.Tensor) -> Metrics:
+        with same_variables(self._step):
+            metrics = self._one(batch, number)
+        self._call = self._one
+        return metrics
+
     def _one(self, batch: Any, number: tf.Tensor) -> Metrics:
         strategy, workers = self._workers.strategy, self._workers
         if strategy is None:
@@ -197,7 +208,7 @@ class Runner:
         return {name: strategy.experimental_local_results(value)[0] for name, value in metrics.items()}
 
     def _replica(self, batch: Mapping[str, tf.Tensor], number: tf.Tensor) -> Metrics:
-        metrics = checked_metrics(self._step(batch, step_key(self._seed, number)))
+        metrics = checked_metrics(self._guarded(batch, step_key(self._seed, number)))
         if self._watch is not None:
             self._watch.note(number)
         return metrics
@@ -225,30 +236,6 @@ class Runner:
         return function.get_concrete_function(stacked, scalar, scalar, tf.TensorSpec([], tf.int64))
 
 
-def check_trace(traced: Any, step: Step, watch: DivergenceWatch | None) -> None:
-    """Refuse what a checkpoint would lose silently, and warn of what it can't repeat.
-
-    Raises:
-        ValueError: ``traced``, a concrete function of ``step``, uses variables that the step doesn't hold.
-    """
-    mine = [*step.named_variables().values(), *(watch.variables if watch else ())]
-    held = {copy.ref() for variable in mine for copy in (variable, *copies_of(variable))}
-    used = {variable.ref() for variable in traced.graph.variables}
-    strangers = sorted(ref.deref().name for ref in used - held)
-    if strangers:
-        raise ValueError(
-            f"the step uses variables that it doesn't hold, so no checkpoint would: {', '.join(strangers)}. "
-            "Keep what owns them as an attribute of the step, and create them before training"
-        )
-    stateful = sorted({node.op for node in _nodes(traced) if _is_stateful_random(node.op)})
-    if stateful:
-        warnings.warn(
-            f"the step draws from stateful random operations ({', '.join(stateful)}): a resumed run won't repeat "
-            "them. Use stateless ones with the step's key, e.g. tf.nn.experimental.stateless_dropout(…, seed=key)",
-            stacklevel=4,
-        )
-
-
 def _choose(obstacle: str | None, convolves_on_cpu: bool) -> tuple[str, str]:
     """The kind that ``auto`` stands for, and why."""
     if obstacle:
@@ -270,21 +257,8 @@ def _obstacle_to_xla(spec: Mapping[str, tf.TensorSpec]) -> str | None:
     return None
 
 
-def _nodes(traced: Any) -> Iterator[Any]:
-    definition = traced.graph.as_graph_def()
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
-
-
 def size_in_bytes(tensors: Iterable[tf.Variable | tf.TensorSpec]) -> int:
-    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in tensors)
-
-
-def _is_stateful_random(op: str) -> bool:
-    return op in ("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "RandomShuffle") or (
-        op.startswith(("Stateful", "Rng")) and not op.startswith("StatefulPartitionedCall")
-    )
+    return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors)  # or 0: not known
 
 
 def checked_metrics(metrics: Any) -> Metrics:

@@ -13,10 +13,11 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit import custom_ops
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import after, is_asynchronous, move, own
 from tftoolkit.trainers.naming import PerWeight, tf_variable
 from tftoolkit.trainers.update.gradients import wide
-from tftoolkit.trainers.update.schedules import Schedule, constant
+from tftoolkit.trainers.update.schedules import Adjustable, Schedule, constant
 
 
 class Optimizer(PerWeight):
@@ -104,7 +105,17 @@ class Optimizer(PerWeight):
     @property
     def learning_rate(self) -> tf.Tensor:
         """The learning rate of the next update (float32 scalar tensor)."""
-        return self.schedule(self.iterations.read_value())
+        return as_written(self.schedule)(self.iterations.read_value())
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        if not isinstance(self.schedule, Adjustable):
+            kind = type(self).__name__
+            raise AttributeError(
+                f"the learning rate of this {kind} is compiled in: make it {kind}(schedules.Adjustable(0.1)), "
+                "whose rate can be assigned and is part of every checkpoint"
+            )
+        self.schedule.rate.assign(value)
 
     @contextlib.contextmanager
     def following(self, schedule: Schedule) -> Iterator[None]:

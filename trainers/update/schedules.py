@@ -3,10 +3,13 @@
 A schedule takes an int64 scalar tensor (0 before the first update) and returns a float32 scalar tensor. It is made of
 plain TensorFlow operations, so it runs eagerly, in a graph and inside XLA alike. Lengths like ``warmup_steps`` are
 steps if they are whole numbers and parts of the run if they are fractions: 100, or 0.05.
+
+:class:`Adjustable` and :class:`Plateau` hold their rate in a variable, which hooks may change; checkpoints keep it.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -73,6 +76,101 @@ def piecewise(learning_rates: Mapping[int | float, float], steps: int | None = N
         return tf.constant([rates[b] for b in boundaries], tf.float32)[tf.reduce_sum(tf.cast(begun, tf.int32)) - 1]
 
     return schedule
+
+
+class Adjustable(tf.Module):
+    """A rate that can be changed while training goes on: ``optimizer.learning_rate = 0.01``, in a hook for example.
+
+    Attributes:
+        rate: float32 variable.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
+        _check_rate("learning_rate", learning_rate)
+        self.rate = tf.Variable(learning_rate, dtype=tf.float32, trainable=False, name="rate")
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        return self.rate.read_value()
+
+
+class Plateau(Adjustable):
+    """Lowers the rate when a metric has stopped getting better::
+
+        rate = schedules.Plateau(0.1, "loss", factor=0.5, patience=2)
+        update = trainers.Update(model, optimizers.Sgd(rate))
+        trainers.Trainer(…, evaluate=…, evaluate_every=500, hooks=[("evaluate", rate.observe)])
+
+    What it has seen is part of every checkpoint, so an interrupted run lowers its rate as an undisturbed one.
+
+    Args:
+        learning_rate: the rate at first.
+        metric: a name that ``evaluate`` returns; with the hook at a period (``every(…)``) or "log", and
+            ``kind="train"``, one of the step's.
+        mode: "min" if lower is better, "max" if higher is.
+        factor: by which the rate is multiplied.
+        patience: after how many observations in a row that are no better than the best one.
+        min_delta: how much better one must be to count.
+        cooldown: how many observations after that don't count.
+        lowest: the rate never falls below this.
+        kind: "eval" or "train".
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        metric: str,
+        *,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        cooldown: int = 0,
+        lowest: float = 0.0,
+        kind: str = "eval",
+    ) -> None:
+        super().__init__(learning_rate)
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', but is {mode!r}")
+        if kind not in ("eval", "train"):
+            raise ValueError(f"kind must be 'eval' or 'train', but is {kind!r}")
+        if not 0 < factor < 1:
+            raise ValueError(f"factor must be between 0 and 1, but is {factor}")
+        if patience < 1 or cooldown < 0:
+            raise ValueError(f"patience must be at least 1 and cooldown at least 0, but are {patience} and {cooldown}")
+        _check_rate("min_delta", min_delta)
+        _check_rate("lowest", lowest)
+        self._metric, self._kind, self._sign = metric, kind, 1.0 if mode == "min" else -1.0
+        self._factor, self._patience, self._min_delta = factor, patience, min_delta
+        self._cooldown, self._lowest = cooldown, lowest
+        self.best = tf.Variable(math.inf, dtype=tf.float64, trainable=False, name="best")
+        self.waited = tf.Variable(0, dtype=tf.int64, trainable=False, name="waited")
+        self.cooling = tf.Variable(0, dtype=tf.int64, trainable=False, name="cooling")
+
+    def observe(self, trainer: Any) -> None:
+        """The hook: looks at the latest value of the metric; one that isn't finite is no better than any.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        line = trainer.last_metrics.get(self._kind, {})
+        if self._metric not in line:
+            names = sorted(line.keys() - {"kind", "step"})
+            raise ValueError(f"Plateau: there is no {self._kind} metric {self._metric!r}, but {names}")
+        value = line[self._metric]
+        cost = math.inf if value is None or math.isnan(value) else self._sign * float(value)
+        cooling, waited = int(self.cooling), int(self.waited) + 1
+        if cost < float(self.best) - self._min_delta:
+            self.best.assign(cost)
+            waited = 0
+        if cooling:
+            self.cooling.assign(cooling - 1)
+            waited = 0
+        if waited >= self._patience:
+            self.rate.assign(max(self._lowest, float(self.rate) * self._factor))
+            self.cooling.assign(self._cooldown)
+            waited = 0
+        self.waited.assign(waited)
 
 
 def _warmed_up(

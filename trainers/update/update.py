@@ -2,12 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
 
 from tftoolkit.trainers import naming
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import Replica, own, total
 from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.gradients import Gradients, LossFunction, accumulated, summed, wide
@@ -57,6 +58,8 @@ class Update(tf.Module):
             softmax or a sum over many numbers, what comes out.
         learning_rate_factors: pattern of weight names -> number by which their learning rate is multiplied.
         no_weight_decay: patterns of weight names to which weight decay doesn't apply.
+        only: patterns of the weight names to train, e.g. of one of several heads; None: all.
+        frozen: patterns of weight names not to train; not together with ``only``.
         skip_spikes: skip a step whose loss exceeds this many times the median of the 63 losses before it, or None.
 
     Weight names are those below the model, e.g. "blocks/0/kernel"; ``*`` in a pattern stands for anything.
@@ -64,7 +67,7 @@ class Update(tf.Module):
     A step whose gradients hold a NaN or an infinity (or whose global norm overflows float32, or whose examples all
     have weight 0) is skipped, as is a spike: all weights, optimizer slots, averages and the optimizer's step counter
     keep their values bit for bit. This is data flow, not an assertion, because TensorFlow's assertions are silent under
-    XLA.
+    XLA. In a ``Trainer`` whatever else the step assigned goes back, too: moving statistics, counters, carried states.
 
     Attributes:
         weights: the trained variables, as TensorFlow sees them (for Keras 3: ``variable.value``).
@@ -90,6 +93,8 @@ class Update(tf.Module):
         precision: str = "float32",
         learning_rate_factors: Mapping[str, float] | None = None,
         no_weight_decay: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        frozen: Sequence[str] = (),
         skip_spikes: float | None = None,
     ) -> None:
         super().__init__()
@@ -111,7 +116,8 @@ class Update(tf.Module):
         self.precision = precision
         self.compute_dtype = DTYPES[precision]
         self.optimizer = as_optimizer(optimizer)
-        weights = naming.trained_variables(model)
+        self._only, self._frozen = only, frozen
+        weights = self._chosen_weights()
         factors = _rate_factors(list(weights), learning_rate_factors or {})
         self.optimizer.build(list(weights.values()), factors, _decays(list(weights), no_weight_decay, self.optimizer))
         self.weights = self.optimizer.weights
@@ -121,6 +127,38 @@ class Update(tf.Module):
         self.loss_scale = LossScale() if precision == "float16" else None
         self.spike_guard = SpikeGuard(skip_spikes) if skip_spikes is not None else None
         self.compile_parts = False
+
+    def check_weights(self, step: tf.Module) -> None:
+        """Refuse layers that were frozen or unfrozen since this was made.
+
+        Args:
+            step: what holds the model: where this was given variables alone, the layers that they belong to are there.
+
+        Raises:
+            ValueError: the model's trainable variables aren't those that are trained.
+        """
+        now = {naming.tf_variable(weight).ref(): name for name, weight in self._chosen_weights().items()}
+        trained = {weight.ref() for weight in self.weights}
+        added = sorted(name for ref, name in now.items() if ref not in trained)
+        frozen = naming.frozen_variables(step) & trained | (trained - now.keys())
+        if added or frozen:
+            gone = sorted(name for name, variable in naming.named_variables(step).items() if variable.ref() in frozen)
+            raise ValueError(
+                f"layers were frozen or unfrozen since the Update was made: trained, but frozen: {gone or 'none'}; "
+                f"trainable, but not trained: {added or 'none'}. Set `trainable` first, then make Update and Trainer; "
+                "or freeze weights with Update(frozen=[patterns])"
+            )
+
+    def _chosen_weights(self) -> dict[str, Any]:
+        """Name -> trainable variable of the model, without those that ``only`` and ``frozen`` leave out."""
+        weights = naming.trained_variables(self._model)
+        if self._only is not None and self._frozen:
+            raise ValueError("give only or frozen, not both")
+        if self._only is not None:
+            chosen = _matched(self._only, weights, "only")
+        else:
+            chosen = weights.keys() - _matched(self._frozen, weights, "frozen")
+        return {name: weight for name, weight in weights.items() if name in chosen}
 
     def gradients(self, losses: LossFunction, batch: Any, key: tf.Tensor) -> Gradients:
         """Differentiate the weighted mean of ``losses(micro_batch, key)`` over the whole batch, that of all replicas.
@@ -137,7 +175,7 @@ class Update(tf.Module):
             TypeError: losses that aren't floating-point numbers.
         """
 
-        replica = Replica.current()
+        replica, losses = Replica.current(), as_written(losses)
         weights = [own(weight) for weight in self.weights]
 
         def one(part: Any, key: tf.Tensor) -> Gradients:
@@ -214,7 +252,7 @@ class Update(tf.Module):
             metrics["loss_scale"] = self.loss_scale.scale.read_value()
             retried = self.loss_scale.update(finite)
 
-        self.optimizer.step(self._clipped(dense, norm), ok)
+        as_written(self.optimizer.step)(self._clipped(dense, norm), ok)
         if self.ema is not None:
             self.ema.update(ok)
 
@@ -305,10 +343,14 @@ def _rate_factors(names: list[str], factors: Mapping[str, float]) -> list[float]
     return list(found.values())
 
 
+def _matched(patterns: Sequence[str], names: Iterable[str], what: str) -> set[str]:
+    if isinstance(patterns, str):
+        raise TypeError(f"{what} must be a sequence of patterns, but is the string {patterns!r}")
+    return {name for found in naming.matching(patterns, list(names), what).values() for name in found}
+
+
 def _decays(names: list[str], excluded: Sequence[str], optimizer: Optimizer) -> list[bool]:
-    if isinstance(excluded, str):
-        raise TypeError(f"no_weight_decay must be a sequence of patterns, but is the string {excluded!r}")
+    without = _matched(excluded, names, "no_weight_decay")
     if excluded and optimizer.weight_decay is None:
         raise ValueError("no_weight_decay: this optimizer has no weight decay")
-    without = {name for names in naming.matching(excluded, names, "no_weight_decay").values() for name in names}
     return [name not in without for name in names]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tftoolkit.custom_ops.engine import jax_host, schema_parser
+
 pytest.importorskip("jax")
 HEADER = """
 import sys
@@ -98,3 +100,12 @@ except Exception as error:
 else:
     raise AssertionError("no error")
 """)
+
+
+def test_outputs_take_the_places_of_their_inputs_however_long_the_lists_are():
+    class Op:
+        schema = schema_parser.parse(
+            "(x: f32[], a: f32[], *u: f32[...], *v: f32[...]) -> (b: f32[] = a, *w: f32[...] = v, *z: f32[...] = u)"
+        )
+
+    assert jax_host._aliases(Op(), 3) == {1: 0, 2: 4, 3: 5, 4: 6, 5: 1, 6: 2, 7: 3}

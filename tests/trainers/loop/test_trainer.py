@@ -1,4 +1,7 @@
-"""The loop: what it writes, when it stops, how it goes on."""
+"""The loop: what it writes, when it stops, how it goes on.
+
+A long file: one small step, run in every way that a loop can go.
+"""
 
 import json
 import re
@@ -125,6 +128,50 @@ def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     for name, variable in whole.named_variables().items():
         np.testing.assert_array_equal(parts.named_variables()[name].numpy(), variable.numpy(), err_msg=name)
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+class Adjusted(Line):
+    """With a rate that can be changed, and a metric of the epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = trainers.schedules.Plateau(0.1, "loss", patience=1, factor=0.5, kind="train")
+        self.update = trainers.Update([self.w], trainers.optimizers.Sgd(self.rate))
+        self.mean = trainers.RunningMean()
+
+    def __call__(self, batch, key):
+        metrics = super().__call__(batch, key)
+        return metrics | {"epoch_loss": self.mean.update(metrics["loss"])}
+
+
+@pytest.mark.parametrize("runner", ["xla_chunk", slow("eager"), slow("graph")])
+def test_t9_what_hooks_change_is_in_the_checkpoint_of_that_step(tmp_path, runner):
+    def hooks(step):
+        def lower(trainer):
+            step.update.optimizer.learning_rate = 0.5 * float(step.rate.rate)
+
+        # A tenth of a second may be up anywhere, but what is called then changes nothing.
+        return [
+            (trainers.every(steps=4), lower),
+            (trainers.every(steps=3), step.rate.observe),
+            (trainers.every(epochs=0.5), step.mean.reset),
+            (trainers.every(seconds=0.1), lambda trainer: None),
+        ]
+
+    for name, parts in (("whole", [20]), ("parts", [4, 6, 20])):
+        for steps in parts:
+            step = Adjusted()
+            trainer = _trainer(tmp_path / name, step, runner=runner, hooks=hooks(step), checkpoint_every=4, log_every=1)
+            trainer.run(steps)
+    assert float(step.rate.rate) < 0.1 * 0.5**5
+    assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    losses, means = ([line[name] for line in _lines(tmp_path / "whole")] for name in ("loss", "epoch_loss"))
+    np.testing.assert_allclose(means, [np.mean(losses[i // 5 * 5 : i + 1]) for i in range(20)], rtol=1e-6)
+
+
+def test_t9_a_rate_that_is_compiled_into_the_step_says_how_to_change_it():
+    with pytest.raises(AttributeError, match=r"make it Sgd\(schedules.Adjustable\(0.1\)\)"):
+        Line().update.optimizer.learning_rate = 0.1
 
 
 def test_calls_end_where_something_is_to_be_done(tmp_path):

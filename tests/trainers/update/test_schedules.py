@@ -94,3 +94,51 @@ def test_the_same_inside_xla(schedule):
 def test_bad_arguments_are_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+class Run:
+    """What ``Plateau.observe`` sees of a trainer."""
+
+    def __init__(self, kind, value):
+        self.last_metrics = {kind: {"kind": kind, "step": 1, "cost": value}}
+
+
+def _rates(plateau, values, kind="eval"):
+    found = []
+    for value in values:
+        plateau.observe(Run(kind, value))
+        found.append(round(float(plateau(tf.constant(0, tf.int64))), 6))
+    return found
+
+
+def test_t9_plateau_lowers_the_rate_after_its_patience():
+    rate = schedules.Plateau(1.0, "cost", factor=0.5, patience=2)
+    assert _rates(rate, [3.0, 2.0, 2.0, 2.5, 1.0, 1.5, 1.0]) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_t9_plateau_counts_numbers_that_are_not_finite_as_worse():
+    rate = schedules.Plateau(1.0, "cost", factor=0.5, patience=2)
+    assert _rates(rate, [None, math.nan, 2.0, math.inf, None]) == [1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_t9_plateau_with_all_its_options():
+    rate = schedules.Plateau(
+        1.0, "cost", mode="max", factor=0.5, patience=1, min_delta=0.1, cooldown=2, lowest=0.2, kind="train"
+    )
+    values = [1.0, 1.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0]
+    assert _rates(rate, values, "train") == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2]
+
+
+def test_t9_plateau_names_a_metric_that_is_not_there():
+    with pytest.raises(ValueError, match=r"no eval metric 'accuracy', but \['cost'\]"):
+        schedules.Plateau(1.0, "accuracy").observe(Run("eval", 1.0))
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    ({"mode": "least"}, "mode"), ({"factor": 1.0}, "factor"), ({"patience": 0}, "patience"),
+    ({"cooldown": -1}, "cooldown"),
+    ({"min_delta": math.nan}, "min_delta"), ({"lowest": -1.0}, "lowest"), ({"kind": "test"}, "kind"),
+])  # fmt: skip
+def test_t9_bad_arguments_of_plateau_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        schedules.Plateau(0.1, "cost", **options)
