@@ -121,6 +121,9 @@ def test_find_lr_restores_after_an_error_and_names_what_is_wrong(example):
     for bad, named in (({"low": 1, "high": 0.1}, "low < high"), ({"steps": 2}, "steps")):
         with pytest.raises(ValueError, match=named):
             trainers.find_lr(step, example.pipeline(), **bad)
+    step.second = trainers.Update([tf.Variable(1.0)], trainers.optimizers.Sgd(0.1))
+    with pytest.raises(ValueError, match="find_lr needs a step with one Update, but this has 2"):
+        trainers.find_lr(step, example.pipeline())
 
 
 def test_find_batch_size_doubles_until_it_does_not_pay(example):
