@@ -46,7 +46,7 @@ class Nested(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Any:
         for i in range(COUNT):
-            objects = [{"bbox": tfds.features.BBox(0, 0, 1, k / 4), "label": k} for k in range(i % 3)]
+            objects = [{"bbox": tfds.features.BBox(0.0, 0.0, 1.0, k / 4), "label": k} for k in range(i % 3)]
             yield (
                 i,
                 {
