@@ -85,6 +85,14 @@ for wrap in (lambda f: f, jax.jit):
     np.testing.assert_array_equal(start, [1, 2])
     y = wrap(lambda x: library.lists(x))(jnp.float32(0))
     np.testing.assert_allclose(y, [-np.inf, 7, 1, 5, 2, 2, 3], rtol=0.02)
+    found = wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3]), has_counts=True))(x.T)
+    np.testing.assert_array_equal(found.sums, [x.T[0], x.T[1:].sum(0)])
+    np.testing.assert_array_equal(found.counts, [1, 2])
+    assert wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3])))(x.T).counts is None
+    assert wrap(lambda x: library.cast(x, dtype=jnp.int32))(x).dtype == jnp.int32
+    assert wrap(lambda x: library.cast(x))(x).dtype == jnp.float32
+    first, second = (float(wrap(lambda x: library.tick(x))(jnp.float32(0))) for _ in range(2))
+    assert second == first + 1, "stateful: not folded"
     ids = jnp.int32([[2], [0]])
     np.testing.assert_array_equal(wrap(lambda t, i: library.lookup(t, i))(x.T, ids), np.asarray(x.T)[ids])
 try:
@@ -99,6 +107,24 @@ except Exception as error:
     assert "id 7 is not in the table" in str(error), error
 else:
     raise AssertionError("no error")
+""")
+
+
+@pytest.mark.slow
+def test_o1_an_exception_from_a_task_of_a_parallel_loop():
+    source = str(Path(__file__).parent / "faulty.cc")
+    run(f"""
+library = custom_ops.load("Faulty", [{source!r}])
+for wrap in (lambda f: f, jax.jit):
+    for where in ("first", "last", "all", "nested"):
+        for _ in range(10):
+            try:
+                jax.block_until_ready(wrap(lambda x: library.throw_in_task(x, where=where))(jnp.float32(1)))
+            except Exception as error:
+                assert "thrown in a task" in str(error), error
+            else:
+                raise AssertionError("no error")
+    assert wrap(lambda x: library.throw_in_task(x, where="nowhere"))(jnp.float32(1)) == 64
 """)
 
 
