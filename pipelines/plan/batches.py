@@ -10,6 +10,7 @@ from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.plan.bad_examples import Skipping
 from tftoolkit.pipelines.plan.batching import Batch, Batching, checked_padding
 from tftoolkit.pipelines.plan.plan import Plan
+from tftoolkit.pipelines.sources.continued_rows import check_rows_go_on
 from tftoolkit.pipelines.sources.source import Spec
 
 
@@ -37,6 +38,8 @@ def batched(
     """See ``Pipeline.batch``."""
     need_elements(plan, "batch")
     size = integer("batch_size", batch_size, 1)
+    torn = [stage.label for stage in plan.stages if not stage.keeps_order]
+    check_rows_go_on(plan.source, torn, size)
     if drop_remainder and size > plan.length:
         raise ValueError(
             f"batch_size={size}: with drop_remainder=True no batch is left, as there are only {plan.length} examples"

@@ -68,6 +68,11 @@ class Stage:
         return False
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether each element stands where it stands in the stage before."""
+        return self.one_to_one and not self.shuffles
+
+    @property
     def map_functions(self) -> int:
         """How many functions of ``map`` it holds: the next one's number follows from it."""
         return 0

@@ -39,6 +39,7 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.keys import fold, stream_state
 from tftoolkit.pipelines.permutation import permute
+from tftoolkit.pipelines.sources.continued_rows import check_rows_go_on
 from tftoolkit.pipelines.sources.source import Example, Source, Spec
 
 MAX_PERIOD = 100_000
@@ -162,6 +163,7 @@ def _check_components(components: Any) -> None:
             raise TypeError(f"components[{name!r}]: expected one of pipelines.sources, got {source!r}")
         if not len(source):
             raise ValueError(f"components[{name!r}]: the source is empty")
+        check_rows_go_on(source, ["mix"])
         if isinstance(weight, bool) or not isinstance(weight, int | float | Fraction | np.integer | np.floating):
             raise TypeError(f"components[{name!r}]: the weight must be a number, got {weight!r}")
         if not (math.isfinite(weight) and weight > 0):

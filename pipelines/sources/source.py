@@ -94,7 +94,7 @@ def _stacked(values: Sequence[Any], spec: tf.TensorSpec) -> list[np.ndarray]:
     dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
     if not varies(spec):
         return [np.asarray(values, dtype).reshape([len(values), *spec.shape])]
-    arrays = [np.asarray(value, dtype) for value in values]
+    arrays = [np.asarray(value, dtype).reshape([len(value), *spec.shape[1:]]) for value in values]
     empty = np.empty([0, *spec.shape[1:]], dtype)
     return [np.concatenate([empty, *arrays]), np.array([len(array) for array in arrays], np.int64)]
 

@@ -19,7 +19,7 @@ class Selection:
 
     Attributes:
       element_spec: of one example.
-      decoders: what TFDS shall decode, for ``as_dataset`` and ``as_data_source``.
+      decoders: what TFDS shall decode, for ``as_dataset``.
     """
 
     def __init__(self, builder: Any, features: Sequence[str] | None) -> None:
@@ -75,6 +75,10 @@ class Selection:
     def decode(self, record: tf.Tensor) -> Example:
         """The features of a serialized example."""
         return self.flat(self._stored.deserialize_example(record, decoders=self._encoded))
+
+    def decode_np(self, record: bytes) -> dict[str, Any]:
+        """The same as NumPy arrays."""
+        return self.flat(self._stored.deserialize_example_np(record, decoders=self._encoded))
 
 
 def _leaves(specs: dict[str, Any], above: _Path = ()) -> Iterator[tuple[_Path, Any]]:

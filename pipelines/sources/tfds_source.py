@@ -21,6 +21,7 @@ from tftoolkit.pipelines.sources.tfds_features import Selection
 from tftoolkit.pipelines.sources.tfrecord_source import TFRecordSource
 
 FileFormat = tensorflow_datasets.core.FileFormat
+_RAW = tensorflow_datasets.decode.DeserializeMethod.RAW_BYTES
 
 MAX_BYTES_IN_MEMORY = 1 << 30
 
@@ -88,7 +89,7 @@ class ArrayRecordSplit:
         self._identity = identity
         self._selection = selection
         self.element_spec = selection.element_spec
-        self._records = builder.as_data_source(split=split, decoders=selection.decoders)
+        self._records = builder.as_data_source(split=split, deserialize_method=_RAW)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -104,7 +105,7 @@ class ArrayRecordSplit:
 
     def _read(self, indices: np.ndarray) -> list[list[Any]]:
         try:
-            rows = [self._selection.flat(row) for row in self._records.__getitems__(indices.tolist())]
+            rows = [self._selection.decode_np(record) for record in self._records.__getitems__(indices.tolist())]
         except Exception as error:  # array_record raises bare RuntimeError for whatever is wrong with a file
             raise _unreadable(self._folder, message_of(error)) from error
         return [[row[name] for row in rows] for name in self.element_spec]
@@ -188,17 +189,20 @@ def _decoded_bytes(spec: Spec, length: int) -> int:
 
 
 def _decode_all(builder: Any, split: str, selection: Selection, length: int) -> dict[str, Any]:
-    spec, decoders = selection.element_spec, selection.decoders
+    spec = selection.element_spec
     if length == 0:
         raise ValueError(f"split={split!r}: it has no examples")
     try:
         if builder.info.file_format == FileFormat.ARRAY_RECORD:
-            rows = [selection.flat(row) for row in builder.as_data_source(split=split, decoders=decoders)]
+            records = builder.as_data_source(split=split, deserialize_method=_RAW)
+            rows = [selection.decode_np(record) for record in records]
             columns = {name: _stack([row[name] for row in rows], one) for name, one in spec.items()}
         else:
             # One file after the other, so that the order is that of the files and never of the threads.
             read_config = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-            examples = builder.as_dataset(split=split, read_config=read_config, decoders=decoders).map(selection.flat)
+            examples = builder.as_dataset(split=split, read_config=read_config, decoders=selection.decoders).map(
+                selection.flat
+            )
             any_varies = any(varies(one) for one in spec.values())
             columns = next(iter(examples.ragged_batch(length) if any_varies else examples.batch(length)))
     except (tf.errors.OpError, RuntimeError, StopIteration) as error:

@@ -11,6 +11,7 @@ from absl import logging
 from tftoolkit.custom_ops.engine import tf_host
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 from tftoolkit.custom_ops.engine.token_reader import read_tokens
+from tftoolkit.pipelines.sources.continued_rows import ContinuedRows
 from tftoolkit.pipelines.sources.files import need_local
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 from tftoolkit.pipelines.sources.token_file import BLOCK_BYTES, HEADER_BYTES, TokenFile
@@ -28,8 +29,13 @@ def tokens(file: str | os.PathLike[str]) -> "DocumentSource":
 
 
 def token_windows(
-    file: str | os.PathLike[str], length: int, stride: int | None = None, targets: bool = False
-) -> "WindowSource":
+    file: str | os.PathLike[str],
+    length: int,
+    stride: int | None = None,
+    targets: bool = False,
+    *,
+    continue_rows: int | None = None,
+) -> "WindowSource | ContinuedRows":
     """The corpus of a token file, cut into windows over the borders of documents: {"tokens": int32[length]}.
 
     Window i begins at token i·stride. Tokens at the end that do not fill a window are left out.
@@ -39,19 +45,31 @@ def token_windows(
       length: tokens per window.
       stride: from the begin of a window to that of the next; default: ``length``, so that windows do not overlap.
       targets: add {"targets": int32[length]}: for each token the one that follows it in the corpus.
+      continue_rows: for truncated back-propagation through time: the corpus is laid in so many rows of equal length
+        side by side, and row r of each ``.batch(continue_rows)`` goes on where row r of the batch before ended. Adds
+        {"continues": bool}: False in an epoch's first batch, where the model's state must be forgotten. Windows that do
+        not fill all rows are left out, and nothing may change the order.
 
     Raises:
-      TypeError, ValueError: ``length`` or ``stride`` is no integer ≥ 1, or the corpus has no window of that length.
+      TypeError, ValueError: ``length``, ``stride`` or ``continue_rows`` is no integer ≥ 1, the corpus has no window of
+        that length (in each row), or rows that continue would overlap.
       FileNotFoundError, SourceError: see ``tokens``.
     """
     stride = length if stride is None else stride
-    for name, value in (("length", length), ("stride", stride)):
+    for name, value in (
+        ("length", length),
+        ("stride", stride),
+        ("continue_rows", 1 if continue_rows is None else continue_rows),
+    ):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name}: expected an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    if continue_rows is not None and stride != length:
+        raise ValueError(f"stride={stride}: with continue_rows it must be length={length}, or be left out")
     need_local("file", file)
-    return WindowSource(TokenFile(file), length, stride, bool(targets))
+    windows = WindowSource(TokenFile(file), length, stride, bool(targets))
+    return windows if continue_rows is None else ContinuedRows(windows, continue_rows)
 
 
 class DocumentSource:

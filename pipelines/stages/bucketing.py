@@ -19,6 +19,7 @@ from tftoolkit.pipelines.plan.batching import Padding, checked_padding
 from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.scan import lengths_of, need_fixed
 from tftoolkit.pipelines.plan.stage import Where
+from tftoolkit.pipelines.sources.continued_rows import check_rows_go_on
 from tftoolkit.pipelines.stages.ordering import without_shuffle
 
 
@@ -112,6 +113,7 @@ def bucketed(
 ) -> Plan:
     """See ``Pipeline.bucket``."""
     need_elements(plan, "bucket")
+    check_rows_go_on(plan.source, ["bucket"])
     plan, order = without_shuffle(plan, "bucket")
     padding = checked_padding(plan.element_spec, True, None, padding_values)
     assert padding is not None

@@ -18,6 +18,7 @@ from tftoolkit.pipelines.plan.plan import Plan
 from tftoolkit.pipelines.plan.scan import as_pairs, need_fixed, scan
 from tftoolkit.pipelines.plan.stage import Stage, Where
 from tftoolkit.pipelines.sources import rows as rows_lib
+from tftoolkit.pipelines.sources.continued_rows import check_rows_go_on
 from tftoolkit.pipelines.sources.record_files import write_records
 from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
@@ -114,6 +115,7 @@ class _Kept:
 def cached(plan: Plan, skipping: Skipping | None, directory: str | os.PathLike[str] | None) -> Plan:
     """``plan`` with its stages done already; see ``Pipeline.cache``."""
     need_elements(plan, "cache")
+    check_rows_go_on(plan.source, ["cache"])
     need_fixed(plan, "cache")
     made = _in_memory(plan, skipping) if directory is None else _on_disk(plan, Path(directory), skipping)
     stage = Cached(plan.element_spec, len(made), made._plan.stages)

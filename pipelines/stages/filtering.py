@@ -39,6 +39,10 @@ class Select(Stage):
         with tf.init_scope(), tf.device("CPU:0"):  # outside of the graph, which would hold a copy otherwise
             return tf.constant(self.indices, tf.int64)
 
+    @property
+    def keeps_order(self) -> bool:
+        return False
+
     @functools.cached_property
     def label(self) -> str:
         digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:12]

@@ -263,6 +263,14 @@ def test_t4_a_bitmap_that_is_cut_off_is_an_error() -> None:
                 decoder(3)(contents[:size])
 
 
+def test_t4_no_python_runs_in_the_graph() -> None:
+    """So that workers of a tf.data service can decode."""
+    stage = tf.function(image.decode(orient=True))
+    graph = stage.get_concrete_function({"image": tf.TensorSpec([], tf.string)}).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    assert not {node.op for node in nodes} & {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
+
 def test_t4_parameters_are_checked() -> None:
     with pytest.raises(TypeError, match=r"dtype=tf.float32: must be tf.uint8 or tf.uint16"):
         image.decode(dtype=tf.float32)

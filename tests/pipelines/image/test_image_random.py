@@ -1,4 +1,7 @@
-"""What random image stages draw: their distributions (chi-square, fixed seeds), and what follows from the draws."""
+"""What random image stages draw: their distributions (chi-square, fixed seeds), and what follows from the draws.
+
+A long file: every random stage, each with the distribution that it promises.
+"""
 
 import functools
 import io

@@ -110,16 +110,14 @@ def test_t7_silence_is_no_end_and_empty_is_empty(tmp_path: Path) -> None:
         assert fetched(written(tmp_path / "b.wav", content)).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    "subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"]
-)
-@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
+SUBTYPES = ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
+FORMS = [(form, one) for form in ("WAV", "WAVEX", "RF64") for one in SUBTYPES if soundfile.check_format(form, one)]
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMS)
 def test_t7_every_encoding_through_a_pipe(tmp_path: Path, form: str, subtype: str) -> None:
     path = tmp_path / "a.wav"
-    try:
-        soundfile.write(path, np.stack([TONE, -TONE], 1), 8000, subtype=subtype, format=form)
-    except (ValueError, soundfile.LibsndfileError):
-        pytest.skip("no such file")
+    soundfile.write(path, np.stack([TONE, -TONE], 1), 8000, subtype=subtype, format=form)
     content = path.read_bytes()
     expected = fetched(path)
     np.testing.assert_array_equal(expected, soundfile.read(path, dtype="float32")[0])

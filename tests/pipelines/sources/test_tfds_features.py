@@ -46,7 +46,7 @@ class Nested(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Any:
         for i in range(COUNT):
-            objects = [{"bbox": tfds.features.BBox(0, 0, 1, k / 4), "label": k} for k in range(i % 3)]
+            objects = [{"bbox": tfds.features.BBox(0.0, 0.0, 1.0, k / 4), "label": k} for k in range(i % 3)]
             yield (
                 i,
                 {
@@ -118,7 +118,7 @@ def test_t4_pictures_of_float32_are_refused_where_bytes_would_come(folder: Path)
 
 
 def test_t10_what_cannot_be_read_is_named_with_the_way_out(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"feature '(depth|ragged)' is .*Leave it out: features=\['deep'"):
+    with pytest.raises(ValueError, match=r"feature '(depth|ragged)' is .*Leave it out: features=\['"):
         sources.tfds("nested", "train", folder)
     with pytest.raises(ValueError, match=r"feature 'ragged' is TensorSpec.*at most the first dimension varies"):
         sources.tfds("nested", "train", folder, features=["ragged", "image"])
