@@ -1,4 +1,7 @@
-"""What a schema can say, run for real: lists, optional inputs, computed dimensions, updates in place."""
+"""What a schema can say, run for real: lists, optional inputs, computed dimensions, updates in place.
+
+A long file: each thing that a schema can say, eagerly, in graphs and under XLA.
+"""
 
 from pathlib import Path
 
