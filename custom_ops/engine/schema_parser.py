@@ -1,4 +1,4 @@
-"""Reads the schema language.
+"""Reads the schema language. A long file: a method for each rule of the grammar.
 
 Grammar (spaces are free)::
 

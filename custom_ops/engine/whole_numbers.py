@@ -48,6 +48,8 @@ def _cut(value: Any, wanted: tf.DType) -> str:
     """What of the value the dtype cannot hold, in words; empty where it holds all."""
     try:
         array = np.asarray(value)
+        if array.dtype.kind == "V":  # bfloat16 and its like, which NumPy does not know
+            array = array.astype(np.float64)
     except Exception:  # symbolic tensors in a list, ragged lists: for TensorFlow to judge
         return ""
     if array.dtype.kind not in "biufc" or np.can_cast(array.dtype, wanted.as_numpy_dtype):

@@ -1,4 +1,7 @@
-"""What a schema can say, run for real: lists, optional inputs, computed dimensions, updates in place."""
+"""What a schema can say, run for real: lists, optional inputs, computed dimensions, updates in place.
+
+A long file: each thing that a schema can say, eagerly, in graphs and under XLA.
+"""
 
 from pathlib import Path
 
@@ -360,6 +363,7 @@ def test_o9_numbers_that_an_integer_input_cannot_hold_are_refused(mode):
     wrong = [
         (ops.ints, np.array([1.0, 1.7]), "x must be i32, got 1.7 of float64, which int32 cannot hold"),
         (ops.ints, np.float32(2.5), "got 2.5 of float32"),
+        (ops.ints, np.array([2.5], tf.bfloat16.as_numpy_dtype), "got 2.5"),
         (ops.ints, np.array([2**40]), "got 1099511627776 of int64"),
         (ops.ints, np.array([np.nan]), "got nan"),
         (ops.ints, np.array([1 + 2j]), "complex128"),

@@ -1,4 +1,7 @@
-"""``load`` and ``load_inline`` as a user meets them: flags, headers, mistakes, names, notebooks, several processes."""
+"""``load`` and ``load_inline`` as a user meets them: flags, headers, mistakes, names, notebooks, several processes.
+
+A long file: what users do with one function.
+"""
 
 import concurrent.futures
 import copy
