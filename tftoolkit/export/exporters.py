@@ -14,6 +14,7 @@ from tftoolkit.export.proof import golden
 from tftoolkit.export.proof.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes import delegate, worker
+from tftoolkit.export.runtimes.made_up import Ranges
 from tftoolkit.export.runtimes.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
 
@@ -28,6 +29,7 @@ def saved_model(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes a SavedModel that was loaded again and computes the same as the model, or writes nothing.
@@ -43,7 +45,7 @@ def saved_model(
         functions up by those (``tf.saved_model.SaveOptions(function_aliases=...)``). A SavedModel keeps its own.
       ops: "decompose" replaces custom ops by their plain-TensorFlow references, so that the file loads anywhere;
         "native" keeps them and puts their libraries and ``load.py`` into ``assets.extra``.
-      representative, metric, max_drop: what else the file is proven on; see ``verify``.
+      representative, metric, max_drop, input_ranges: what else the file is proven on; see ``verify``.
       overwrite: replace what exists at ``path``.
 
     Raises ExportError when a stage fails, FileExistsError, FileNotFoundError, ValueError for unusable arguments.
@@ -61,7 +63,7 @@ def saved_model(
                 library.pack(built, custom)
         else:
             decompose.decomposed_copy(native, built, name)
-        proof = prove(built, open_saved_model(native), representative, metric, max_drop, name)
+        proof = prove(built, open_saved_model(native), representative, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
@@ -78,6 +80,7 @@ def tflite(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes a TFLite file that computes in ai-edge-litert what the model computes in TensorFlow.
@@ -97,7 +100,7 @@ def tflite(
       representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
         signature to either), at most 512 examples are used. "int8" and "int16x8" need 100 or more: they set each
         activation's range.
-      metric, max_drop: see ``verify``.
+      metric, max_drop, input_ranges: see ``verify``.
 
     Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError.
     """
@@ -130,7 +133,7 @@ def tflite(
                 delegate.pack(delegate.folder_of(built), custom)
             built.write_bytes(content)
             _check_quantised(built, quantize)
-        proof = prove(built, original, real or None, metric, max_drop, name)
+        proof = prove(built, original, real or None, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
@@ -144,6 +147,7 @@ def onnx(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes an ONNX file that computes in onnxruntime what the model computes in TensorFlow.
@@ -152,7 +156,7 @@ def onnx(
       model, signatures, overwrite: as in ``saved_model``. Free (None) dimensions stay free.
       path: the file to make; its name ends with .onnx.
       signature: which of several signatures; ONNX holds one function.
-      representative, metric, max_drop: what else the file is proven on; see ``verify``.
+      representative, metric, max_drop, input_ranges: what else the file is proven on; see ``verify``.
 
     Raises ExportError when a stage fails, naming the ops that ONNX lacks; FileExistsError, ValueError.
     """
@@ -169,7 +173,7 @@ def onnx(
         built = folder / "result.onnx"
         with stage("convert", name):
             built.write_bytes(worker.call(tf2onnx_bridge.convert, decomposed.absolute(), chosen, described))
-        proof = prove(built, original, representative, metric, max_drop, name)
+        proof = prove(built, original, representative, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 

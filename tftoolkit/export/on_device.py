@@ -16,11 +16,13 @@ from tftoolkit.export.convert.formats import FLOAT32
 from tftoolkit.export.convert.trace import trace
 from tftoolkit.export.exporters import write_proven
 from tftoolkit.export.proof import golden
-from tftoolkit.export.proof.parity import COARSE, GoldenCase, golden_cases
+from tftoolkit.export.proof.bounds import COARSE, golden_cases
+from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.proof.proof import Proof, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
+from tftoolkit.export.runtimes.made_up import NOT_FINITE, cases
 from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature
-from tftoolkit.export.runtimes.samples import Case, cases
+from tftoolkit.export.runtimes.samples import Case
 from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 from tftoolkit.export.staging import stage, workspace
 from tftoolkit.trainers import Step
@@ -197,7 +199,8 @@ def _bounded(found: Sequence[GoldenCase]) -> list[GoldenCase]:
             promised = (item.case.signature, name) == (TRAIN, "loss")
             wide = None if bound is None else tolerance + COARSE * bound
             # That of an integer output is a fraction of its elements.
-            bounds[name] = tolerance if promised else wide if item.outputs[name].dtype.kind == "f" else bound
+            distance = item.outputs[name].dtype.kind == "f" and item.case.kind not in NOT_FINITE
+            bounds[name] = tolerance if promised else wide if distance else bound
         bounded.append(dataclasses.replace(item, bounds=bounds))
     return bounded
 
@@ -206,7 +209,7 @@ def _proven(
     built: Path, model: SavedModelRuntime, sequence: Sequence[Case], real: Mapping[str, list[Arrays]], name: str
 ) -> Proof:
     try:
-        proof = prove(built, model, real, None, None, name, _bounded(golden_cases(model, sequence, FLOAT32)))
+        proof = prove(built, model, real, None, None, None, name, _bounded(golden_cases(model, sequence, FLOAT32)))
     except ExportError as error:
         if (error.stage, error.signature) != ("parity", TRAIN):
             raise

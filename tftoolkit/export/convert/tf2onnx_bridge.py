@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tftoolkit.export import saved_models
+from tftoolkit.export.convert import onnx_repairs
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes.runtime import Signature
 from tftoolkit.export.staging import quiet
@@ -36,7 +36,7 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     with quiet(), _logged(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             model, _ = tf2onnx.convert.from_function(
-                wrapped, specs, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
+                wrapped, specs, opset=OPSET, custom_op_handlers=onnx_repairs.handlers()
             )
         except Exception as error:  # it raises many kinds
             reason = f"tf2onnx: {type(error).__name__}: {str(error).strip()[:500]}"
@@ -78,18 +78,6 @@ def _with_constants(onnx: Any, graph: Any, function: Any) -> None:
     for entry in [entry for entry in graph.input if entry.name in values]:
         graph.initializer.append(onnx.numpy_helper.from_array(values[entry.name].numpy(), entry.name))
         graph.input.remove(entry)
-
-
-def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
-    """1 - erf(x): tf2onnx 1.17 lacks it, and every exact gelu has one."""
-    from tf2onnx import utils
-
-    output = node.output[0]
-    node.type = "Erf"
-    one = graph.make_const(
-        utils.make_name(f"{name}_one"), np.ones([], utils.map_onnx_to_numpy_type(graph.get_dtype(output)))
-    )
-    graph.insert_new_node_on_output("Sub", output, name=utils.make_name(name), inputs=[one.output[0], output])
 
 
 class _Errors(logging.Handler):

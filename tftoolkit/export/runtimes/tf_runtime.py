@@ -15,7 +15,7 @@ from tensorflow.python.eager import cancellation
 from tftoolkit.export import saved_models
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import rounding
-from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor, checked_inputs
+from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor, checked_inputs, strings
 
 
 class SavedModelRuntime:
@@ -49,7 +49,7 @@ class SavedModelRuntime:
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
         with tf.device("CPU:0"), _cancelled_after(seconds):
             outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        return {name: strings(np.asarray(value)) for name, value in outputs.items()}
 
     @property
     def variables(self) -> list[tf.Variable]:
