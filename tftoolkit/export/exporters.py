@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tftoolkit.export import saved_models
-from tftoolkit.export.convert import decompose, library, selective, tf2onnx_bridge
+from tftoolkit.export.convert import decompose, library, lite_repairs, selective, tf2onnx_bridge
 from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 from tftoolkit.export.proof import golden
@@ -117,7 +117,11 @@ def tflite(
         real = real_inputs(representative, original.signatures)
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
-        source = native if custom else decompose.decomposed_copy(native, folder / "decomposed", name)
+        if custom:
+            source = Path(shutil.copytree(native, folder / "copied"))
+        else:
+            source = decompose.decomposed_copy(native, folder / "decomposed", name)
+        saved_models.substitute(source, lite_repairs.substitute)
         if is_saved_model_path(model):
             source = separate(source, folder / "separate")
         built = folder / "result.tflite"

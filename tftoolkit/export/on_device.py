@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.export import saved_models
-from tftoolkit.export.convert import builtin_gradients, decompose
+from tftoolkit.export.convert import builtin_gradients, decompose, lite_repairs
 from tftoolkit.export.convert.convert import convert
 from tftoolkit.export.convert.formats import FLOAT32
 from tftoolkit.export.convert.trace import trace
@@ -76,6 +76,7 @@ def trainable_tflite(
             native = trace(step, signatures, folder / "native")
         decomposed = decompose.decomposed_copy(native, folder / "decomposed", name)
         saved_models.substitute(decomposed, builtin_gradients.substitute)
+        saved_models.substitute(decomposed, lite_repairs.substitute)
         original = open_saved_model(native)
         built = folder / "result.tflite"
         with stage("convert", name):

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 MAX_TEXT = 300  # of what a program that we call says
+_PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # what TensorFlow says before the matter
 
 
 class ExportError(RuntimeError):
@@ -144,8 +145,9 @@ class ExportReport:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, without colours, places in a program and what follows the first line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    line = text.splitlines()[0].strip() if text else type(error).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\} ?", "", str(error)).strip()
+    lines = text.splitlines() or [type(error).__name__]
+    line = next((line for line in lines if line and not _PLACE.match(line)), lines[0]).strip()
     return line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]}…"
 
 

@@ -125,7 +125,7 @@ def _golden(golden: SavedModelRuntime, cases: Sequence[Case], relative: float) -
         reason = (
             f"TensorFlow itself fails on random inputs{why}, and there are no real ones; give representative inputs"
         )
-        raise ExportError("parity", f"{reason}; give representative inputs", signature=signature)
+        raise ExportError("parity", reason, signature=signature)
     for position, outputs in first.items():
         for name, value in outputs.items():
             # Randomness would look like sensitivity, and any file would pass.

@@ -159,8 +159,8 @@ def judge(check: Check, number_format: Format) -> None:
         )
         if check.inputs in NOT_FINITE:
             reason = (
-                f"{check.error:.3g} of its elements are finite, infinite or NaN on {check.inputs} inputs where "
-                f"TensorFlow's are not. {_advice(check.inputs, number_format)}"
+                f"{check.error:.0%} of its elements are wrong on {check.inputs} inputs (finite, infinite or NaN where "
+                f"TensorFlow's are not). {_advice(check.inputs, number_format)}"
             )
     elif check.bound is None and not np.isfinite(check.error):
         reason = f"is not finite on {check.inputs} inputs, where TensorFlow is"

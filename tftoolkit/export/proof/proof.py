@@ -182,7 +182,9 @@ def _ranked(file: Mapping[str, Signature], golden: Mapping[str, Signature]) -> d
     found = {}
     for name, signature in file.items():
         pairs = zip(signature.inputs, golden[name].inputs, strict=True)
-        inputs = (ours if ours.shape is not None else dataclasses.replace(ours, shape=theirs.shape) for ours, theirs in pairs)
+        inputs = (
+            ours if ours.shape is not None else dataclasses.replace(ours, shape=theirs.shape) for ours, theirs in pairs
+        )
         found[name] = dataclasses.replace(signature, inputs=tuple(inputs))
     return found
 

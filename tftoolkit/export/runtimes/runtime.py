@@ -175,6 +175,8 @@ def _is_quantised(detail: Mapping[str, Any]) -> bool:
 
 
 def _to_integers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    if array.dtype == object and not array.ndim:
+        return np.asarray(array, "S")  # of a single string the interpreter takes no object
     if not _is_quantised(detail):
         return array
     scale, zero_point = detail["quantization"]

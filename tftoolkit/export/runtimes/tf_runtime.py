@@ -83,8 +83,9 @@ class SavedModelRuntime:
         """
         proto = saved_models.read(self.path)
         tensors = _constants(proto) if constants is not None else []
+        asserts = saved_models.without_assertions(proto)  # numbers that were moved may be out of their range
         inexact = functions is not None and rounding.has_functions(self.path)
-        if not tensors and not inexact:
+        if not tensors and not inexact and not asserts:
             return self
         for tensor in tensors:
             assert constants is not None

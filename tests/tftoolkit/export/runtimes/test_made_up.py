@@ -146,3 +146,64 @@ def test_e1_a_model_that_ends_its_process_on_some_integers(tmp_path, monkeypatch
     found = rehearsal.taken_by_tensorflow(tmp_path, tried)
     assert [case.kind for case in found] == [case.kind for case in tried if case.kind != "limits"]
     assert len(kinds) == 1 + len(INTEGER_KINDS)
+
+
+IMAGE = tf.TensorSpec([1, 4, 4, 1], tf.float32, "image")
+
+
+def asserted(image):
+    tf.debugging.assert_non_negative(image)
+    return {"small": tf.image.resize(image, [2, 2], "area")}
+
+
+@pytest.mark.parametrize(
+    ("function", "specs", "what"),
+    [
+        (asserted, [IMAGE], "Condition x >= 0 did not hold"),
+        pytest.param(
+            lambda ids: {"y": tf.gather(tf.ones([9]), ids + 50)}, [tf.TensorSpec([None], tf.int32, "ids")],
+            "is not in", marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("exporter", [export.onnx, pytest.param(export.saved_model, marks=pytest.mark.slow)])
+def test_e3_a_model_that_refuses_random_inputs_needs_real_ones(tmp_path, exporter, function, specs, what):
+    """Zeros alone prove nothing."""
+    with pytest.raises(export.ExportError, match=f"{what}.*give representative inputs"):
+        exporter(tf.Module(), tmp_path / "m.onnx", signatures={"f": (function, specs)})
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_e3_with_real_inputs_the_wrong_file_is_seen(tmp_path):
+    real = [{"image": np.random.default_rng(0).random([1, 4, 4, 1], np.float32)}]
+    with pytest.raises(export.ExportError, match=r"parity .* on real inputs"):
+        export.onnx(tf.Module(), tmp_path / "m.onnx", signatures={"f": (asserted, [IMAGE])}, representative={"f": real})
+
+    def right(image):
+        tf.debugging.assert_non_negative(image)
+        tf.debugging.assert_less_equal(image, 1.0)
+        return {"twice": 2.0 * image}
+
+    report = export.onnx(
+        tf.Module(), tmp_path / "m.onnx", signatures={"f": (right, [IMAGE])}, representative={"f": real}
+    )
+    assert report.rows[0].dropped == {"f": ["large", "nan", "inf"]}
+    arguments = {"signatures": {"f": (right, [IMAGE])}, "input_ranges": {"image": (0, 1)}, "quantize": None}
+    row = export.tflite(tf.Module(), tmp_path / "m.tflite", **arguments).rows[0]
+    assert {check.inputs for check in row.checks} == {"random", "zeros", "large"}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        (3, "must be a dict"),
+        ({"y": (0, 1)}, r"names 'y'; the inputs that are numbers are \['image'\]"),
+        ({"image": (1, 0)}, "both finite"),
+        ({"image": 1}, "must be .least, greatest."),
+        ({"image": (0, np.inf)}, "both finite"),
+    ],
+)
+def test_unusable_ranges(tmp_path, ranges, message):
+    signatures = {"f": (lambda image: 2 * image, [IMAGE])}
+    with pytest.raises(ValueError, match=message):
+        export.saved_model(tf.Module(), tmp_path / "m", signatures=signatures, input_ranges=ranges)
