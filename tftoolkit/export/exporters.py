@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tftoolkit.export import saved_models
-from tftoolkit.export.convert import decompose, library, lite_repairs, selective, tf2onnx_bridge
+from tftoolkit.export.convert import decompose, freeze, library, lite_repairs, selective, tf2onnx_bridge
 from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 from tftoolkit.export.proof import golden
@@ -109,7 +109,7 @@ def tflite(
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
-        native = _native(model, signatures, folder, name)
+        native = freeze.frozen(_native(model, signatures, folder, name), folder / "frozen")
         original = open_saved_model(native)
         _check_fake_quantization(native, "int8" if quantize == "int8" and not keep_float else None)
         custom = decompose.custom_ops(saved_models.op_types(native), library.find) if ops == "native" else {}
@@ -169,7 +169,7 @@ def onnx(
         raise ValueError(f"path must end with .onnx, got {name!r}")
     check_metric(metric, max_drop)
     with workspace(path, overwrite) as folder:
-        native = _native(model, signatures, folder, name)
+        native = freeze.frozen(_native(model, signatures, folder, name), folder / "frozen")
         _check_fake_quantization(native, None)
         original = open_saved_model(native).only(signature)
         chosen, described = next(iter(original.signatures.items()))

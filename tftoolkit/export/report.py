@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 MAX_TEXT = 300  # of what a program that we call says
-_PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # what TensorFlow says before the matter
+_PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # said before the matter
 
 
 class ExportError(RuntimeError):

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 DRAWS = 4
 COARSE = 4.0
-SECONDS = 20.0  # for a call on zeros, large numbers, infinities and NaN, on which a loop may have no end
+SECONDS = 20.0  # for a call on zeros, large numbers, NaN and integers, on which a loop may have no end
+INFINITE_SECONDS = 2.0  # on infinities, where many have none
 UNDECIDED = 0.5  # the fraction of elements from which on counting them says nothing
 COUNTS = 127  # whole numbers up to this are what an integer format stores exactly enough: a mask, a class
 PROVING = ("real", "random", *INTEGERS)  # a signature needs a call of one of these kinds
@@ -150,6 +151,7 @@ def _outputs(golden: SavedModelRuntime, cases: Mapping[int, Case]) -> tuple[dict
         for position, case in cases.items():
             try:
                 seconds = None if case.kind in ("real", "random") else SECONDS
+                seconds = INFINITE_SECONDS if case.kind == "inf" else seconds
                 found[position] = golden.run(case.signature, case.inputs, seconds)
             except Exception as error:  # TensorFlow raises many kinds
                 if case.kind == "real":

@@ -19,7 +19,7 @@ from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from tftoolkit.export.proof import golden as stored
 from tftoolkit.export.proof import memory
 from tftoolkit.export.proof.parity import GoldenCase, compare, refuse
-from tftoolkit.export.proof.rehearsal import rehearse, rehearse_integers
+from tftoolkit.export.proof.rehearsal import rehearse, rehearse_taken
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtimes import delegate
 from tftoolkit.export.runtimes.made_up import NOT_FINITE, Ranges, cases, latency_inputs
@@ -76,10 +76,13 @@ def verify(
         )
     if golden is None:
         return _proven_again(file, representative, metric)
+    from tftoolkit.export.convert.freeze import frozen
     from tftoolkit.export.convert.trace import trace
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(golden) if isinstance(golden, str | os.PathLike) else trace(golden, None, Path(folder) / "golden")
+        if (source / "saved_model.pb").is_file():
+            source = frozen(source, Path(folder) / "frozen")  # variables that can be perturbed, as the bound needs it
         return prove(file, open_saved_model(source), representative, metric, max_drop, input_ranges).report
 
 
@@ -138,7 +141,7 @@ def prove(
 
         tried = [] if known else cases(_ranked(opened.file.signatures, golden.signatures), real, ranges=ranges)
         found = known or golden_cases(golden, tried, opened.format)
-        rehearse_integers(path, [item.case for item in found])
+        rehearse_taken(path, [item.case for item in found])
         comparison = compare(opened.file, found, opened.format, opened.endless)
         if max_drop is None and not known:
             refuse(comparison.unproven, opened.format)

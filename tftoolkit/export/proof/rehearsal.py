@@ -14,7 +14,7 @@ from tftoolkit.export.runtimes.samples import Case
 
 SECONDS = 300  # for calls on ordinary inputs
 EXTREME_SECONDS = 30  # on large and infinite numbers, NaN, and integers of all sizes
-EXTREMES = ("large", "nan", "inf")
+EXTREMES = ("large", "nan")
 ROOM = 2 << 30  # bytes that a model may take beyond what it has: an integer may be a size
 
 
@@ -123,16 +123,20 @@ def _room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def rehearse_integers(path: Path, tried: Sequence[Case]) -> None:
-    """Calls a file on integers of all sizes, which TensorFlow takes. Raises ExportError where that ends its process."""
-    delicate = [case for case in tried if case.kind in (*INTEGERS, LIMITS)]
+def rehearse_taken(path: Path, tried: Sequence[Case]) -> None:
+    """Calls a file on integers of all sizes and on infinities, of those that TensorFlow takes.
+
+    Raises ExportError where that ends its process, or does not end.
+    """
+    delicate = [case for case in tried if case.kind in (*INTEGERS, LIMITS, "inf")]
     if not delicate or path.is_dir():
         return
     try:
-        worker.call_within(SECONDS, _run_all, path.absolute(), delicate)
+        worker.call_within(EXTREME_SECONDS * len(delicate), _run_all, path.absolute(), delicate)
     except TimeoutError:
-        reason = f"calls on integers ({', '.join(sorted({case.kind for case in delicate}))}) do not end"
-        raise ExportError("structure", reason) from None
+        kinds = ", ".join(dict.fromkeys(case.kind for case in delicate))
+        reason = f"calls on {kinds} inputs do not end, where TensorFlow's do: a loop's condition differs on them"
+        raise ExportError("parity", reason) from None
     except ExportError as error:
         raise _in_structure(error) from None
 
