@@ -28,6 +28,7 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     Raises ExportError where the converter fails or writes ops that ONNX does not have (it logs them and goes on).
     """
     tf2onnx, onnx = _libraries()
+    _check_names(name, signature)
     _without_jit(saved_model)
     loaded = tf.saved_model.load(str(saved_model))
     function = loaded.signatures[name]
@@ -39,7 +40,7 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
                 wrapped, specs, opset=OPSET, custom_op_handlers=onnx_repairs.handlers()
             )
         except Exception as error:  # it raises many kinds
-            reason = f"tf2onnx: {type(error).__name__}: {str(error).strip()[:500]}"
+            reason = f"tf2onnx: {type(error).__name__}: {_readable(str(error))}"
             raise ExportError("convert", reason, signature=name) from error
     _with_constants(onnx, model.graph, wrapped.get_concrete_function(*specs))
     _only_known_ops(onnx, model, name, errors.lines)
@@ -50,6 +51,18 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     except Exception as error:  # ValidationError and InferenceError have no common base
         raise ExportError("structure", f"ONNX's checker: {str(error).strip()[:500]}", signature=name) from error
     return model.SerializeToString(deterministic=True)
+
+
+def _check_names(name: str, signature: Signature) -> None:
+    """Raises ExportError where an input and an output have one name."""
+    outputs = {tensor.name for tensor in signature.outputs}
+    for tensor in signature.inputs:
+        if tensor.name in outputs:
+            reason = (
+                f"an input and an output are both named {tensor.name!r}; in ONNX all values of a graph have names of "
+                f"their own: give signatures in which one is called otherwise ({tensor.name}_out)"
+            )
+            raise ExportError("convert", reason, signature=name, tensor=tensor.name)
 
 
 def _without_jit(saved_model: Path) -> None:
@@ -78,6 +91,11 @@ def _with_constants(onnx: Any, graph: Any, function: Any) -> None:
     for entry in [entry for entry in graph.input if entry.name in values]:
         graph.initializer.append(onnx.numpy_helper.from_array(values[entry.name].numpy(), entry.name))
         graph.input.remove(entry)
+
+
+def _readable(text: str) -> str:
+    """The first line without Python's addresses of functions."""
+    return re.sub(r" *\(fct=<.*?>+\)", "", text.strip().split("\n")[0])[:500]
 
 
 class _Errors(logging.Handler):
@@ -111,7 +129,7 @@ def _only_known_ops(onnx: Any, model: Any, signature: str, errors: list[str]) ->
         if not known:
             unknown.add(f"{node.domain}:{node.op_type}" if node.domain else node.op_type)
     if unknown:
-        logged = f" (tf2onnx: {errors[0].splitlines()[0][:200]})" if errors else ""
+        logged = f" (tf2onnx: {_readable(errors[0])[:200]})" if errors else ""
         raise ExportError(
             "convert",
             f"ONNX has no op for {', '.join(sorted(unknown))}{logged}; rewrite that part of the model with other ops",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
+from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT16_WEIGHTS, FLOAT32, FLOAT64, Format
 from tftoolkit.export.proof import golden as stored
 from tftoolkit.export.proof import memory
 from tftoolkit.export.proof.parity import GoldenCase, compare, refuse
@@ -30,6 +30,7 @@ from tftoolkit.export.staging import stage
 if TYPE_CHECKING:
     from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 
+HALF_MAX = 65504.0  # of float16
 # predict(inputs, signature=default) -> outputs, both dicts of named arrays; the metric is better when larger.
 Metric = Callable[[Callable[..., Arrays]], float]
 
@@ -142,9 +143,12 @@ def prove(
         tried = [] if known else cases(_ranked(opened.file.signatures, golden.signatures), real, ranges=ranges)
         found = known or golden_cases(golden, tried, opened.format)
         rehearse_taken(path, [item.case for item in found])
-        comparison = compare(opened.file, found, opened.format, opened.endless)
-        if max_drop is None and not known:
-            refuse(comparison.unproven, opened.format)
+        try:
+            comparison = compare(opened.file, found, opened.format, opened.endless)
+            if max_drop is None and not known:
+                refuse(comparison.unproven, opened.format)
+        except ExportError as error:
+            raise _explained(error, golden, opened.format) from None
     value, golden_value = None, None
     if metric is not None:
         with stage("metric", name):
@@ -178,6 +182,19 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
                 real.setdefault(item.case.signature, []).append(item.case.inputs)
     row = _measured(path, path.name, opened, real or _inputs(known[0] if known else ()), checks)
     return ExportReport((dataclasses.replace(row, metric=evaluated(metric, opened.file) if metric else None),))
+
+
+def _explained(error: ExportError, golden: SavedModelRuntime, number_format: Format) -> ExportError:
+    """With the constants that float16 cannot hold, where those are what makes a file differ."""
+    large = golden.constants_beyond(HALF_MAX) if number_format is FLOAT16_WEIGHTS and error.stage == "parity" else []
+    if not large:
+        return error
+    stored = ", ".join(f"{value:g} is stored as {np.sign(value) * HALF_MAX:g}" for value in large[:3])
+    cause = (
+        f"{error.reason}. In float16 the model's constant {stored}: if it masks something, use one such as -3e4, and "
+        f"keep the inputs far below it (input_ranges)"
+    )
+    return ExportError(error.stage, cause, signature=error.signature, tensor=error.tensor)
 
 
 def _ranked(file: Mapping[str, Signature], golden: Mapping[str, Signature]) -> dict[str, Signature]:
@@ -285,7 +302,13 @@ def _open(path: Path, golden: SavedModelRuntime | None, ranges: Ranges) -> _Open
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:
         raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
-    endless = rehearse(path, ranges)
+    try:
+        endless = rehearse(path, ranges)
+    except ExportError as error:
+        if contents.format.calibrated and "SIGABRT" in error.reason:
+            reason = f"{error.reason}. Known: int8 of a ReLU that is zero for all representative inputs"
+            raise ExportError(error.stage, reason) from None
+        raise
     runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
     kind = f"TFLite {contents.format.name}"
     if contents.format.calibrated and contents.float_ops:

@@ -73,6 +73,12 @@ class SavedModelRuntime:
             for variable, value in before:
                 variable.assign(value)
 
+    def constants_beyond(self, limit: float) -> list[float]:
+        """The finite constants of larger magnitude, the largest of each tensor."""
+        arrays = [tf.make_ndarray(tensor).astype(np.float64) for tensor in _constants(saved_models.read(self.path))]
+        largest = [float(array.flat[np.argmax(np.abs(array))]) for array in arrays if array.size]
+        return sorted({value for value in largest if limit < abs(value) < np.inf})
+
     def changed(
         self, constants: Callable[[np.ndarray], np.ndarray] | None = None, functions: float | None = None
     ) -> "SavedModelRuntime":
