@@ -43,7 +43,7 @@ def _freeze(meta: meta_graph_pb2.MetaGraphDef, values: Any) -> None:
         info.name for signature in signatures for info in (*signature.inputs.values(), *signature.outputs.values())
     }
     computing = _needed(graph, results)
-    kept = _needed(graph, results | _loading(meta))  # without the training step, which changes variables
+    kept = _needed(graph, results | _loading(meta, names))  # without the training step, which changes variables
     for node in [node for node in graph.node if node.name not in kept]:
         graph.node.remove(node)
     for node in graph.node:
@@ -64,7 +64,7 @@ def _freeze(meta: meta_graph_pb2.MetaGraphDef, values: Any) -> None:
             node.ClearField("attr")
     for name, collection in list(meta.collection_def.items()):
         if collection.HasField("bytes_list"):
-            collection.bytes_list.value[:] = [v for v in collection.bytes_list.value if _variable(v) in kept - names]
+            collection.bytes_list.value[:] = [v for v in collection.bytes_list.value if _keeps(v, names)]
         elif not {_node(value) for value in collection.node_list.value} <= kept:
             del meta.collection_def[name]
 
@@ -81,13 +81,18 @@ def _needed(graph: graph_pb2.GraphDef, wanted: Iterable[str]) -> set[str]:
     return found
 
 
-def _loading(meta: meta_graph_pb2.MetaGraphDef) -> set[str]:
-    """What a loader runs or feeds."""
+def _loading(meta: meta_graph_pb2.MetaGraphDef, frozen_names: set[str]) -> set[str]:
+    """What a loader runs, feeds or looks up."""
     saver = meta.saver_def
     found = {saver.filename_tensor_name, saver.save_tensor_name, saver.restore_op_name} - {""}
     for name in _INITIALISERS:
         if name in meta.collection_def:
             found |= set(meta.collection_def[name].node_list.value)
+    for collection in meta.collection_def.values():  # variables of the newer kind stay
+        for variable in filter(None, map(_variable, collection.bytes_list.value)):
+            if _node(variable.variable_name) not in frozen_names:
+                found |= {variable.variable_name, variable.initializer_name, variable.snapshot_name}
+                found |= {variable.initial_value_name} - {""}
     return found | {info.tensor_info.name for info in meta.asset_file_def}
 
 
@@ -112,9 +117,15 @@ def _constant(node: node_def_pb2.NodeDef, value: np.ndarray) -> None:
     node.attr["value"].tensor.CopyFrom(proto)
 
 
-def _variable(item: bytes) -> str | None:
-    """The name of the variable that an entry of a collection describes."""
+def _keeps(item: bytes, frozen_names: set[str]) -> bool:
+    variable = _variable(item)
+    return variable is not None and _node(variable.variable_name) not in frozen_names
+
+
+def _variable(item: bytes) -> Any:
+    """The VariableDef in an entry of a collection, or None."""
     try:
-        return variable_pb2.VariableDef.FromString(item).variable_name.partition(":")[0]
+        found = variable_pb2.VariableDef.FromString(item)
+        return found if found.variable_name and found.initializer_name else None
     except Exception:  # an entry of another kind; protobuf's DecodeError differs between its implementations
         return None
