@@ -72,12 +72,13 @@ def golden_cases(golden: SavedModelRuntime, cases: Sequence[Case], number_format
     asks = bool(saved_models.op_types(golden.path) & ASKING)
     allowed = _allowed(golden, runnable, number_format, slack)
     found = []
-    for (case, outputs), bounds in zip(runnable, allowed, strict=True):
+    for (case, outputs), measured in zip(runnable, allowed, strict=True):
+        bounds: dict[str, float | None] = dict(measured)
         if case.kind in NOT_FINITE:
             bounds = {name: _of_class(case.kind, value, asks) for name, value in outputs.items()}
         # Calibrated activations saturate outside their range, by design.
         unbounded = number_format.calibrated and case.kind != "real"
-        found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else dict(bounds)))
+        found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else bounds))
     return found
 
 
