@@ -22,13 +22,13 @@ Calibration = Mapping[str, list[Arrays]]
 
 
 def check_calibration(mode: str, real: Calibration, signatures: Mapping[str, Signature]) -> None:
-    """Raises ValueError where a signature has too few real examples to calibrate, ExportError where it takes strings."""
+    """Raises ValueError where a signature has too few real examples to calibrate, ExportError for string inputs."""
     for name, signature in signatures.items():
         texts = [tensor.name for tensor in signature.inputs if tensor.dtype == object]
         if texts:
             reason = (
-                f"{mode} calibrates on real inputs, and TensorFlow's calibrator cannot be given strings ({texts[0]}): take "
-                f"quantize='dynamic' or 'float16', or export the part behind the look-up"
+                f"{mode} calibrates on real inputs, and TensorFlow's calibrator cannot be given strings ({texts[0]}): "
+                f"take quantize='dynamic' or 'float16', or export the part behind the look-up"
             )
             raise ExportError("convert", reason, signature=name, tensor=texts[0])
         count = sum(examples_in(arrays) for arrays in real.get(name, []))
