@@ -68,7 +68,7 @@ class Row:
     /proc is missing.
     ``signatures``: inputs and outputs of each in the file's order, as ``name: dtype[shape]``.
     ``dropped``: by signature the kinds of made-up inputs that the file is not proven on, as TensorFlow itself fails on
-    them or the format has no such numbers.
+    them (or overflows, in an integer format).
     ``unproven``: outputs, or parts of them, of which the bound says nothing, where ``max_drop`` decided.
     """
 

@@ -62,33 +62,40 @@ ASKING = {"IsInf", "IsNan", "IsFinite"}
 def golden_cases(golden: SavedModelRuntime, cases: Sequence[Case], number_format: Format) -> list[GoldenCase]:
     """The cases that TensorFlow can run. Raises ExportError where a signature has none, or its outputs are random."""
     slack = _slack(golden, cases, number_format)
-    # Integers have neither infinity nor NaN, and calibrated ones promise nothing outside of what was seen.
-    idle = {"inf"} if number_format.steps else set()
-    idle |= {*INTEGERS, LIMITS} if number_format.calibrated else set()
-    tried = taken_by_tensorflow(golden.path, [case for case in cases if case.kind not in idle])
+    tried = taken_by_tensorflow(golden.path, [case for case in cases if case.kind not in idle(number_format)])
     runnable = _golden(golden, tried, slack * number_format.rounding)
     if number_format.steps:  # what overflows in TensorFlow saturates in integers, which have no infinity
         runnable = [(case, outputs) for case, outputs in runnable if case.kind != "large" or _finite(outputs)]
     asks = bool(saved_models.op_types(golden.path) & ASKING)
+    compares = asks or golden.has_infinite_constants()
     allowed = _allowed(golden, runnable, number_format, slack)
     found = []
     for (case, outputs), measured in zip(runnable, allowed, strict=True):
         bounds: dict[str, float | None] = dict(measured)
         if case.kind in NOT_FINITE:
-            bounds = {name: _of_class(case.kind, value, asks) for name, value in outputs.items()}
+            bounds = {name: _of_class(case.kind, value, asks, compares) for name, value in outputs.items()}
         # Calibrated activations saturate outside their range, by design.
         unbounded = number_format.calibrated and case.kind != "real"
-        found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else bounds))
+        found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else bounds, asks))
     return found
 
 
-def _of_class(kind: str, value: np.ndarray, asks: bool) -> float | None:
+def idle(number_format: Format) -> set[str]:
+    """The kinds of inputs of which the format promises nothing.
+
+    Integers have no infinity, and calibrated ones end where the real inputs do.
+    """
+    return ({"inf"} if number_format.steps else set()) | ({*INTEGERS, LIMITS} if number_format.calibrated else set())
+
+
+def _of_class(kind: str, value: np.ndarray, asks: bool, compares: bool) -> float | None:
     """The fraction of elements that may be finite, infinite or NaN otherwise than TensorFlow's; None: any.
 
-    How NaN travels is not promised, nor what an integer is made of an infinity; but to a model that ``asks`` (is_nan,
-    is_inf, is_finite) they are inputs like others.
+    How NaN travels is not promised (a ReLU of infinity less infinity is 0 here and infinite there), nor what an integer
+    is made of an infinity; but to a model that ``asks`` (is_nan, is_inf, is_finite) they are inputs like others, and so
+    is infinity to one that ``compares`` with it.
     """
-    return 0.0 if asks or (kind == "inf" and is_float(value)) else None
+    return 0.0 if asks or (kind == "inf" and compares and value.dtype.kind in "fcVb") else None
 
 
 def _finite(outputs: Arrays) -> bool:

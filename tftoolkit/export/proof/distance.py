@@ -25,10 +25,14 @@ def distance(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.where(np.isnan(gap), np.inf, gap)))
 
 
-def fraction_of_other_class(actual: np.ndarray, expected: np.ndarray) -> float:
-    """How many elements are not finite, plus or minus infinity as expected; where NaN is expected all are right."""
+def fraction_of_other_class(actual: np.ndarray, expected: np.ndarray, nan: bool) -> float:
+    """How many elements are not finite, plus or minus infinity as expected.
+
+    Where NaN is expected all are right; where it is found instead of another one only if ``nan`` is False.
+    """
     classes = [_class(array) for array in (actual, expected)]
-    return float(np.mean((classes[0] != classes[1]) & (classes[1] != 2))) if expected.size else 0.0
+    judged = (classes[1] != 2) & (nan | (classes[0] != 2))
+    return float(np.mean((classes[0] != classes[1]) & judged)) if expected.size else 0.0
 
 
 def _class(array: np.ndarray) -> np.ndarray:

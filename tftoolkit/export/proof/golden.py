@@ -16,6 +16,7 @@ import numpy as np
 from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.report import ExportError, Row, plain
 from tftoolkit.export.runtimes.delegate import folder_of
+from tftoolkit.export.runtimes.made_up import NOT_FINITE
 from tftoolkit.export.runtimes.runtime import Signature, Tensor
 from tftoolkit.export.runtimes.samples import Case
 
@@ -47,6 +48,7 @@ def save(
                 "inputs": list(item.case.inputs),
                 "outputs": list(item.outputs),
                 "bounds": item.bounds,
+                "asks": item.asks,
             }
         )
     array_file, proof_file = folder / f"result{ARRAYS}", folder / f"result{PROOF}"
@@ -123,7 +125,7 @@ def _stored(cases: Sequence[GoldenCase]) -> list[GoldenCase]:
     found = []
     for item in cases:
         kind, signature = item.case.kind, item.case.signature
-        if kind == "nan" and all(bound is None for bound in item.bounds.values()):  # says nothing to be repeated
+        if kind in NOT_FINITE and all(bound is None for bound in item.bounds.values()):  # says nothing to be repeated
             continue
         size = sum(array.nbytes for array in (*item.case.inputs.values(), *item.outputs.values()))
         if kind == "real" and signature in room and room[signature] < size:
@@ -143,7 +145,9 @@ def _case(position: int, item: Mapping[str, Any], arrays: Any) -> GoldenCase:
     inputs, outputs = (
         {name: _restored(arrays[f"{position}/{side}/{name}"]) for name in item[side]} for side in ("inputs", "outputs")
     )
-    return GoldenCase(Case(item["kind"], item["signature"], inputs), outputs, _numbers(item["bounds"]))
+    return GoldenCase(
+        Case(item["kind"], item["signature"], inputs), outputs, _numbers(item["bounds"]), item.get("asks", False)
+    )
 
 
 def _restored(array: np.ndarray) -> np.ndarray:

@@ -32,11 +32,13 @@ class GoldenCase:
     """A case with TensorFlow's outputs, and how far off the file may be; None where no bound can be derived.
 
     For other outputs than floats a bound of at most 1 is a fraction of elements, a larger one a difference.
+    ``asks``: the model asks whether numbers are finite, so that it matters what NaN becomes.
     """
 
     case: Case
     outputs: Arrays
     bounds: dict[str, float | None]
+    asks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def compare(
         for name, value in item.outputs.items():
             _same_shape(case, name, value, actual[name])
             key = (case.signature, name, case.kind)
-            found[key].append(_checked(case, name, value, actual[name], item.bounds[name]))
+            found[key].append(_checked(item, name, actual[name]))
             if case.kind in ("real", "random"):
                 variations[key].see(value, actual[name])
     checks = tuple(map(_joined, found.values()))
@@ -89,13 +91,12 @@ def compare(
     return Comparison(checks, _unproven(checks, variations, number_format))
 
 
-def _checked(
-    case: Case, name: str, expected: np.ndarray, actual: np.ndarray, bound: float | None
-) -> tuple[Check, int | None]:
+def _checked(item: GoldenCase, name: str, actual: np.ndarray) -> tuple[Check, int | None]:
     """With the number of elements, where the error is a fraction of them."""
+    case, expected, bound = item.case, item.outputs[name], item.bounds[name]
     counted: int | None = expected.size
     if case.kind in NOT_FINITE and is_float(expected):
-        error = fraction_of_other_class(actual, expected)
+        error = fraction_of_other_class(actual, expected, item.asks)
     elif is_float(expected) or (bound is not None and bound > 1.0):
         error, counted = distance(actual, expected), None
     else:

@@ -138,9 +138,10 @@ def prove(
             f"an {opened.format.name} file is proven on real inputs: give representative for signatures {lacking}"
         )
     with stage("parity", name):
-        from tftoolkit.export.proof.bounds import golden_cases  # needs TensorFlow
+        from tftoolkit.export.proof.bounds import golden_cases, idle  # needs TensorFlow
 
         tried = [] if known else cases(_ranked(opened.file.signatures, golden.signatures), real, ranges=ranges)
+        tried = [case for case in tried if case.kind not in idle(opened.format)]
         found = known or golden_cases(golden, tried, opened.format)
         rehearse_taken(path, [item.case for item in found])
         try:

@@ -79,6 +79,10 @@ class SavedModelRuntime:
         largest = [float(array.flat[np.argmax(np.abs(array))]) for array in arrays if array.size]
         return sorted({value for value in largest if limit < abs(value) < np.inf})
 
+    def has_infinite_constants(self) -> bool:
+        tensors = _constants(saved_models.read(self.path))
+        return any(np.isinf(tf.make_ndarray(tensor).astype(np.float64)).any() for tensor in tensors)
+
     def changed(
         self, constants: Callable[[np.ndarray], np.ndarray] | None = None, functions: float | None = None
     ) -> "SavedModelRuntime":
