@@ -9,6 +9,7 @@ from draw import FREE, Draw, RandomModel
 
 WORDS = np.array([b"apple", b"pear", b"", "Gr\u00fc\u00dfe".encode(), b"unknown", b"42", b"two words"], object)
 Values = Callable[[np.random.Generator, Sequence[int]], np.ndarray]
+Inputs = dict[str, tuple[tuple[int, ...], str, Values | None]]
 
 
 def integers(d: Draw) -> RandomModel:
@@ -77,7 +78,7 @@ def words(d: Draw) -> RandomModel:
 
     name = d.one("look-up", "label", "comparison")
     function = {"look-up": look_up, "label": label, "comparison": same}[name]
-    made = {"x": ((8,), "float32", None)} if name == "label" else {"s": ((3,), "string", strings)}
+    made: Inputs = {"x": ((8,), "float32", None)} if name == "label" else {"s": ((3,), "string", strings)}
     found = _module(d, function, made, f"strings: {name}")
     found.model.table = table
     return found
@@ -128,9 +129,7 @@ def wide(d: Draw) -> RandomModel:
     )
 
 
-def _module(
-    d: Draw, function: Callable[..., Any], made: dict[str, tuple[tuple[int, ...], str, Values | None]], part: str
-) -> RandomModel:
+def _module(d: Draw, function: Callable[..., Any], made: Inputs, part: str) -> RandomModel:
     """``made``: from the name of an input to its shape without the batch, its dtype and what it holds."""
     batch = d.one(1, FREE, None)
     specs = [tf.TensorSpec([batch, *shape], dtype, name) for name, (shape, dtype, _) in made.items()]
