@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tftoolkit.export import saved_models
-from tftoolkit.export.convert import decompose, library, selective, tf2onnx_bridge
+from tftoolkit.export.convert import decompose, freeze, library, lite_repairs, selective, tf2onnx_bridge
 from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 from tftoolkit.export.proof import golden
 from tftoolkit.export.proof.proof import Metric, Proof, check_metric, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes import delegate, worker
+from tftoolkit.export.runtimes.made_up import Ranges
 from tftoolkit.export.runtimes.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
 
@@ -28,6 +29,7 @@ def saved_model(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes a SavedModel that was loaded again and computes the same as the model, or writes nothing.
@@ -43,7 +45,7 @@ def saved_model(
         functions up by those (``tf.saved_model.SaveOptions(function_aliases=...)``). A SavedModel keeps its own.
       ops: "decompose" replaces custom ops by their plain-TensorFlow references, so that the file loads anywhere;
         "native" keeps them and puts their libraries and ``load.py`` into ``assets.extra``.
-      representative, metric, max_drop: what else the file is proven on; see ``verify``.
+      representative, metric, max_drop, input_ranges: what else the file is proven on; see ``verify``.
       overwrite: replace what exists at ``path``.
 
     Raises ExportError when a stage fails, FileExistsError, FileNotFoundError, ValueError for unusable arguments.
@@ -61,7 +63,7 @@ def saved_model(
                 library.pack(built, custom)
         else:
             decompose.decomposed_copy(native, built, name)
-        proof = prove(built, open_saved_model(native), representative, metric, max_drop, name)
+        proof = prove(built, open_saved_model(native), representative, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
@@ -78,6 +80,7 @@ def tflite(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes a TFLite file that computes in ai-edge-litert what the model computes in TensorFlow.
@@ -97,7 +100,7 @@ def tflite(
       representative: real inputs as dicts of named arrays (iterable, or callable returning one; or a dict from
         signature to either), at most 512 examples are used. "int8" and "int16x8" need 100 or more: they set each
         activation's range.
-      metric, max_drop: see ``verify``.
+      metric, max_drop, input_ranges: see ``verify``.
 
     Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError.
     """
@@ -106,7 +109,7 @@ def tflite(
     check_metric(metric, max_drop)
     name = Path(path).name
     with workspace(path, overwrite) as folder:
-        native = _native(model, signatures, folder, name)
+        native = freeze.frozen(_native(model, signatures, folder, name), folder / "frozen")
         original = open_saved_model(native)
         _check_fake_quantization(native, "int8" if quantize == "int8" and not keep_float else None)
         custom = decompose.custom_ops(saved_models.op_types(native), library.find) if ops == "native" else {}
@@ -114,7 +117,11 @@ def tflite(
         real = real_inputs(representative, original.signatures)
         if isinstance(quantize, str) and quantize in CALIBRATED:
             check_calibration(quantize, real, original.signatures)
-        source = native if custom else decompose.decomposed_copy(native, folder / "decomposed", name)
+        if custom:
+            source = Path(shutil.copytree(native, folder / "copied"))
+        else:
+            source = decompose.decomposed_copy(native, folder / "decomposed", name)
+        saved_models.substitute(source, lite_repairs.substitute)
         if is_saved_model_path(model):
             source = separate(source, folder / "separate")
         built = folder / "result.tflite"
@@ -130,7 +137,7 @@ def tflite(
                 delegate.pack(delegate.folder_of(built), custom)
             built.write_bytes(content)
             _check_quantised(built, quantize)
-        proof = prove(built, original, real or None, metric, max_drop, name)
+        proof = prove(built, original, real or None, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
@@ -144,6 +151,7 @@ def onnx(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes an ONNX file that computes in onnxruntime what the model computes in TensorFlow.
@@ -152,7 +160,7 @@ def onnx(
       model, signatures, overwrite: as in ``saved_model``. Free (None) dimensions stay free.
       path: the file to make; its name ends with .onnx.
       signature: which of several signatures; ONNX holds one function.
-      representative, metric, max_drop: what else the file is proven on; see ``verify``.
+      representative, metric, max_drop, input_ranges: what else the file is proven on; see ``verify``.
 
     Raises ExportError when a stage fails, naming the ops that ONNX lacks; FileExistsError, ValueError.
     """
@@ -161,7 +169,7 @@ def onnx(
         raise ValueError(f"path must end with .onnx, got {name!r}")
     check_metric(metric, max_drop)
     with workspace(path, overwrite) as folder:
-        native = _native(model, signatures, folder, name)
+        native = freeze.frozen(_native(model, signatures, folder, name), folder / "frozen")
         _check_fake_quantization(native, None)
         original = open_saved_model(native).only(signature)
         chosen, described = next(iter(original.signatures.items()))
@@ -169,7 +177,7 @@ def onnx(
         built = folder / "result.onnx"
         with stage("convert", name):
             built.write_bytes(worker.call(tf2onnx_bridge.convert, decomposed.absolute(), chosen, described))
-        proof = prove(built, original, representative, metric, max_drop, name)
+        proof = prove(built, original, representative, metric, max_drop, input_ranges, name)
         write_proven(built, folder, path, proof, overwrite)
     return proof.report
 
@@ -220,6 +228,8 @@ def _check_quantised(built: Path, quantize: Any) -> None:
     from tftoolkit.export.convert import flatbuffer  # needs ai-edge-litert, which a SavedModel does not
 
     found = flatbuffer.inspect(built).format
+    if quantize in CALIBRATED and found.name == "dynamic":
+        return  # it only moves weights, and computes nothing
     if isinstance(quantize, str) and found.name != quantize:
         raise ExportError(
             "convert",

@@ -10,17 +10,19 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.export import saved_models
-from tftoolkit.export.convert import builtin_gradients, decompose
+from tftoolkit.export.convert import builtin_gradients, decompose, lite_repairs
 from tftoolkit.export.convert.convert import convert
 from tftoolkit.export.convert.formats import FLOAT32
 from tftoolkit.export.convert.trace import trace
 from tftoolkit.export.exporters import write_proven
 from tftoolkit.export.proof import golden
-from tftoolkit.export.proof.parity import COARSE, GoldenCase, golden_cases
+from tftoolkit.export.proof.bounds import COARSE, golden_cases
+from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.proof.proof import Proof, open_saved_model, prove
 from tftoolkit.export.report import ExportError, ExportReport
+from tftoolkit.export.runtimes.made_up import NOT_FINITE, cases
 from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature
-from tftoolkit.export.runtimes.samples import Case, cases
+from tftoolkit.export.runtimes.samples import Case
 from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 from tftoolkit.export.staging import stage, workspace
 from tftoolkit.trainers import Step
@@ -74,6 +76,7 @@ def trainable_tflite(
             native = trace(step, signatures, folder / "native")
         decomposed = decompose.decomposed_copy(native, folder / "decomposed", name)
         saved_models.substitute(decomposed, builtin_gradients.substitute)
+        saved_models.substitute(decomposed, lite_repairs.substitute)
         original = open_saved_model(native)
         built = folder / "result.tflite"
         with stage("convert", name):
@@ -197,7 +200,8 @@ def _bounded(found: Sequence[GoldenCase]) -> list[GoldenCase]:
             promised = (item.case.signature, name) == (TRAIN, "loss")
             wide = None if bound is None else tolerance + COARSE * bound
             # That of an integer output is a fraction of its elements.
-            bounds[name] = tolerance if promised else wide if item.outputs[name].dtype.kind == "f" else bound
+            distance = item.outputs[name].dtype.kind == "f" and item.case.kind not in NOT_FINITE
+            bounds[name] = tolerance if promised else wide if distance else bound
         bounded.append(dataclasses.replace(item, bounds=bounds))
     return bounded
 
@@ -206,7 +210,7 @@ def _proven(
     built: Path, model: SavedModelRuntime, sequence: Sequence[Case], real: Mapping[str, list[Arrays]], name: str
 ) -> Proof:
     try:
-        proof = prove(built, model, real, None, None, name, _bounded(golden_cases(model, sequence, FLOAT32)))
+        proof = prove(built, model, real, None, None, None, name, _bounded(golden_cases(model, sequence, FLOAT32)))
     except ExportError as error:
         if (error.stage, error.signature) != ("parity", TRAIN):
             raise

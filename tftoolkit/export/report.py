@@ -4,7 +4,11 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from typing import Any
+
+MAX_TEXT = 300  # of what a program that we call says
+_PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # said before the matter
 
 
 class ExportError(RuntimeError):
@@ -34,7 +38,10 @@ class Check:
 
     For integer, bool and string outputs both are fractions of elements that differ; a bound above 1 says that nearly
     all of an integer output changes by rounding alone, and both are differences. ``bound`` is None where no bound can
-    be derived (an int8 file on inputs outside its calibrated range), and the error only informs.
+    be derived (an int8 file on inputs outside its calibrated range), and the error only informs. On infinite inputs and
+    NaN the error is the fraction of elements that are finite, infinite or NaN otherwise.
+
+    ``inputs``: real, random, zeros, large, inf, nan; of integers also 0..9, 0..255, -1..1, -9..9 and limits.
     """
 
     signature: str
@@ -60,6 +67,9 @@ class Row:
     since a process with TensorFlow would cost many seconds and a browser's memory is not the file's, and where Linux's
     /proc is missing.
     ``signatures``: inputs and outputs of each in the file's order, as ``name: dtype[shape]``.
+    ``dropped``: by signature the kinds of made-up inputs that the file is not proven on, as TensorFlow itself fails on
+    them (or overflows, in an integer format).
+    ``unproven``: outputs, or parts of them, of which the bound says nothing, where ``max_drop`` decided.
     """
 
     file: str
@@ -71,6 +81,8 @@ class Row:
     golden_metric: float | None
     memory: int | None = None
     signatures: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    unproven: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """As plain values for JSON."""
@@ -119,11 +131,24 @@ class ExportReport:
             )
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+        for row in self.rows:
+            for signature, kinds in row.dropped.items():
+                lines.append(f"{row.file}, {signature}: TensorFlow takes no calls on {', '.join(kinds)}: not proven")
+            if row.unproven:
+                lines.append(f"{row.file}: {', '.join(row.unproven)} proven by the metric alone")
         return "\n".join(line.rstrip() for line in lines)
 
     def to_json(self) -> str:
         """The same as JSON, with every check; infinite and NaN numbers are written as strings."""
         return json.dumps({"rows": plain([row.to_dict() for row in self.rows])}, indent=1, allow_nan=False)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without colours, places in a program and what follows the first line."""
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\} ?", "", str(error)).strip()
+    lines = text.splitlines() or [type(error).__name__]
+    line = next((line for line in lines if line and not _PLACE.match(line)), lines[0]).strip()
+    return line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]}…"
 
 
 def plain(value: object) -> object:

@@ -39,6 +39,19 @@ def nodes(graph: graph_pb2.GraphDef) -> Iterator[node_def_pb2.NodeDef]:
         yield from function.node_def
 
 
+def without_assertions(proto: saved_model_pb2.SavedModel) -> bool:
+    """Takes the assertions out of a SavedModel, which do nothing but stop it. Returns whether there were any."""
+    found = False
+    for meta in proto.meta_graphs:
+        for node in nodes(meta.graph_def):
+            if node.op == "Assert":
+                node.op = "NoOp"
+                node.ClearField("input")
+                node.ClearField("attr")
+                found = True
+    return found
+
+
 def op_types(folder: Path) -> set[str]:
     """The types of all ops in a SavedModel."""
     return {node.op for meta in read(folder).meta_graphs for node in nodes(meta.graph_def)}

@@ -1,11 +1,12 @@
 """From a decomposed SavedModel to a TFLite flatbuffer."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
+from tftoolkit.export import saved_models
 from tftoolkit.export.convert import library
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import worker
@@ -21,8 +22,15 @@ Calibration = Mapping[str, list[Arrays]]
 
 
 def check_calibration(mode: str, real: Calibration, signatures: Mapping[str, Signature]) -> None:
-    """Raises ValueError where a signature has too few real examples to calibrate."""
-    for name in signatures:
+    """Raises ValueError where a signature has too few real examples to calibrate, ExportError for string inputs."""
+    for name, signature in signatures.items():
+        texts = [tensor.name for tensor in signature.inputs if tensor.dtype == object]
+        if texts:
+            reason = (
+                f"{mode} calibrates on real inputs, and TensorFlow's calibrator cannot be given strings ({texts[0]}): "
+                f"take quantize='dynamic' or 'float16', or export the part behind the look-up"
+            )
+            raise ExportError("convert", reason, signature=name, tensor=texts[0])
         count = sum(examples_in(arrays) for arrays in real.get(name, []))
         if count < MIN_CALIBRATION_EXAMPLES:
             raise ValueError(
@@ -44,8 +52,17 @@ def convert(
     ``custom``: the custom ops that stay in it (op type -> library). Raises ExportError naming the ops that TFLite does
     not have, or the signal that ended the child.
     """
-    # The child may live in another folder than this process does by now.
-    return worker.call(_convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io, custom or {})
+    try:
+        # The child may live in another folder than this process does by now.
+        return worker.call(
+            _convert, saved_model.absolute(), signatures, mode, calibration or {}, integer_io, custom or {}
+        )
+    except ExportError as error:
+        loops = {"While", "StatelessWhile"} & saved_models.op_types(saved_model)
+        if mode in CALIBRATED and loops and "SIGSEGV" in error.reason:
+            reason = f"{error.reason}. Known: {mode} of a loop (a recurrent layer without unroll=True)"
+            raise ExportError(error.stage, reason) from None
+        raise
 
 
 def _convert(
@@ -96,15 +113,55 @@ def _yielded(calibration: Calibration) -> Iterator[tuple[str, Arrays]]:
 
 def _reason(message: str) -> str:
     """The few lines that matter of the converter's many, and the likely cause."""
-    if "element_shape to be static" in message:
+    if "element_shape to be" in message:
         return f"TFLite has no builtin op for a list of tensors of unknown shape; {FIXED}"
     missing = re.findall(r"^(?:TF Select|Custom|Flex) ops: (.*)$", message, re.MULTILINE)
     if missing:
         names = sorted({name.strip() for names in missing for name in names.split(",")})
-        advice = "rewrite that part of the model with other ops"
-        if any(name.startswith("TensorList") for name in names):
-            advice = FIXED
-        return f"TFLite has no builtin op for {', '.join(names)}; {advice}"
+        operands = dict(re.findall(r"^\s*tf\.(\w+)\((.*?)\) ->", message, re.MULTILINE))
+        found = [f"{name}({_types(operands[name])})" if operands.get(name) else name for name in names]
+        return f"TFLite has no builtin op for {', '.join(found)}; {_advice(names, ' '.join(operands.values()))}"
     errors = re.findall(r"error: (.*)$", message, re.MULTILINE)
     lines = errors or [line for line in message.splitlines() if line.strip()]
-    return f"TensorFlow's converter: {lines[0].strip() if lines else 'no reason given'}"
+    line = re.sub(r"^loc\(.*\): (?=')", "", lines[0].strip()) if lines else "no reason given"
+    return f"TensorFlow's converter: {line}"
+
+
+def _advice(names: Sequence[str], types: str) -> str:
+    """What to do about ops that TFLite lacks, or lacks for such operands."""
+    if any(name.startswith("TensorList") for name in names):
+        return FIXED
+    if "f16" in types:
+        return (
+            "compute in float32; of a mixed_float16 model make one with the policy float32, and give it the weights of "
+            "this one (set_weights)"
+        )
+    if "complex" in types:
+        return "TFLite has hardly any op for complex numbers: make real ones of them (tf.abs, tf.math.real) at once"
+    if re.search(r"u?i(8|16|64)>|f64>", types):
+        return "compute in float32 or int32 (tf.cast) there, or rewrite that part of the model with other ops"
+    return "rewrite that part of the model with other ops"
+
+
+_MLIR = {
+    "i1": "bool",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+    "complex<f32>": "complex64",
+    "complex<f64>": "complex128",
+}
+
+
+def _types(operands: str) -> str:
+    """tensor<1x8x8x3xui8> is uint8[1, 8, 8, 3]."""
+    found = []
+    for shape, element in re.findall(r"tensor<((?:[\d?*]+x)*)([^<>]*(?:<[^<>]*>)?)>", operands):
+        name = _MLIR.get(element) or element.removeprefix("!tf_type.").replace("complex<f32>", "complex64").replace(
+            "complex<f64>", "complex128"
+        )
+        name = re.sub(r"^ui(?=\d)", "uint", name)
+        name = re.sub(r"^i(?=\d)", "int", name)
+        found.append(f"{name}[{', '.join('None' if n == '?' else n for n in shape.split('x')[:-1])}]")
+    return ", ".join(found)

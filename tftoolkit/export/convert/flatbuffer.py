@@ -10,6 +10,12 @@ from ai_edge_litert import schema_py_generated as schema
 from tftoolkit.export.convert.formats import DYNAMIC, FLOAT16_WEIGHTS, FLOAT32, INT8, INT16X8, Format
 from tftoolkit.export.report import ExportError
 
+# Ops that hand numbers on as they are.
+_MOVES = {
+    "EMBEDDING_LOOKUP", "EXPAND_DIMS", "GATHER", "GATHER_ND", "PACK", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE",
+    "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
@@ -61,7 +67,8 @@ def _format(path: str | os.PathLike[str], model: schema.ModelT, tensors: list[sc
     types = schema.TensorType
     scaled = [t for t in tensors if t.quantization is not None and t.quantization.scale is not None]
     weights = {tensor.type for tensor in scaled if _is_constant(model, tensor)}
-    activations = {tensor.type for tensor in scaled if not _is_constant(model, tensor)}
+    stored = _stored(model)
+    activations = {tensor.type for tensor in scaled if id(tensor) not in stored}
     half = any(tensor.type == types.FLOAT16 for tensor in tensors)
     if not scaled:
         return FLOAT16_WEIGHTS if half else FLOAT32
@@ -79,6 +86,22 @@ def _format(path: str | os.PathLike[str], model: schema.ModelT, tensors: list[sc
         "structure",
         f"{path} mixes {', '.join(found)}: there is no bound for such a number format, so nothing is proven",
     )
+
+
+def _stored(model: schema.ModelT) -> set[int]:
+    """The ids of the tensors that hold weights, or some of them as they are: rows of an embedding."""
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    found = {id(tensor) for graph in model.subgraphs for tensor in graph.tensors if _is_constant(model, tensor)}
+    for graph in model.subgraphs:
+        for op in graph.operators or []:
+            inputs = [graph.tensors[index] for index in op.inputs if index >= 0]
+            scaled = [
+                tensor for tensor in inputs if tensor.quantization is not None and tensor.quantization.scale is not None
+            ]
+            moves = names.get(model.operatorCodes[op.opcodeIndex].builtinCode) in _MOVES
+            if moves and scaled and all(id(tensor) in found for tensor in scaled):
+                found |= {id(graph.tensors[index]) for index in op.outputs}
+    return found
 
 
 def _float_ops(model: schema.ModelT) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tftoolkit.export import saved_models
+from tftoolkit.export.convert import onnx_repairs
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes.runtime import Signature
 from tftoolkit.export.staging import quiet
@@ -28,6 +28,7 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     Raises ExportError where the converter fails or writes ops that ONNX does not have (it logs them and goes on).
     """
     tf2onnx, onnx = _libraries()
+    _check_names(name, signature)
     _without_jit(saved_model)
     loaded = tf.saved_model.load(str(saved_model))
     function = loaded.signatures[name]
@@ -36,10 +37,10 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     with quiet(), _logged(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             model, _ = tf2onnx.convert.from_function(
-                wrapped, specs, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
+                wrapped, specs, opset=OPSET, custom_op_handlers=onnx_repairs.handlers()
             )
         except Exception as error:  # it raises many kinds
-            reason = f"tf2onnx: {type(error).__name__}: {str(error).strip()[:500]}"
+            reason = f"tf2onnx: {type(error).__name__}: {_readable(str(error))}"
             raise ExportError("convert", reason, signature=name) from error
     _with_constants(onnx, model.graph, wrapped.get_concrete_function(*specs))
     _only_known_ops(onnx, model, name, errors.lines)
@@ -50,6 +51,18 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     except Exception as error:  # ValidationError and InferenceError have no common base
         raise ExportError("structure", f"ONNX's checker: {str(error).strip()[:500]}", signature=name) from error
     return model.SerializeToString(deterministic=True)
+
+
+def _check_names(name: str, signature: Signature) -> None:
+    """Raises ExportError where an input and an output have one name."""
+    outputs = {tensor.name for tensor in signature.outputs}
+    for tensor in signature.inputs:
+        if tensor.name in outputs:
+            reason = (
+                f"an input and an output are both named {tensor.name!r}; in ONNX all values of a graph have names of "
+                f"their own: give signatures in which one is called otherwise ({tensor.name}_out)"
+            )
+            raise ExportError("convert", reason, signature=name, tensor=tensor.name)
 
 
 def _without_jit(saved_model: Path) -> None:
@@ -80,16 +93,9 @@ def _with_constants(onnx: Any, graph: Any, function: Any) -> None:
         graph.input.remove(entry)
 
 
-def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
-    """1 - erf(x): tf2onnx 1.17 lacks it, and every exact gelu has one."""
-    from tf2onnx import utils
-
-    output = node.output[0]
-    node.type = "Erf"
-    one = graph.make_const(
-        utils.make_name(f"{name}_one"), np.ones([], utils.map_onnx_to_numpy_type(graph.get_dtype(output)))
-    )
-    graph.insert_new_node_on_output("Sub", output, name=utils.make_name(name), inputs=[one.output[0], output])
+def _readable(text: str) -> str:
+    """The first line without Python's addresses of functions."""
+    return re.sub(r" *\(fct=<.*?>+\)", "", text.strip().split("\n")[0])[:500]
 
 
 class _Errors(logging.Handler):
@@ -123,7 +129,7 @@ def _only_known_ops(onnx: Any, model: Any, signature: str, errors: list[str]) ->
         if not known:
             unknown.add(f"{node.domain}:{node.op_type}" if node.domain else node.op_type)
     if unknown:
-        logged = f" (tf2onnx: {errors[0].splitlines()[0][:200]})" if errors else ""
+        logged = f" (tf2onnx: {_readable(errors[0])[:200]})" if errors else ""
         raise ExportError(
             "convert",
             f"ONNX has no op for {', '.join(sorted(unknown))}{logged}; rewrite that part of the model with other ops",

@@ -117,6 +117,7 @@ def _concrete(name: str, entry: Any) -> tf.types.experimental.ConcreteFunction:
                 f"signatures[{name!r}]: the tf.function has no input_signature, so what it accepts is not known; "
                 f"give (function, [tf.TensorSpec(shape, dtype, name), ...])"
             )
+        _check_specs(name, [spec for spec in tf.nest.flatten(entry.input_signature) if isinstance(spec, tf.TensorSpec)])
         return _traced(name, entry, [])
     raise ValueError(
         f"signatures[{name!r}] is {type(entry).__name__}; expected a tf.function with an input_signature, "
@@ -135,6 +136,12 @@ def _check_specs(name: str, specs: Any) -> None:
                 f"signatures[{name!r}]: spec {position} is {spec!r}; expected tf.TensorSpec(shape, dtype, name)"
             )
     names = [spec.name for spec in specs if spec.name is not None]
+    for given in names:
+        if ":" in given:
+            raise ValueError(
+                f"signatures[{name!r}]: an input is named {given!r}, and TensorFlow takes what follows a colon for the "
+                f"number of an output; call it {given.partition(':')[0]!r}"
+            )
     twice = sorted({given for given in names if names.count(given) > 1})
     if twice:
         raise ValueError(f"signatures[{name!r}]: more than one input is named {', '.join(twice)}")

@@ -16,11 +16,13 @@ import numpy as np
 from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.report import ExportError, Row, plain
 from tftoolkit.export.runtimes.delegate import folder_of
+from tftoolkit.export.runtimes.made_up import NOT_FINITE
 from tftoolkit.export.runtimes.runtime import Signature, Tensor
 from tftoolkit.export.runtimes.samples import Case
 
 ARRAYS, PROOF = ".golden.npz", ".proof.json"  # appended to the file's whole name
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)  # in version 1 no case was judged by what is infinite
 MAX_REAL_BYTES = 8_000_000  # of real examples: a proof beside each file must stay small
 
 
@@ -46,6 +48,7 @@ def save(
                 "inputs": list(item.case.inputs),
                 "outputs": list(item.outputs),
                 "bounds": item.bounds,
+                "asks": item.asks,
             }
         )
     array_file, proof_file = folder / f"result{ARRAYS}", folder / f"result{PROOF}"
@@ -73,8 +76,8 @@ def load(path: Path) -> tuple[list[GoldenCase], dict[str, Any]] | None:
         return None
     try:
         proof = json.loads(proof_file.read_text())
-        if proof["version"] != VERSION:
-            raise ExportError("golden", f"{proof_file.name} is of version {proof['version']}; this reads {VERSION}")
+        if proof["version"] not in READ:
+            raise ExportError("golden", f"{proof_file.name} is of version {proof['version']}; this reads {READ}")
         _same_checksum(path, proof["file_sha256"], "it is another file than the one that was proven")
         _same_checksum(array_file, proof["golden_sha256"], "the stored inputs and outputs were changed")
         if folder_of(path).is_dir():
@@ -122,7 +125,7 @@ def _stored(cases: Sequence[GoldenCase]) -> list[GoldenCase]:
     found = []
     for item in cases:
         kind, signature = item.case.kind, item.case.signature
-        if kind == "nan":  # says nothing that could be repeated: how NaN travels is not promised
+        if kind in NOT_FINITE and all(bound is None for bound in item.bounds.values()):  # says nothing to be repeated
             continue
         size = sum(array.nbytes for array in (*item.case.inputs.values(), *item.outputs.values()))
         if kind == "real" and signature in room and room[signature] < size:
@@ -142,7 +145,9 @@ def _case(position: int, item: Mapping[str, Any], arrays: Any) -> GoldenCase:
     inputs, outputs = (
         {name: _restored(arrays[f"{position}/{side}/{name}"]) for name in item[side]} for side in ("inputs", "outputs")
     )
-    return GoldenCase(Case(item["kind"], item["signature"], inputs), outputs, _numbers(item["bounds"]))
+    return GoldenCase(
+        Case(item["kind"], item["signature"], inputs), outputs, _numbers(item["bounds"]), item.get("asks", False)
+    )
 
 
 def _restored(array: np.ndarray) -> np.ndarray:

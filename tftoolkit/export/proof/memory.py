@@ -18,7 +18,8 @@ def peak(path: Path, signature: str, inputs: Arrays) -> int | None:
     """
     if not Path("/proc/self/status").is_file():
         return None
-    arrays: dict[str, Any] = dict(inputs)
+    # Text as bytes of one width: pickled objects could run code.
+    arrays: dict[str, Any] = {name: np.asarray(a, "S") if a.dtype == object else a for name, a in inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "inputs.npz", **arrays)
         command = [sys.executable, "-m", "tftoolkit.export.proof.memory", str(path), signature, f"{folder}/inputs.npz"]

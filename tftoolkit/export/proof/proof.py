@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format
+from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT16_WEIGHTS, FLOAT32, FLOAT64, Format
 from tftoolkit.export.proof import golden as stored
 from tftoolkit.export.proof import memory
-from tftoolkit.export.proof.parity import GoldenCase, compare, golden_cases
-from tftoolkit.export.proof.rehearsal import rehearse
+from tftoolkit.export.proof.parity import GoldenCase, compare, refuse
+from tftoolkit.export.proof.rehearsal import rehearse, rehearse_taken
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtimes import delegate
+from tftoolkit.export.runtimes.made_up import NOT_FINITE, Ranges, cases, latency_inputs
 from tftoolkit.export.runtimes.runtime import Arrays, Runtime, Signature, default_signature, open_lite
-from tftoolkit.export.runtimes.samples import Representative, cases, latency_inputs, real_inputs
+from tftoolkit.export.runtimes.samples import Case, Representative, real_inputs
 from tftoolkit.export.staging import stage
 
 if TYPE_CHECKING:
     from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 
+HALF_MAX = 65504.0  # of float16
 # predict(inputs, signature=default) -> outputs, both dicts of named arrays; the metric is better when larger.
 Metric = Callable[[Callable[..., Arrays]], float]
 
@@ -40,6 +42,7 @@ def verify(
     representative: Representative | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    input_ranges: Ranges | None = None,
     native: bool = False,
 ) -> ExportReport:
     """Proves a SavedModel, .tflite or .onnx file in its own runtime and returns what was measured.
@@ -54,6 +57,9 @@ def verify(
         outside its calibrated range.
       metric: ``metric(predict) -> float``, larger is better, with ``predict(inputs, signature=default) -> outputs``.
       max_drop: how much smaller the file's metric may be than the golden model's.
+      input_ranges: from the name of an input to (least, greatest), where the model never meets other numbers. The
+        made-up inputs keep to them; the others hold any numbers there are (integers of both signs and at the limits of
+        their type, floats that are large, infinite or NaN), as far as TensorFlow takes them.
       native: run the native code in ``NAME.tflite.delegate``, which a file exported with ``ops="native"`` needs; only
         for files that you trust.
 
@@ -71,11 +77,14 @@ def verify(
         )
     if golden is None:
         return _proven_again(file, representative, metric)
+    from tftoolkit.export.convert.freeze import frozen
     from tftoolkit.export.convert.trace import trace
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(golden) if isinstance(golden, str | os.PathLike) else trace(golden, None, Path(folder) / "golden")
-        return prove(file, open_saved_model(source), representative, metric, max_drop).report
+        if (source / "saved_model.pb").is_file():
+            source = frozen(source, Path(folder) / "frozen")  # variables that can be perturbed, as the bound needs it
+        return prove(file, open_saved_model(source), representative, metric, max_drop, input_ranges).report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +118,7 @@ def prove(
     representative: Representative | None,
     metric: Metric | None,
     max_drop: float | None,
+    ranges: Ranges | None = None,
     label: str | None = None,
     known: Sequence[GoldenCase] | None = None,
 ) -> Proof:
@@ -117,8 +127,9 @@ def prove(
     ``known``: the calls to prove it on, in this order, for a file whose calls depend on each other.
     """
     name = label or path.name
+    ranges = _checked_ranges(ranges, golden.signatures)
     with stage("structure", name):
-        opened = _open(path, golden)
+        opened = _open(path, golden, ranges)
         _same_signatures(golden.signatures, opened.file.signatures)
     real = real_inputs(representative, opened.file.signatures)
     lacking = sorted(set(opened.file.signatures) - {key for key, items in real.items() if items})
@@ -127,14 +138,27 @@ def prove(
             f"an {opened.format.name} file is proven on real inputs: give representative for signatures {lacking}"
         )
     with stage("parity", name):
-        found = known or golden_cases(golden, cases(opened.file.signatures, real), opened.format)
-        checks = compare(opened.file, found, opened.format.name, opened.endless)
+        from tftoolkit.export.proof.bounds import golden_cases, idle  # needs TensorFlow
+
+        tried = [] if known else cases(_ranked(opened.file.signatures, golden.signatures), real, ranges=ranges)
+        tried = [case for case in tried if case.kind not in idle(opened.format)]
+        found = known or golden_cases(golden, tried, opened.format)
+        rehearse_taken(path, [item.case for item in found])
+        try:
+            comparison = compare(opened.file, found, opened.format, opened.endless)
+            if max_drop is None and not known:
+                refuse(comparison.unproven, opened.format)
+        except ExportError as error:
+            raise _explained(error, golden, opened.format) from None
     value, golden_value = None, None
     if metric is not None:
         with stage("metric", name):
             value, golden_value = _metric(metric, opened.file, golden, max_drop)
-    row = _measured(path, name, opened, real or _inputs(found), checks)
-    row = dataclasses.replace(row, metric=value, golden_metric=golden_value)
+    row = _measured(path, name, opened, real or _inputs(found), comparison.checks)
+    unproven = tuple(map(str, comparison.unproven))
+    row = dataclasses.replace(
+        row, metric=value, golden_metric=golden_value, dropped=_dropped(tried, found), unproven=unproven
+    )
     return Proof(row, found, opened.file.signatures)
 
 
@@ -143,14 +167,17 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
     known = stored.load(path)
     checks: tuple[Check, ...] = ()
     with stage("structure", path.name):
-        opened = _open(path, None)
+        opened = _open(path, None, {})
         signatures = opened.file.signatures
         if known and known[1]["signatures"] != stored.described(signatures):
             raise ExportError("structure", f"signatures are {stored.described(signatures)}, not those of the proof")
     real = real_inputs(representative, signatures)
     if known:
         with stage("parity", path.name):
-            checks = compare(opened.file, known[0], opened.format.name, opened.endless)
+            comparison = compare(opened.file, known[0], opened.format, opened.endless)
+            checks = comparison.checks
+            if not known[1]["measured"].get("unproven"):  # else a metric decided at the export
+                refuse(comparison.unproven, opened.format)
         for item in known[0]:
             if item.case.kind == "real":
                 real.setdefault(item.case.signature, []).append(item.case.inputs)
@@ -158,11 +185,62 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
     return ExportReport((dataclasses.replace(row, metric=evaluated(metric, opened.file) if metric else None),))
 
 
+def _explained(error: ExportError, golden: SavedModelRuntime, number_format: Format) -> ExportError:
+    """With the constants that float16 cannot hold, where those are what makes a file differ."""
+    large = golden.constants_beyond(HALF_MAX) if number_format is FLOAT16_WEIGHTS and error.stage == "parity" else []
+    if not large:
+        return error
+    stored = ", ".join(f"{value:g} is stored as {np.sign(value) * HALF_MAX:g}" for value in large[:3])
+    cause = (
+        f"{error.reason}. In float16 the model's constant {stored}: if it masks something, use one such as -3e4, and "
+        f"keep the inputs far below it (input_ranges)"
+    )
+    return ExportError(error.stage, cause, signature=error.signature, tensor=error.tensor)
+
+
+def _ranked(file: Mapping[str, Signature], golden: Mapping[str, Signature]) -> dict[str, Signature]:
+    """The file's signatures, with the model's shapes where the file does not even tell the rank."""
+    found = {}
+    for name, signature in file.items():
+        pairs = zip(signature.inputs, golden[name].inputs, strict=True)
+        inputs = (
+            ours if ours.shape is not None else dataclasses.replace(ours, shape=theirs.shape) for ours, theirs in pairs
+        )
+        found[name] = dataclasses.replace(signature, inputs=tuple(inputs))
+    return found
+
+
+def _checked_ranges(ranges: Any, signatures: Mapping[str, Signature]) -> Ranges:
+    """Raises ValueError where they are not a dict from inputs to two numbers."""
+    if ranges is None:
+        return {}
+    if not isinstance(ranges, Mapping):
+        raise ValueError(f"input_ranges must be a dict from an input's name to (least, greatest), got {ranges!r}")
+    numbers = {t.name for signature in signatures.values() for t in signature.inputs if t.dtype.kind in "iufV"}
+    for name, limits in ranges.items():
+        if name not in numbers:
+            raise ValueError(f"input_ranges names {name!r}; the inputs that are numbers are {sorted(numbers)}")
+        fits = isinstance(limits, list | tuple) and len(limits) == 2 and all(map(np.isscalar, limits))
+        if not fits or not -np.inf < limits[0] <= limits[1] < np.inf:
+            raise ValueError(f"input_ranges[{name!r}] must be (least, greatest), both finite, got {limits!r}")
+    return dict(ranges)
+
+
+def _dropped(tried: Sequence[Case], found: Sequence[GoldenCase]) -> dict[str, list[str]]:
+    """By signature the kinds of made-up inputs of which no call was left."""
+    proven = {(item.case.signature, item.case.kind) for item in found}
+    left: dict[str, list[str]] = {}
+    for signature, kind in dict.fromkeys((case.signature, case.kind) for case in tried):
+        if (signature, kind) not in proven:
+            left.setdefault(signature, []).append(kind)
+    return left
+
+
 def _inputs(found: Sequence[GoldenCase]) -> dict[str, list[Arrays]]:
     """By signature what the file was called with; made-up inputs that TensorFlow refused are not among them."""
     inputs: dict[str, list[Arrays]] = {}
     for item in found:
-        if item.case.kind != "nan":
+        if item.case.kind not in NOT_FINITE:
             inputs.setdefault(item.case.signature, []).append(item.case.inputs)
     return inputs
 
@@ -198,11 +276,11 @@ class _Opened:
         return next(iter(self.runtimes.values()))
 
 
-def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
+def _open(path: Path, golden: SavedModelRuntime | None, ranges: Ranges) -> _Opened:
     if path.is_dir():
         return _open_saved_model(path)
     if path.suffix == ".onnx":
-        endless = rehearse(path)
+        endless = rehearse(path, ranges)
         runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
         # An .onnx file of ours computes in the types of its model.
         return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32, endless)
@@ -225,7 +303,13 @@ def _open(path: Path, golden: SavedModelRuntime | None) -> _Opened:
     expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
     if contents.stored < expected / 10:
         raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
-    endless = rehearse(path)
+    try:
+        endless = rehearse(path, ranges)
+    except ExportError as error:
+        if contents.format.calibrated and "SIGABRT" in error.reason:
+            reason = f"{error.reason}. Known: int8 of a ReLU that is zero for all representative inputs"
+            raise ExportError(error.stage, reason) from None
+        raise
     runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
     kind = f"TFLite {contents.format.name}"
     if contents.format.calibrated and contents.float_ops:

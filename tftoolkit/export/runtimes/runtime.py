@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from tftoolkit.export.report import ExportError
+from tftoolkit.export.report import ExportError, first_line
 from tftoolkit.export.runtimes import delegate
 from tftoolkit.export.staging import quiet
 
@@ -80,8 +80,8 @@ def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -
     arrays = {tensor.name: np.asarray(inputs[tensor.name]) for tensor in signature.inputs}
     for tensor in signature.inputs:
         array = arrays[tensor.name]
-        if tensor.dtype == object and array.dtype.kind in "SU":
-            array = arrays[tensor.name] = array.astype(object)
+        if tensor.dtype == object:
+            array = arrays[tensor.name] = strings(array)
         if array.dtype != tensor.dtype:
             raise ValueError(f"input {tensor.name!r} of signature {name!r} is {array.dtype}; expected {tensor}")
         if not tensor.accepts(array.shape):
@@ -89,11 +89,22 @@ def checked_inputs(name: str, signature: Signature, inputs: Mapping[str, Any]) -
     return arrays
 
 
+def strings(array: np.ndarray) -> np.ndarray:
+    """Strings as TensorFlow has them, objects that are bytes; other arrays as they are."""
+    if array.dtype.kind not in "OSU":
+        return array
+    found = np.empty(array.shape, object)
+    for index, item in np.ndenumerate(array):
+        found[index] = item.encode() if isinstance(item, str) else item
+    return found
+
+
 class LiteRuntime:
     """A .tflite file in ai-edge-litert's interpreter; free dimensions are resized by every call."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1):
         try:
+            from ai_edge_litert import schema_py_generated as schema
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise ImportError(
@@ -112,10 +123,11 @@ class LiteRuntime:
             raise ExportError("structure", f"LiteRT cannot open {path}: {error}") from error
         if not listed:
             raise ExportError("structure", f"{path} has no signature")
+        ranked = _ranked(schema.Model.GetRootAs(Path(path).read_bytes()))
         self.signatures = {
             name: Signature(
-                _details(listed[name]["inputs"], runner.get_input_details()),
-                _details(listed[name]["outputs"], runner.get_output_details()),
+                _details(listed[name]["inputs"], runner.get_input_details(), ranked[name]),
+                _details(listed[name]["outputs"], runner.get_output_details(), ranked[name]),
             )
             for name, runner in self._runners.items()
         }
@@ -129,15 +141,30 @@ class LiteRuntime:
         return {name: _to_numbers(array, details[name]) for name, array in outputs.items()}
 
 
-def _details(names: list[str], details: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, ...]:
-    return tuple(_tensor(name, details[name]) for name in names)
+def _ranked(model: Any) -> dict[str, set[str]]:
+    """By signature the inputs and outputs whose rank is known, which the interpreter does not tell of scalars."""
+    found = {}
+    for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
+        graph = model.Subgraphs(definition.SubgraphIndex())
+        places = [
+            *map(definition.Inputs, range(definition.InputsLength())),
+            *map(definition.Outputs, range(definition.OutputsLength())),
+        ]
+        names = {place.Name().decode() for place in places if graph.Tensors(place.TensorIndex()).HasRank()}
+        found[definition.SignatureKey().decode()] = names
+    return found
 
 
-def _tensor(name: str, detail: Mapping[str, Any]) -> Tensor:
+def _details(names: list[str], details: Mapping[str, Mapping[str, Any]], ranked: Container[str]) -> tuple[Tensor, ...]:
+    return tuple(_tensor(name, details[name], name in ranked) for name in names)
+
+
+def _tensor(name: str, detail: Mapping[str, Any], ranked: bool) -> Tensor:
     # shape_signature is empty for scalars and for tensors of unknown rank alike.
-    shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"]) or None
+    shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"]) or (() if ranked else None)
     if not _is_quantised(detail):
-        return Tensor(name, shape, np.dtype(detail["dtype"]))
+        dtype = np.dtype(detail["dtype"])
+        return Tensor(name, shape, np.dtype(object) if dtype.kind == "S" else dtype)  # strings, as TensorFlow has them
     scale, zero_point = detail["quantization"]
     stored = f"{np.dtype(detail['dtype']).name} (scale {scale:.6g}, zero point {zero_point})"
     return Tensor(name, shape, np.dtype(np.float32), stored)
@@ -148,6 +175,8 @@ def _is_quantised(detail: Mapping[str, Any]) -> bool:
 
 
 def _to_integers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    if array.dtype == object and not array.ndim:
+        return np.asarray(array, "S")  # of a single string the interpreter takes no object
     if not _is_quantised(detail):
         return array
     scale, zero_point = detail["quantization"]
@@ -158,7 +187,7 @@ def _to_integers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
 
 def _to_numbers(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     if not _is_quantised(detail):
-        return array
+        return strings(array)
     scale, zero_point = detail["quantization"]
     return ((array.astype(np.float64) - zero_point) * scale).astype(np.float32)
 
@@ -183,13 +212,13 @@ class OnnxRuntime:
             raise FileNotFoundError(f"no such file: {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors; warnings concern its own optimiser
+        options.log_severity_level = 4  # what fails is raised
         try:
             self._session = onnxruntime.InferenceSession(
                 Path(path).read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes have no common base of their own
-            raise ExportError("structure", f"onnxruntime cannot open {path}: {_first_line(error)}") from error
+            raise ExportError("structure", f"onnxruntime cannot open {path}: {first_line(error)}") from error
         signature = Signature(
             tuple(map(_onnx_tensor, self._session.get_inputs())), tuple(map(_onnx_tensor, self._session.get_outputs()))
         )
@@ -198,8 +227,19 @@ class OnnxRuntime:
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
         described = self.signatures[signature]
         arrays = checked_inputs(signature, described, inputs)
-        outputs = self._session.run(None, arrays)
-        return {tensor.name: np.asarray(value) for tensor, value in zip(described.outputs, outputs, strict=True)}
+        texts = {tensor.name for tensor in described.inputs if tensor.dtype == object}
+        feed = {name: _decoded(array) if name in texts else array for name, array in arrays.items()}
+        outputs = self._session.run(None, feed)
+        pairs = zip(described.outputs, outputs, strict=True)
+        return {tensor.name: strings(np.asarray(value, tensor.dtype)) for tensor, value in pairs}
+
+
+def _decoded(array: np.ndarray) -> np.ndarray:
+    """onnxruntime takes text."""
+    found = np.empty(array.shape, object)
+    for index, item in np.ndenumerate(array):
+        found[index] = item.decode()
+    return found
 
 
 def _onnx_tensor(value: Any) -> Tensor:
@@ -208,10 +248,6 @@ def _onnx_tensor(value: Any) -> Tensor:
         raise ExportError("structure", f"is of type {value.type}, which cannot be proven", tensor=value.name)
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     return Tensor(value.name, shape, np.dtype(_ONNX_TYPES[element]))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def open_lite(path: Path, threads: int) -> Runtime:

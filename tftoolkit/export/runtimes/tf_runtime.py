@@ -15,7 +15,7 @@ from tensorflow.python.eager import cancellation
 from tftoolkit.export import saved_models
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import rounding
-from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor, checked_inputs
+from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor, checked_inputs, strings
 
 
 class SavedModelRuntime:
@@ -49,7 +49,7 @@ class SavedModelRuntime:
         arrays = checked_inputs(signature, self.signatures[signature], inputs)
         with tf.device("CPU:0"), _cancelled_after(seconds):
             outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        return {name: strings(np.asarray(value)) for name, value in outputs.items()}
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -73,6 +73,16 @@ class SavedModelRuntime:
             for variable, value in before:
                 variable.assign(value)
 
+    def constants_beyond(self, limit: float) -> list[float]:
+        """The finite constants of larger magnitude, the largest of each tensor."""
+        arrays = [tf.make_ndarray(tensor).astype(np.float64) for tensor in _constants(saved_models.read(self.path))]
+        largest = [float(array.flat[np.argmax(np.abs(array))]) for array in arrays if array.size]
+        return sorted({value for value in largest if limit < abs(value) < np.inf})
+
+    def has_infinite_constants(self) -> bool:
+        tensors = _constants(saved_models.read(self.path))
+        return any(np.isinf(tf.make_ndarray(tensor).astype(np.float64)).any() for tensor in tensors)
+
     def changed(
         self, constants: Callable[[np.ndarray], np.ndarray] | None = None, functions: float | None = None
     ) -> "SavedModelRuntime":
@@ -83,8 +93,9 @@ class SavedModelRuntime:
         """
         proto = saved_models.read(self.path)
         tensors = _constants(proto) if constants is not None else []
+        asserts = saved_models.without_assertions(proto)  # numbers that were moved may be out of their range
         inexact = functions is not None and rounding.has_functions(self.path)
-        if not tensors and not inexact:
+        if not tensors and not inexact and not asserts:
             return self
         for tensor in tensors:
             assert constants is not None

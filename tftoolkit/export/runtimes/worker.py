@@ -28,8 +28,8 @@ IDLE = 60.0  # seconds after which the child ends and gives its memory back
 GONE = 3  # its exit status then
 BUG = "a bug in the converter or the runtime that this model meets"
 CAUSES = {
-    "SIGSEGV": f"{BUG}. Known: int8 or int16x8 of a loop (a recurrent layer without unroll=True)",
-    "SIGABRT": f"{BUG}. Known: int8 of a ReLU that is zero for all representative inputs",
+    "SIGSEGV": BUG,
+    "SIGABRT": BUG,
     "SIGKILL": "the system killed it, most likely because memory ran out",
 }
 

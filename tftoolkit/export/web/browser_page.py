@@ -1,6 +1,7 @@
 """A web page around a .tflite file: one draws a digit and the model, in the browser, says which."""
 
 import base64
+import dataclasses
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from tftoolkit.export.convert.formats import FLOAT32
 from tftoolkit.export.proof import golden
 from tftoolkit.export.proof.parity import GoldenCase, judge
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtimes import litert_js
 from tftoolkit.export.runtimes.browser import Browser, BrowserError
+from tftoolkit.export.runtimes.made_up import NOT_FINITE
 from tftoolkit.export.runtimes.runtime import default_signature
 from tftoolkit.export.staging import commit, stage, workspace
 from tftoolkit.export.web.serving import served
@@ -76,7 +79,9 @@ def web(
             for item in (source, *golden.beside(source)):
                 shutil.copyfile(item, built / item.name)
             (built / "page.json").write_text(json.dumps(page, indent=1) + "\n")
-            (built / "golden.json").write_text(json.dumps([_case(item) for item in cases]))
+            (built / "golden.json").write_text(
+                json.dumps([_case(item) for item in cases if item.case.kind not in NOT_FINITE])
+            )
         with stage("browser", name):
             checks, latency = _run(built)
         commit(built, folder, overwrite, {})
@@ -213,6 +218,6 @@ def _run(folder: Path) -> tuple[tuple[Check, ...], Latency]:
         Check(item["signature"], item["tensor"], item["kind"], float(item["error"]), item["bound"]) for item in found
     )
     for check in checks:
-        judge(check, "the proof beside the file")
+        judge(check, dataclasses.replace(FLOAT32, name="the proof beside the file"))
     median, p95 = np.percentile(times, [50, 95])
     return checks, Latency(float(median), float(p95))

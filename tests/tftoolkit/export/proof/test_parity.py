@@ -11,7 +11,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import export
-from tftoolkit.export.proof import parity, rehearsal
+from tftoolkit.export.convert.formats import FLOAT32, INT8
+from tftoolkit.export.proof import bounds, rehearsal
 from tftoolkit.export.proof.parity import GoldenCase, compare
 from tftoolkit.export.runtimes.samples import Case
 
@@ -78,16 +79,16 @@ def test_close_decisions_of_one_call_excuse_no_other():
     golden = [
         GoldenCase(Case("real", "f", {}), {"best": np.zeros(4, np.int32)}, {"best": bound}) for bound in (0.25, 0.0)
     ]
-    (check,) = compare(Classes([0, 7, 0, 0], [0, 0, 0, 0]), golden, "int8")
+    (check,) = compare(Classes([0, 7, 0, 0], [0, 0, 0, 0]), golden, INT8).checks
     assert (check.error, check.bound) == (0.125, 0.125)
     with pytest.raises(export.ExportError, match=r"by 0\.25 on real inputs; int8 allows 0\.125"):
-        compare(Classes([0, 7, 0, 0], [0, 0, 1, 0]), golden, "int8")
+        compare(Classes([0, 7, 0, 0], [0, 0, 1, 0]), golden, INT8)
 
 
 def test_calls_that_end_in_tensorflow_only_are_not_tried():
     golden = [GoldenCase(Case("nan", "f", {}), {"best": np.zeros(4, np.int32)}, {"best": None})]
     with pytest.raises(export.ExportError, match="at signature 'f': calls on nan inputs do not end, where TensorFlow"):
-        compare(Classes(), golden, "float32", {"nan"})
+        compare(Classes(), golden, FLOAT32, {"nan"})
 
 
 @pytest.mark.parametrize(("exporter", "file"), [(export.tflite, "m.tflite"), (export.onnx, "m.onnx")])
@@ -134,7 +135,7 @@ def test_functions_of_any_type_in_loops_and_branches(tmp_path):
 )
 def test_loops_without_end_on_made_up_inputs(tmp_path, monkeypatch, exporter):
     """The exponential of a large number is infinite, and stays above 1 whatever it is divided by."""
-    monkeypatch.setattr(parity, "SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "SECONDS", 1.0)
     monkeypatch.setattr(rehearsal, "EXTREME_SECONDS", 1.0)
 
     def function(x):

@@ -18,7 +18,7 @@ def child(monkeypatch):
         def __init__(self):
             self.seen, self.fails = [], {}
 
-        def call_within(self, seconds, function, path, kinds):
+        def call_within(self, seconds, function, path, kinds, ranges):
             self.seen.append((seconds, path, tuple(kinds)))
             for kind, error in self.fails.items():
                 if kind in kinds:
@@ -30,7 +30,7 @@ def child(monkeypatch):
 
 
 def test_a_file_that_runs(child):
-    assert rehearsal.rehearse(FILE) == frozenset()
+    assert rehearsal.rehearse(FILE, {}) == frozenset()
     path = FILE.absolute()
     assert child.seen == [
         (rehearsal.SECONDS, path, ("random", "zeros")), (rehearsal.EXTREME_SECONDS, path, ("large", "nan")),
@@ -40,20 +40,20 @@ def test_a_file_that_runs(child):
 @pytest.mark.parametrize("endless", [{"large"}, {"nan"}, {"large", "nan"}])
 def test_kinds_on_which_it_does_not_end_are_found_one_by_one(child, endless):
     child.fails = dict.fromkeys(endless, TimeoutError())
-    assert rehearsal.rehearse(FILE) == endless
+    assert rehearsal.rehearse(FILE, {}) == endless
 
 
 def test_ordinary_inputs_must_end(child):
     child.fails = {"zeros": TimeoutError()}
     with pytest.raises(export.ExportError, match=r"structure failed: three calls on random .* do not end within 300"):
-        rehearsal.rehearse(FILE)
+        rehearsal.rehearse(FILE, {})
 
 
 @pytest.mark.parametrize("kind", ["random", "nan"])
 def test_a_crash_is_a_matter_of_structure(child, kind):
     child.fails = {kind: export.ExportError("convert", "it died", signature="s", tensor="t")}
     with pytest.raises(export.ExportError, match="structure failed at signature 's', tensor 't': it died"):
-        rehearsal.rehearse(FILE)
+        rehearsal.rehearse(FILE, {})
 
 
 def test_a_crash_while_the_kind_is_looked_for(child):
@@ -66,4 +66,4 @@ def test_a_crash_while_the_kind_is_looked_for(child):
 
     child.call_within = call_within
     with pytest.raises(export.ExportError, match="structure failed: it died"):
-        rehearsal.rehearse(FILE)
+        rehearsal.rehearse(FILE, {})
