@@ -10,14 +10,17 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.files import FilePath, identity, is_remote, list_files, names_and_sizes
-from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python, varies
+from tftoolkit.pipelines.sources.parquet_group import Batch, RowGroup
+from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
+
+_KEPT_BYTES = 1 << 30
 
 
 class ParquetSource:
     """See ``parquet``."""
 
     def __init__(
-        self, paths: Sequence[str], columns: Sequence[str] | None, defaults: Mapping[str, Any], row_groups: int
+        self, paths: Sequence[str], columns: Sequence[str] | None, defaults: Mapping[str, Any], row_groups: int | None
     ) -> None:
         self._paths = list(paths)
         self._identity = {
@@ -55,52 +58,27 @@ class ParquetSource:
         file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1
         return f"{self._paths[file]}, row {index - int(self._first_of_file[file])}"
 
-    def _read(self, rows: np.ndarray) -> list[list[Any]]:
-        values: list[list[Any]] = [[None] * len(rows) for _ in self.element_spec]
+    def _read(self, rows: np.ndarray) -> list[np.ndarray]:
+        batch = Batch(len(rows), self.element_spec)
         groups = np.searchsorted(self._first, rows, side="right") - 1
-        for group in np.unique(groups):
-            places = np.flatnonzero(groups == group)
-            columns = self._cache.get(int(group))
-            for column, name in zip(values, self.element_spec, strict=True):
-                taken = columns[name].take(rows[places] - self._first[group])
-                for place, value in zip(places, self._values(name, taken, rows[places]), strict=True):
-                    column[place] = value
-        return values
+        order = np.argsort(groups, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(rows) else []:
+            group = int(groups[places[0]])
+            first, found = self._first[group], self._cache.get(group)
+            within = rows[places] - first
+            if (problem := found.problem(within)) is not None:
+                raise SourceError(f"{self.describe(int(first) + problem[0])}, {problem[1]}")
+            found.put(within, batch, places)
+        return batch.columns()
 
-    def _values(self, name: str, taken: Any, rows: np.ndarray) -> list[Any]:
-        """The rows of a column as arrays; ``rows`` are their numbers in the source, for messages."""
-        spec = self.element_spec[name]
-        valid = taken.is_valid().to_numpy(zero_copy_only=False)
-        present = taken.drop_null()
-        leaf = _leaf(present)
-        if leaf.null_count and spec.dtype.is_floating:
-            leaf = leaf.fill_null(float("nan"))
-        elif leaf.null_count:
-            bad = next(i for i in range(len(present)) if _leaf(present.slice(i, 1)).null_count)
-            raise SourceError(
-                f"{self.describe(int(rows[valid][bad]))}, column {name!r}: a value in the list is missing"
-            )
-        found = iter(_split(leaf, present, spec))
-        return [next(found) if ok else self._missing(name, int(row)) for ok, row in zip(valid, rows, strict=True)]
-
-    def _missing(self, name: str, row: int) -> Any:
-        if name in self._defaults:
-            return self._defaults[name]
-        spec = self.element_spec[name]
-        if spec.dtype.is_floating and spec.shape.rank == 0:
-            return np.nan
-        raise SourceError(
-            f"{self.describe(row)}, column {name!r}: the value is missing, and {spec.dtype.name}{spec.shape} has none "
-            f"for that; give defaults={{{name!r}: …}}"
-        )
-
-    def _read_group(self, number: int) -> dict[str, Any]:
+    def _read_group(self, number: int) -> RowGroup:
         file, group = self._groups[number]
         path = self._paths[file]
         try:
             opened = _open(path, self._metadata[file])  # of its own: a ParquetFile is not made for several threads
             table = opened.read_row_group(group, columns=list(self.element_spec), use_threads=False)
-            return {name: _plain(table.column(name)) for name in self.element_spec}
+            columns = {name: _plain(table.column(name)) for name in self.element_spec}
+            return RowGroup(columns, self.element_spec, self._defaults)
         except (OSError, ValueError) as error:  # pyarrow's own errors are both or either
             raise SourceError(f"{path}, row group {group}: it is damaged: {message_of(error)}") from error
 
@@ -110,12 +88,12 @@ def parquet(
     columns: Sequence[str] | None = None,
     *,
     defaults: Mapping[str, Any] | None = None,
-    row_groups_in_memory: int = 8,
+    row_groups_in_memory: int | None = None,
 ) -> ParquetSource:
     """A source over the rows of Parquet files; needs pyarrow (``pip install 'tftoolkit[parquet]'``).
 
-    A row group is decoded as a whole and kept until ``row_groups_in_memory`` others have been used. Shuffled reading
-    wants all row groups in turn: if they do not fit, write the rows as TFRecord first (``tftoolkit data write``).
+    A row group is decoded as a whole and kept as long as there is room. Shuffled reading wants all row groups in turn:
+    if they do not fit, write the rows as TFRecord first (``tftoolkit data write``).
 
     Args:
       files: one or more files with the same columns, or patterns with ``*``, in order.
@@ -123,7 +101,7 @@ def parquet(
         [size], other lists [None]; lists may hold lists of fixed size.
       defaults: name -> what to put in place of a missing value. Without it a missing float is NaN, and a row with
         another missing value is bad.
-      row_groups_in_memory: at least 1.
+      row_groups_in_memory: how many are kept, at least 1; default: those used last that take 1 GiB, at least two.
 
     Raises:
       ImportError: pyarrow is not installed.
@@ -132,30 +110,48 @@ def parquet(
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
       SourceError: a file is no Parquet file. While iterating: a damaged row group, or a row with a missing value.
     """
-    if row_groups_in_memory < 1:
+    if row_groups_in_memory is not None and row_groups_in_memory < 1:
         raise ValueError(f"row_groups_in_memory={row_groups_in_memory}: must be at least 1")
     return ParquetSource(list_files(files), columns, defaults or {}, row_groups_in_memory)
 
 
 class _Cache:
-    """The row groups that were used last."""
+    """The row groups that were used last: ``size`` of them, or as many as take ``_KEPT_BYTES``, but at least two."""
 
-    def __init__(self, read: Callable[[int], dict[str, Any]], size: int) -> None:
+    def __init__(self, read: Callable[[int], RowGroup], size: int | None) -> None:
         self._read, self._size = read, size
-        self._kept: collections.OrderedDict[int, dict[str, Any]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[int, RowGroup] = collections.OrderedDict()
         self._lock = threading.Lock()
+        self._reading: dict[int, threading.Lock] = {}
 
-    def get(self, number: int) -> dict[str, Any]:
+    def get(self, number: int) -> RowGroup:
+        found = self._find(number)
+        if found is not None:
+            return found
+        with self._lock:
+            reading = self._reading.setdefault(number, threading.Lock())
+        with reading:  # batches that are made at the same time want the same row groups: each is read once
+            found = self._find(number)
+            if found is not None:
+                return found
+            read = self._read(number)
+            with self._lock:
+                self._kept[number] = read
+                self._reading.pop(number, None)
+                while self._too_many():
+                    self._kept.popitem(last=False)
+        return read
+
+    def _find(self, number: int) -> RowGroup | None:
         with self._lock:
             if number in self._kept:
                 self._kept.move_to_end(number)
-                return self._kept[number]
-        columns = self._read(number)
-        with self._lock:
-            self._kept[number] = columns
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        return columns
+            return self._kept.get(number)
+
+    def _too_many(self) -> bool:
+        if self._size is not None:
+            return len(self._kept) > self._size
+        return len(self._kept) > 2 and sum(group.nbytes for group in self._kept.values()) > _KEPT_BYTES
 
 
 def _open(path: str, metadata: Any = None) -> Any:
@@ -217,22 +213,3 @@ def _plain(column: Any) -> Any:
 
     array = column.combine_chunks()
     return array.dictionary_decode() if types.is_dictionary(array.type) else array
-
-
-def _leaf(array: Any) -> Any:
-    while hasattr(array, "flatten") and hasattr(array.type, "value_type"):
-        array = array.flatten()
-    return array
-
-
-def _split(leaf: Any, rows: Any, spec: tf.TensorSpec) -> list[Any]:
-    """``leaf``, the values of all ``rows`` in a line, as an array per row."""
-    if spec.dtype == tf.string:
-        flat = np.empty(len(leaf), object)
-        flat[:] = [value.encode() if isinstance(value, str) else value for value in leaf.to_pylist()]
-    else:
-        flat = leaf.to_numpy(zero_copy_only=False)
-    if not varies(spec):
-        return list(flat.reshape([len(rows), *spec.shape]))
-    bounds = np.cumsum(rows.value_lengths().to_numpy(zero_copy_only=False))[:-1]
-    return np.split(flat.reshape([-1, *spec.shape[1:]]), bounds) if len(rows) else []
