@@ -1,8 +1,6 @@
 """A source over Parquet files (https://parquet.apache.org/docs/file-format/), read row group by row group."""
 
-import collections
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +8,8 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.files import FilePath, identity, is_remote, list_files, names_and_sizes
-from tftoolkit.pipelines.sources.parquet_group import Batch, RowGroup
-from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
-
-_KEPT_BYTES = 1 << 30
+from tftoolkit.pipelines.sources.parquet_rows import Rows
+from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python, varies
 
 
 class ParquetSource:
@@ -29,6 +25,9 @@ class ParquetSource:
         }
         opened = [_open(path) for path in paths]
         self._metadata = [file.metadata for file in opened]
+        for path, one in zip(paths, self._metadata, strict=True):
+            if one.num_rows != sum(one.row_group(group).num_rows for group in range(one.num_row_groups)):
+                raise SourceError(f"{path} is a damaged Parquet file: its footer tells two numbers of rows")
         self.element_spec: Spec = _spec(paths[0], opened[0].schema_arrow, columns)
         for path, file in zip(paths, opened, strict=True):
             if _spec(path, file.schema_arrow, list(self.element_spec)) != self.element_spec:
@@ -43,13 +42,21 @@ class ParquetSource:
         self._first_of_file = np.cumsum([0, *(one.num_rows for one in self._metadata)])
         if not self._first[-1]:
             raise ValueError(f"files: there is no row in {', '.join(paths)}")
-        self._cache = _Cache(self._read_group, row_groups)
+        self._rows = Rows(
+            self._read_group,
+            self._first,
+            self.element_spec,
+            self._defaults,
+            row_groups,
+            self._row_bytes(),
+            self.describe,
+        )
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def fetch(self, indices: tf.Tensor) -> Example:
-        return fetch_in_python(self._read, indices, self.element_spec)
+        return fetch_in_python(self._rows.take, indices, self.element_spec)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "parquet", **self._identity, "length": len(self)}
@@ -58,27 +65,32 @@ class ParquetSource:
         file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1
         return f"{self._paths[file]}, row {index - int(self._first_of_file[file])}"
 
-    def _read(self, rows: np.ndarray) -> list[np.ndarray]:
-        batch = Batch(len(rows), self.element_spec)
-        groups = np.searchsorted(self._first, rows, side="right") - 1
-        order = np.argsort(groups, kind="stable")
-        for places in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(rows) else []:
-            group = int(groups[places[0]])
-            first, found = self._first[group], self._cache.get(group)
-            within = rows[places] - first
-            if (problem := found.problem(within)) is not None:
-                raise SourceError(f"{self.describe(int(first) + problem[0])}, {problem[1]}")
-            found.put(within, batch, places)
-        return batch.columns()
+    def _row_bytes(self) -> float:
+        """What the columns of texts and lists take in the files, per row."""
+        variable = [name for name, one in self.element_spec.items() if one.dtype == tf.string or varies(one)]
+        size = 0
+        for path, one in zip(self._paths, self._metadata, strict=True):
+            try:
+                columns = [
+                    one.row_group(0).column(number).path_in_schema
+                    for number in range(one.num_columns if one.num_row_groups else 0)
+                ]
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{path} is a damaged Parquet file: {error}") from error
+            wanted = [number for number, column in enumerate(columns) if column.split(".")[0] in variable]
+            groups = [one.row_group(number) for number in range(one.num_row_groups if wanted else 0)]
+            size += sum(group.column(number).total_uncompressed_size for group in groups for number in wanted)
+        return size / len(self)
 
-    def _read_group(self, number: int) -> RowGroup:
+    def _read_group(self, number: int) -> dict[str, Any]:
         file, group = self._groups[number]
         path = self._paths[file]
         try:
             opened = _open(path, self._metadata[file])  # of its own: a ParquetFile is not made for several threads
-            table = opened.read_row_group(group, columns=list(self.element_spec), use_threads=False)
-            columns = {name: _plain(table.column(name)) for name in self.element_spec}
-            return RowGroup(columns, self.element_spec, self._defaults)
+            table = opened.read_row_group(group, columns=list(self.element_spec), use_threads=True)
+            if table.num_rows != self._first[number + 1] - self._first[number]:
+                raise ValueError(f"it has {table.num_rows} rows, and not what the footer tells")
+            return {name: _plain(table.column(name)) for name in self.element_spec}
         except (OSError, ValueError) as error:  # pyarrow's own errors are both or either
             raise SourceError(f"{path}, row group {group}: it is damaged: {message_of(error)}") from error
 
@@ -113,45 +125,6 @@ def parquet(
     if row_groups_in_memory is not None and row_groups_in_memory < 1:
         raise ValueError(f"row_groups_in_memory={row_groups_in_memory}: must be at least 1")
     return ParquetSource(list_files(files), columns, defaults or {}, row_groups_in_memory)
-
-
-class _Cache:
-    """The row groups that were used last: ``size`` of them, or as many as take ``_KEPT_BYTES``, but at least two."""
-
-    def __init__(self, read: Callable[[int], RowGroup], size: int | None) -> None:
-        self._read, self._size = read, size
-        self._kept: collections.OrderedDict[int, RowGroup] = collections.OrderedDict()
-        self._lock = threading.Lock()
-        self._reading: dict[int, threading.Lock] = {}
-
-    def get(self, number: int) -> RowGroup:
-        found = self._find(number)
-        if found is not None:
-            return found
-        with self._lock:
-            reading = self._reading.setdefault(number, threading.Lock())
-        with reading:  # batches that are made at the same time want the same row groups: each is read once
-            found = self._find(number)
-            if found is not None:
-                return found
-            read = self._read(number)
-            with self._lock:
-                self._kept[number] = read
-                self._reading.pop(number, None)
-                while self._too_many():
-                    self._kept.popitem(last=False)
-        return read
-
-    def _find(self, number: int) -> RowGroup | None:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-            return self._kept.get(number)
-
-    def _too_many(self) -> bool:
-        if self._size is not None:
-            return len(self._kept) > self._size
-        return len(self._kept) > 2 and sum(group.nbytes for group in self._kept.values()) > _KEPT_BYTES
 
 
 def _open(path: str, metadata: Any = None) -> Any:
