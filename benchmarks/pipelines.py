@@ -79,6 +79,8 @@ def child(loader: str, work: str, folder: Path, workers: int, seconds: float) ->
     before = _private_memory()
     peak = [before]
     threading.Thread(target=_watch, args=(peak,), daemon=True).start()
+    if loader == "tftoolkit":
+        importlib.import_module("tftoolkit.pipelines").Pipeline  # noqa: B018  # loads what is loaded lazily
     begin = time.perf_counter()
     batches = make(work, folder, workers)
     next(batches)
