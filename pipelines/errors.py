@@ -22,8 +22,10 @@ def message_of(error: Exception) -> str:
     return " ".join(text.split())
 
 
-# The text of what sources' own Python code, the ops that read records, and tf.io.parse_example say of a named record.
-_MESSAGE = re.compile(r"(?:SourceError: |(?:Read|Index)Records: |Name: (?=.*, record \d))(.*?)\s*(?:\[Op:|\n|$)")
+# The text of what sources' own Python code, the ops that read files, and tf.io.parse_example say of a named record.
+_MESSAGE = re.compile(
+    r"(?:SourceError: |(?:ReadRecords|IndexRecords|ReadTokens): |Name: (?=.*, record \d))(.*?)\s*(?:\[Op:|\n|$)"
+)
 
 
 def source_error(error: tf.errors.OpError) -> SourceError | None:
@@ -31,7 +33,7 @@ def source_error(error: tf.errors.OpError) -> SourceError | None:
 
     TensorFlow hands an exception raised by Python code inside a graph on as ``tf.errors.UnknownError`` with the
     exception's type, text and traceback in one long message; this gets the text back. Errors of ops that read records
-    come with the op and the graph node written around them.
+    or tokens come with the op and the graph node written around them.
     """
     found = _MESSAGE.search(error.message)
     return SourceError(found.group(1)) if found else None

@@ -33,7 +33,8 @@ class Pipeline:
 
         p = pipelines.Pipeline(pipelines.sources.arrays({"x": x, "y": y}), seed=0).shuffle().map(fn).batch(64)
         p.dataset(start=1000)         # tf.data.Dataset, from batch 1000 on
-        for batch in p: ...           # the same batches from p.position on, without end
+        for batch in p.epoch(): ...   # the batches from p.position to the end of its epoch
+        for batch in p: ...           # the same, without end
         p.restore(saved)              # saved = p.state(): a small dict for a JSON file
 
     Batches are counted from 0 over all epochs; an epoch has ``batches_per_epoch`` batches and shows every example once
@@ -250,6 +251,9 @@ class Pipeline:
     def dataset(self, start: int = 0, epochs: int | None = None) -> tf.data.Dataset:
         """The batches as a deterministic, prefetching tf.data.Dataset of dicts.
 
+        The functions of the stages are traced once, for all data sets of equal pipelines over one source: what they
+        read from Python variables is as it was then.
+
         Args:
           start: number of the first batch, counted over all epochs; ``dataset(k)`` equals ``dataset().skip(k)`` but
             costs nothing.
@@ -287,20 +291,36 @@ class Pipeline:
         return delivery.loader(self._plan, self._skipping)
 
     def __iter__(self) -> Iterator[Example]:
-        """Endless batches from ``position`` on; ``position`` moves on as each batch is handed over.
+        """Endless batches from ``position`` on, over all epochs; ``position`` moves on as each batch is handed over.
+        ``epoch()`` gives those of one epoch.
 
         Raises:
           SourceError: an example could not be read; ``position`` is that of the batch that is missing.
         """
         return self._deliver(self._position)  # fixes the start now, not at the first next()
 
-    def _deliver(self, start: int) -> Iterator[Example]:
-        batches = iter(self.dataset(start))
+    def epoch(self) -> Iterator[Example]:
+        """The batches from ``position`` to the end of the epoch that it lies in; ``position`` moves on as each batch is
+        handed over, so that the next call gives the next epoch.
+
+        A stack that holds batches of two epochs belongs to the second of them.
+
+        Raises:
+          ValueError: there is no batch stage.
+          SourceError: as in iterating over the pipeline.
+        """
+        stacked = max(self._plan.stacked, 1)
+        return self._deliver(self._position, -(-(self._position + 1) * stacked // self.batches_per_epoch))
+
+    def _deliver(self, start: int, epochs: int | None = None) -> Iterator[Example]:
+        batches = iter(self.dataset(start, epochs))
         for number in itertools.count(start):
             try:
-                batch = next(batches)
+                batch = next(batches, None)
             except tf.errors.OpError as error:
                 raise self.explain(number, error) from None
+            if batch is None:
+                return
             self._position = number + 1
             yield batch
 

@@ -21,7 +21,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 HOSTS = ("TF CPU", "TF GPU", "XLA Host", "XLA CUDA", "JAX CPU", "JAX CUDA", "reference")
 _WIDE = {"i64", "u64", "f64", "c128"}  # what JAX narrows to 32 bits (c128: 64) unless it is told not to
-_PLAIN_OPS = ("IndexRecords", "ReadRecords")  # TensorFlow kernels in the op host, declared in no library
+_PLAIN_OPS = ("IndexRecords", "ReadRecords", "ReadTokens")  # TensorFlow kernels in the op host, declared in no library
 
 
 @dataclass(frozen=True)

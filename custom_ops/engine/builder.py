@@ -1,7 +1,8 @@
 """Compiles op libraries and the op host into a cache keyed by content, once for all processes.
 
-The key covers sources, headers, flags, compiler and header versions, so a stale library cannot be picked up. A build
-happens in a temporary folder under a lock and appears under its final name by one rename.
+The key covers sources, headers, flags, compiler and header versions; what else the compilers read stands in a record
+(see ``dependencies``), so a stale library cannot be picked up. A build happens in a temporary folder under a lock and
+appears under its final name by one rename.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from tftoolkit.custom_ops.engine import compiling, toolchain
+from tftoolkit.custom_ops.engine import compiling, dependencies, toolchain
 from tftoolkit.custom_ops.engine.compiling import Unit
 from tftoolkit.custom_ops.engine.errors import BuildError
 
@@ -38,13 +40,15 @@ CUDA_CFLAGS = (
 )  # fmt: skip
 _SOURCES = (".cc", ".cpp", ".cxx")
 _CUDA_SOURCES = (".cu",)
+_FORMAT = "2"  # of the cache
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that makes a shared library: units, link command, version strings of what else has a say.
 
-    The key also depends on the headers that the sources include from their own folders and from ``include_dirs``.
+    The key also depends on the headers that the sources include from their own folders and from ``include_dirs``, and
+    on what ``dependencies.surroundings`` finds. ``pinned`` are folders for whose content one of the versions stands.
     """
 
     name: str
@@ -52,20 +56,40 @@ class Recipe:
     link: tuple[str, ...]
     include_dirs: tuple[Path, ...]
     versions: tuple[str, ...]
+    pinned: tuple[Path, ...] = ()
+
+    @property
+    def flags(self) -> list[str]:
+        return [*itertools.chain.from_iterable(unit.command for unit in self.units), *self.link]
+
+    @property
+    def sources(self) -> list[Path]:
+        return list(itertools.chain.from_iterable(unit.sources for unit in self.units))
 
     def key(self) -> str:
         """A hash over all that can change the result. Raises BuildError for a source that cannot be read."""
         digest = hashlib.sha256()
-        for text in [self.name, *self.versions, *self.link]:
+        named = [str(path) for path in dependencies.named_by(self.link)]
+        for text in [_FORMAT, self.name, *self.versions, *self.link, *dependencies.surroundings(self.flags), *named]:
             digest.update(text.encode() + b"\0")
         for unit in self.units:
             # Where things lie does not matter, what is in them does: an installed copy finds the checkout's build.
             flags = [flag for flag in unit.command if not flag.startswith(("-I", "-isystem"))]
             digest.update("\0".join(flags).encode() + b"\0")
-        sources = itertools.chain.from_iterable(unit.sources for unit in self.units)
-        for path, content in _with_headers(sources, self.include_dirs).items():
+        for path, content in self.headers().items():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()[:20]
+
+    def headers(self) -> dict[Path, bytes]:
+        """The sources and the headers that stand in the key. Raises BuildError for a source that cannot be read."""
+        return _with_headers(self.sources, self.include_dirs)
+
+    def others(self, read: Iterable[Path]) -> list[Path]:
+        """The files that went into a build and do not stand in the key; ``read`` are those that compilers read."""
+        known = {os.path.abspath(path) for path in self.headers()}
+        pinned = tuple(f"{os.path.abspath(folder)}{os.sep}" for folder in self.pinned)
+        files = {*map(os.path.normpath, [*read, *dependencies.named_by(self.flags)])} - known
+        return [Path(path) for path in sorted(files) if not path.startswith(pinned) and os.path.isfile(path)]
 
 
 def library_recipe(
@@ -109,14 +133,15 @@ def library_recipe(
     recipe = Recipe(
         name,
         units=tuple(
-            Unit((path,), (compiler.path, *CFLAGS, "-Wall", "-Wextra", *extra_cflags, *include_flags, system))
+            Unit((path,), (*compiler.command, *CFLAGS, "-Wall", "-Wextra", *extra_cflags, *include_flags, system))
             for path in paths
             if path.suffix in _SOURCES
         ),
         # No symbol may be left over: an op library gets everything it needs from its host through the call frame.
-        link=(compiler.path, "-shared", "-Wl,-z,defs", *extra_ldflags),
+        link=(*compiler.command, "-shared", "-Wl,-z,defs", *extra_ldflags),
         include_dirs=(*includes, *_include_folders([*extra_cflags, *extra_cuda_cflags])),
         versions=(compiler.version, _ffi_version()),
+        pinned=(toolchain.ffi_include_dir(),),
     )
     cuda_sources = [path for path in paths if path.suffix in _CUDA_SOURCES]
     if not cuda_sources or cuda is False or (cuda == "auto" and toolchain.nvcc() is None):
@@ -134,7 +159,7 @@ def _with_cuda(recipe: Recipe, sources: Sequence[Path], flags: Sequence[str]) ->
     assert nvcc is not None  # cuda_root() has checked
     return replace(
         recipe,
-        units=(*recipe.units, *(Unit((path,), (nvcc.path, *CUDA_CFLAGS, *flags)) for path in sources)),
+        units=(*recipe.units, *(Unit((path,), (*nvcc.command, *CUDA_CFLAGS, *flags)) for path in sources)),
         # Hidden, so that these symbols and TensorFlow's own CUDA stubs cannot be taken for one another.
         link=(
             *recipe.link, f"-L{root}/lib64", "-lcudart_static", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread",
@@ -157,7 +182,7 @@ def host_recipe() -> Recipe:
         *(include / "external" / sub for sub in ("highwayhash", "farmhash_archive/src", "farmhash_gpu_archive/src")),
     ]
     flags = [
-        "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+        "-std=c++17", "-O2", "-fopenmp-simd", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
         "-D_GLIBCXX_USE_CXX11_ABI=1", "-DEIGEN_MAX_ALIGN_BYTES=64",
         f"-DTK_TENSORFLOW_MINOR={version.split('.')[1]}",
         *([f'-DTK_WITHOUT_XLA="{obstacle}"'] if obstacle else []),
@@ -165,9 +190,9 @@ def host_recipe() -> Recipe:
     ]  # fmt: skip
     # As one unit: TensorFlow's headers take ten times as long as all that the host says itself.
     sources = tuple(sorted((Path(__file__).resolve().parent / "host").glob("*.cc")))
-    unit = Unit(sources, (compiler.path, *flags))
+    unit = Unit(sources, (*compiler.command, *flags))
     # TensorFlow's libraries are not named: `import tensorflow` has put their symbols into the global scope.
-    return Recipe("host", (unit,), (compiler.path, "-shared"), (), (version, compiler.version))
+    return Recipe("host", (unit,), (*compiler.command, "-shared"), (), (version, compiler.version), (include,))
 
 
 def build(recipe: Recipe, *, cache_dir: str | os.PathLike[str] | None = None, verbose: bool = False) -> Path:
@@ -185,31 +210,57 @@ def build_all(
 
     Raises BuildError with the compiler's first error and its source line.
     """
-    paths = [library_path(recipe, cache_dir=cache_dir) for recipe in recipes]
-    missing = {path: recipe for path, recipe in zip(paths, recipes, strict=True) if not path.exists()}
+    folder = cache_folder(cache_dir)
+    bases = [folder / f"{recipe.name}-{recipe.key()}" for recipe in recipes]
+    found = {base: path for base in bases if (path := _find(base))}
+    missing = {base: recipe for base, recipe in zip(bases, recipes, strict=True) if base not in found}
+    if missing:
+        cache_folder(cache_dir, writable=True)
     with contextlib.ExitStack() as stack:
         # In one order in all processes, or two could wait for each other.
-        locks = {path: stack.enter_context(FileLock(f"{path}.lock")) for path in sorted(missing)}
+        locks = {base: stack.enter_context(FileLock(f"{base}.so.lock")) for base in sorted(missing)}
+        found |= {base: path for base in missing if (path := _find(base))}  # built while this one waited
         targets = [
-            compiling.Target(recipe.name, path, recipe.units, recipe.link)
-            for path, recipe in missing.items()
-            if not path.exists()  # another process may have built it while this one waited
+            compiling.Target(recipe.name, base, recipe.units, recipe.link)
+            for base, recipe in missing.items()
+            if base not in found
         ]
-        for target in compiling.compile_all(targets, verbose=verbose):
-            locks[target.path].release()
-    return paths
+        began = time.time()
+        for built in compiling.compile_all(targets, verbose=verbose):
+            base = built.target.path
+            state = dependencies.stamps(missing[base].others(built.files), began)
+            found[base] = base.with_name(f"{base.name}-{dependencies.digest(state)}.so")
+            os.replace(built.library, found[base])
+            dependencies.add(base.with_name(f"{base.name}.json"), found[base].name, state)
+            locks[base].release()
+    return [found[base] for base in bases]
 
 
 def library_path(recipe: Recipe, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the compiled library of ``recipe`` lies in the cache, once it is built. Raises BuildError."""
-    return cache_folder(cache_dir) / f"{recipe.name}-{recipe.key()}.so"
+    """Where the compiled library of ``recipe`` lies in the cache, or, if there is none, where one may be put.
+
+    Raises BuildError.
+    """
+    base = cache_folder(cache_dir) / f"{recipe.name}-{recipe.key()}"
+    return _find(base) or _plain(base)
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def _find(base: Path) -> Path | None:
+    """The library made of what lies on the disk now; one without a record was put there by somebody who knows."""
+    record = base.with_name(f"{base.name}.json")
+    path = dependencies.recorded(record) if record.exists() else _plain(base)
+    return path if path is not None and path.exists() else None
+
+
+def _plain(base: Path) -> Path:
+    return base.with_name(f"{base.name}.so")
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None, *, writable: bool = False) -> Path:
     """The private cache folder: the argument, ``$TFTOOLKIT_CACHE_DIR``, or ~/.cache/tftoolkit; made with mode 0700.
 
-    Raises BuildError when it cannot be made, or belongs to or can be written by somebody else: whoever can write there
-    can run code in this process.
+    Raises BuildError when it cannot be made, or when somebody else than this user and root can write there: who can,
+    can run code in this process. One of root's is read; BuildError too if it must be ``writable`` and is not.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tftoolkit"
     folder = Path(cache_dir or os.environ.get("TFTOOLKIT_CACHE_DIR") or default)
@@ -220,10 +271,16 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         raise BuildError(
             f"cannot make the cache folder {folder}: {error}. Set TFTOOLKIT_CACHE_DIR to another."
         ) from error
-    if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    owner = f"owner {info.st_uid}, {stat.filemode(info.st_mode)}"
+    if info.st_uid not in (os.getuid(), 0) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BuildError(
-            f"the cache folder {folder} can be written by others (owner {info.st_uid}, {stat.filemode(info.st_mode)}). "
+            f"the cache folder {folder} can be written by others ({owner}). "
             "Make it yours with mode 0700, or set TFTOOLKIT_CACHE_DIR to another."
+        )
+    if writable and not os.access(folder, os.W_OK):
+        raise BuildError(
+            f"what is asked for is not in the cache folder {folder}, and this user cannot write there ({owner}). "
+            "Compile it as the owner, or set TFTOOLKIT_CACHE_DIR to another."
         )
     return folder
 
@@ -239,7 +296,9 @@ def compile_commands(recipes: Sequence[Recipe]) -> str:
     return json.dumps(entries, indent=1) + "\n"
 
 
-_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE)
+_INCLUDE = re.compile(
+    rb'(?:^[ \t]*#[ \t]*include[ \t]*|__has_include[ \t]*\()(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE
+)
 
 
 def _with_headers(sources: Iterable[Path], folders: Sequence[Path]) -> dict[Path, bytes]:

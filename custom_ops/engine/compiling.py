@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from tftoolkit.custom_ops.engine import dependencies, toolchain
 from tftoolkit.custom_ops.engine.errors import BuildError
 
 
@@ -31,7 +33,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Target:
-    """A shared library to make: its file, its units, and the command that links them, less objects and output."""
+    """A shared library to make: its file, its units, and the command that links them, less objects and output.
+
+    ``path`` tells targets apart, and says in which folder to work.
+    """
 
     name: str
     path: Path
@@ -39,8 +44,17 @@ class Target:
     link: tuple[str, ...]
 
 
-def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator[Target]:
-    """Makes the libraries and yields each one when its file is there; its path appears by one rename.
+@dataclass(frozen=True)
+class Built:
+    """A library that was linked, in a folder that goes with the last one, and what compilers read for it."""
+
+    target: Target
+    library: Path
+    files: frozenset[Path]
+
+
+def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator[Built]:
+    """Makes the libraries and yields each one when it is linked.
 
     Units of all libraries are compiled side by side on all cores, the largest first. Raises BuildError with the
     compiler's first error and its source line; compilers that run by then are waited for, the other units left.
@@ -50,9 +64,11 @@ def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator
     jobs = [(target, index, unit) for target in targets for index, unit in enumerate(target.units)]
     jobs.sort(key=lambda job: -sum(_size(source) for source in job[2].sources))
     progress = _Progress(targets)
+    _sweep(targets[0].path.parent)
     left = {target.path: len(target.units) for target in targets}
     with (
-        tempfile.TemporaryDirectory(prefix="build-", dir=targets[0].path.parent) as temporary,
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=targets[0].path.parent) as temporary,
+        FileLock(Path(temporary) / _ALIVE),
         ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,  # these threads only wait for compilers
     ):
         folders = {target.path: Path(temporary) / target.path.name for target in targets}
@@ -63,7 +79,8 @@ def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator
             with progress.running(target, unit):
                 source = unit.sources[0] if len(unit.sources) == 1 else _together(unit, folders[target.path])
                 output = folders[target.path] / f"{index}.o"
-                _run(target.name, [*unit.command, "-c", str(source), "-o", str(output)], verbose)
+                rule = ["-MD", "-MF", str(output.with_suffix(".d"))]
+                _run(target.name, [*unit.command, "-c", str(source), "-o", str(output), *rule], verbose)
 
         pending: dict[Future[None], tuple[Target, int, Unit]] = {pool.submit(compile_unit, *job): job for job in jobs}
         try:
@@ -75,8 +92,7 @@ def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator
                     progress.finished(target, unit)
                     left[target.path] -= 1
                     if left[target.path] == 0:
-                        _link(target, folders[target.path], verbose)
-                        yield target
+                        yield _link(target, folders[target.path], verbose)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -84,12 +100,27 @@ def compile_all(targets: Sequence[Target], *, verbose: bool = False) -> Iterator
             progress.close()
 
 
-def _link(target: Target, folder: Path, verbose: bool) -> None:
+_PREFIX = "build-"
+_ALIVE = "alive.lock"
+_YOUNG = 60.0  # seconds in which a new folder surely has its lock
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what compilations left that were killed: folders whose lock nobody holds."""
+    for folder in cache.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):
+            if time.time() - folder.stat().st_mtime > _YOUNG:
+                with FileLock(folder / _ALIVE, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(target: Target, folder: Path, verbose: bool) -> Built:
     objects = [str(folder / f"{index}.o") for index in range(len(target.units))]
     linked = folder / "library.so"
-    driver, *flags = target.link
-    _run(target.name, [driver, *objects, *flags, "-o", str(linked)], verbose)
-    shutil.move(linked, target.path)
+    place = target.link.index("-shared")  # libraries come after the objects that need them
+    _run(target.name, [*target.link[:place], *objects, *target.link[place:], "-o", str(linked)], verbose)
+    read = (path for index in range(len(target.units)) for path in dependencies.read_rule(folder / f"{index}.d"))
+    return Built(target, linked, frozenset(path for path in read if folder not in path.parents))
 
 
 def _together(unit: Unit, folder: Path) -> Path:
@@ -106,7 +137,7 @@ def _run(name: str, command: list[str], verbose: bool) -> None:
     if verbose:
         print(" ".join(command), file=sys.stderr)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = toolchain.run(command)
     except OSError as error:
         raise BuildError(f"{name}: cannot run {command[0]}: {error}") from error
     output = done.stderr + done.stdout

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tftoolkit.custom_ops.engine.schema import Schema, presence
+from tftoolkit.custom_ops.engine.schema import Argument, Schema, presence
 
 
 class Library(Protocol):
@@ -20,6 +21,8 @@ class Library(Protocol):
     schemas: dict[str, Schema]
     handlers: dict[str, dict[str, int]]
 
+    def op(self, name: str) -> Any: ...
+
 
 class Declaration:
     """An op as it was declared, with its Python functions.
@@ -27,7 +30,8 @@ class Declaration:
     Attributes:
       schema: what was declared; also the signature that ``help`` and ``str`` show.
       handlers: platform ("CPU", "CUDA") → address of the FFI handler.
-      is_plain: it has neither lists nor optional inputs.
+      is_plain: it has neither lists nor optional inputs or outputs.
+      whole_inputs: places of the inputs that may be whole numbers or bools.
       reference_function, gradient_function: what ``reference`` and ``gradient`` were given, or None.
     """
 
@@ -39,12 +43,14 @@ class Declaration:
         self.reference_function: Callable[..., Any] | None = None
         self.gradient_function: Callable[..., Any] | None = None
         self.differentiates_reference = False
-        self.__name__ = snake_case(name)
+        self.takes_sparse_gradients = False
+        self.__name__ = attribute_name(name)
         self.__signature__ = _signature(self.schema)
         self._attributes = {attribute.name: attribute for attribute in self.schema.attributes}
         outputs = [output.name for output in self.schema.outputs]
         self.output_type = collections.namedtuple(name, outputs)  # type: ignore[misc]
-        self.is_plain = not self.schema.has_lists and not self.schema.optional_inputs
+        self.is_plain = not (self.schema.has_lists or self.schema.optional_inputs or self.schema.optional_outputs)
+        self.whole_inputs = [i for i, argument in enumerate(self.schema.inputs) if _may_be_whole(self.schema, argument)]
 
     def __str__(self) -> str:
         return f"{self.__name__}{self.schema}"
@@ -66,7 +72,7 @@ class Declaration:
             raise TypeError(f"unknown attribute {', '.join(sorted(unknown))}; the signature is {self}")
         return complete
 
-    def run_reference(self, *inputs: Any, **attributes: Any) -> Any:
+    def run_reference(self, /, *inputs: Any, **attributes: Any) -> Any:
         """The reference, called like the op. Raises LookupError when there is none."""
         if self.reference_function is None:
             raise LookupError(
@@ -92,8 +98,8 @@ class Declaration:
                 position += 1
         return grouped
 
-    def group_outputs(self, flat: Sequence[Any], list_length: int) -> Any:
-        """A tensor, a list, or a named tuple of these."""
+    def group_outputs(self, flat: Sequence[Any], list_length: int, attributes: Mapping[str, Any]) -> Any:
+        """A tensor, a list, or a named tuple of these, with None for optional outputs that nobody asked for."""
         grouped: list[Any] = []
         position = 0
         for output in self.schema.outputs:
@@ -101,7 +107,8 @@ class Declaration:
                 grouped.append(list(flat[position : position + list_length]))
                 position += list_length
             else:
-                grouped.append(flat[position])
+                absent = output.optional and not attributes[presence(output)]
+                grouped.append(None if absent else flat[position])
                 position += 1
         return grouped[0] if len(grouped) == 1 else self.output_type(*grouped)
 
@@ -117,6 +124,27 @@ class Declaration:
 def snake_case(name: str) -> str:
     """RmsNorm → rms_norm."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def camel_case(name: str) -> str:
+    """my_ops → MyOps; what begins with a capital letter stays as it is."""
+    return name if name[:1].isupper() else "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+# Public attributes of libraries: an op of that name gets an underscore behind it, as one named like a keyword does.
+LIBRARY_ATTRIBUTES = ("ffi_version", "handlers", "made", "name", "op", "path", "register", "schemas")
+
+
+def attribute_name(name: str) -> str:
+    """How an op is called in Python: RmsNorm → rms_norm, Path → path_, Lambda → lambda_."""
+    short = snake_case(name)
+    return f"{short}_" if short in LIBRARY_ATTRIBUTES or keyword.iskeyword(short) else short
+
+
+def _may_be_whole(schema: Schema, argument: Argument) -> bool:
+    return any(
+        dtype[0] in "iu" or dtype == "bool" for dtype in schema.dtype_vars.get(argument.dtype, (argument.dtype,))
+    )
 
 
 def _signature(schema: Schema) -> inspect.Signature:

@@ -47,17 +47,23 @@ def as_jax(op: Callable[..., Any]) -> Callable[..., Any]:
 def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     """Calls the op with JAX arrays; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
     dtypes = _bind_dtypes(op, inputs)
+    chosen = {item.type: jnp.dtype(attributes[item.name]) for item in op.schema.dtype_attributes}
+    dtypes |= chosen
     shapes = [
         None if value is None else [tuple(item.shape) for item in value] if argument.variadic else tuple(value.shape)
         for argument, value in zip(op.schema.inputs, inputs, strict=True)
     ]
-    integers = {item.name: attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64")}
+    integers = {
+        item.name: attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64", "bool")
+    }
     try:
         results = output_shapes(op.schema, shapes, integers)
     except ValueError as error:
         raise ValueError(f"{op.__name__}: {error}") from None
     flat: list[Any] = []
-    kernel_attributes = {item.name: _ffi_value(item, attributes[item.name]) for item in op.schema.attributes}
+    kernel_attributes = {
+        item.name: _ffi_value(item, attributes[item.name]) for item in op.schema.attributes if not item.choices
+    }
     for argument, value in zip(op.schema.inputs, inputs, strict=True):
         if argument.optional:
             kernel_attributes[presence(argument)] = np.bool_(value is not None)
@@ -69,8 +75,8 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) 
         for one in shape if isinstance(shape, list) else [shape]:
             declared.append(jax.ShapeDtypeStruct(one, dtype))
     length = next((len(value) for value, a in zip(inputs, op.schema.inputs, strict=True) if a.variadic), 0)
-    node = _Node(op, kernel_attributes | {"N": length}, tuple(declared), _aliases(op, length))
-    return op.group_outputs(node(*flat), length)
+    node = _Node(op, kernel_attributes, {"N": length, **chosen}, tuple(declared), _aliases(op, length))
+    return op.group_outputs(node(*flat), length, attributes)
 
 
 class _Node:
@@ -80,13 +86,17 @@ class _Node:
         self,
         op: Declaration,
         attributes: dict[str, Any],
+        others: dict[str, Any],  # that gradients see and kernels do not
         declared: tuple[jax.ShapeDtypeStruct, ...],
         aliases: dict[int, int],
     ) -> None:
         self.op = op
-        self.attributes = attributes
-        self._kernel = {name: value for name, value in attributes.items() if name != "N"}
-        self._call = jax.ffi.ffi_call(_target(op), declared, input_output_aliases=aliases, vmap_method="sequential")
+        self.attributes = attributes | others
+        self._kernel = attributes
+        self._call = jax.ffi.ffi_call(
+            _target(op), declared, input_output_aliases=aliases, vmap_method="sequential",
+            has_side_effect=op.schema.stateful,
+        )  # fmt: skip
 
     def __call__(self, *flat: Any) -> tuple[Any, ...]:
         differentiable = jax.custom_vjp(lambda *flat: tuple(self._call(*flat, **self._kernel)))

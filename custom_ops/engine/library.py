@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tftoolkit.custom_ops.engine import builder
-from tftoolkit.custom_ops.engine.declaration import snake_case
+from tftoolkit.custom_ops.engine.declaration import attribute_name, camel_case
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import Schema
@@ -52,6 +53,9 @@ class _Library(ctypes.Structure):
 class OpLibrary:
     """An opened op library; ``open_library`` or ``load`` makes it. ``library.scale`` is its op Scale.
 
+    Ops that would hide what is listed here, and those named like a Python keyword, have an underscore behind their
+    names: ``library.path_``. Copies are the library itself; in another process pickle opens it again.
+
     Attributes:
       name: namespace of its ops in TensorFlow: ``<name>>RmsNorm``.
       path: the shared object.
@@ -60,7 +64,8 @@ class OpLibrary:
       made: op name → op, of those that were asked for.
       ffi_version: of the XLA FFI headers that it was compiled against, such as (0, 2); hosts with older ones refuse it.
 
-    Raises LoadError when the file is no op library or was made for another version of tftoolkit, and
+    Raises LoadError when the file is no op library, was made for another version of tftoolkit, or declares something
+    twice or under a name that TensorFlow does not take, and
     ``SchemaError`` (with the place of the declaration) when a schema cannot be read.
     """
 
@@ -70,6 +75,7 @@ class OpLibrary:
         self.schemas: dict[str, Schema] = {}
         self.handlers: dict[str, dict[str, int]] = {}
         self.made: dict[str, Op] = {}
+        self._lock = threading.RLock()
         try:
             self._shared_object = ctypes.CDLL(str(path))
             declarations = self._shared_object.tk_library
@@ -88,12 +94,17 @@ class OpLibrary:
                 f"{self.path} was compiled for op.h version {library.abi}, this tftoolkit reads {_ABI}: rebuild it"
             )
         self.ffi_version = library.ffi_major, library.ffi_minor
+        places: dict[Any, str] = {}  # where everything is declared
         declared = library.ops
         while declared:
             op = declared.contents
             name, place = op.name.decode(), f"{op.file.decode()}:{op.line}"
-            if name in self.schemas:
-                raise LoadError(f"{place}: op {name} is declared twice in {self.name}")
+            if not re.fullmatch(r"[A-Z]\w*", name, re.ASCII):
+                raise LoadError(f"{place}: TensorFlow wants an op's name to begin with a capital letter, got {name}")
+            short = attribute_name(name)
+            if short in places:
+                raise LoadError(f"{place}: {self.name}.{short} is declared already at {places[short]}")
+            places[short] = place
             try:
                 self.schemas[name] = parse(op.schema.decode())
             except SchemaError as error:
@@ -112,6 +123,12 @@ class OpLibrary:
                 )
             if platform not in ("CPU", "CUDA"):
                 raise LoadError(f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA")
+            if platform in self.handlers[name]:
+                raise LoadError(
+                    f"{place}: op {name} has a {platform} kernel already, from {places[name, platform]}; which of the "
+                    "two it would get is chance: remove one"
+                )
+            places[name, platform] = place
             self.handlers[name][platform] = kernel.handler
             kernels = kernel.next
 
@@ -119,9 +136,19 @@ class OpLibrary:
         """The op declared as TK_OP(name, ...), a callable. Raises KeyError with the names there are."""
         if name not in self.schemas:
             raise KeyError(f"{self.name} has no op {name!r}; it declares {', '.join(self.schemas)}")
-        if name not in self.made:
-            self.made[name] = Op(self, name)
-        return self.made[name]
+        with self._lock:
+            if name not in self.made:
+                self.made[name] = Op(self, name)
+            return self.made[name]
+
+    def __copy__(self) -> OpLibrary:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> OpLibrary:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., OpLibrary], tuple[str, Path]]:
+        return open_library, (self.name, self.path)
 
     def register(self) -> None:
         """Makes all ops known to TensorFlow, before a SavedModel that holds them is loaded, say. Calls do it too."""
@@ -131,12 +158,12 @@ class OpLibrary:
     def __getattr__(self, name: str) -> Op:
         """``library.rms_norm`` is ``library.op("RmsNorm")``."""
         for declared in self.__dict__.get("schemas", ()):
-            if snake_case(declared) == name:
+            if attribute_name(declared) == name:
                 return self.op(declared)
         raise AttributeError(f"{self.__dict__.get('name')} has no op {name!r}; it has {', '.join(self.__dir__())}")
 
     def __dir__(self) -> list[str]:
-        return [*map(snake_case, self.__dict__.get("schemas", ()))]
+        return [*map(attribute_name, self.__dict__.get("schemas", ()))]
 
     def __repr__(self) -> str:
         return f"OpLibrary({self.name!r}: {', '.join(f'{name}{text}' for name, text in self.schemas.items())})"
@@ -157,7 +184,7 @@ def load(
     """Compiles C++ and CUDA sources (once; see ``builder``) and opens the op library.
 
     Args:
-      name: namespace of the ops in TensorFlow; an identifier that begins with a capital letter.
+      name: namespace of the ops in TensorFlow, where ``my_ops`` becomes ``MyOps``; an identifier.
       sources: .cc/.cpp/.cxx and .cu files.
       cuda: "auto" compiles .cu files where there is an NVIDIA GPU and a CUDA toolkit, True without a GPU too.
       cache_dir: where the result is kept; see ``builder.cache_folder``.
@@ -165,7 +192,7 @@ def load(
 
     Raises ValueError for a bad name, BuildError when compiling fails, LoadError or SchemaError for a bad library.
     """
-    _check_name(name)
+    name = _namespace(name)
     recipe = builder.library_recipe(
         name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
         include_dirs=include_dirs, cuda=cuda, cache_dir=cache_dir,
@@ -191,11 +218,13 @@ def load_inline(
 
     Raises what ``load`` raises; compile errors count lines as the text does.
     """
-    _check_name(name)
+    name = _namespace(name)
     texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:20]
     folder = builder.cache_folder(cache_dir) / "inline" / f"{name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        builder.cache_folder(cache_dir, writable=True)
+        folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
         _write(folder / f"{name}{suffix}", text)
@@ -204,9 +233,12 @@ def load_inline(
     return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
 
 
-def _check_name(name: str) -> None:
-    if not name.isidentifier():
-        raise ValueError(f"name must be an identifier such as 'MyOps', got {name!r}")
+def _namespace(name: str) -> str:
+    """The name as TensorFlow takes it: ``my_ops`` becomes ``MyOps``."""
+    camel = camel_case(name) if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else ""
+    if not camel[:1].isupper():
+        raise ValueError(f"name must be an identifier of ASCII letters, digits and _, such as 'my_ops', got {name!r}")
+    return camel
 
 
 def _write(path: Path, text: str) -> None:
@@ -224,8 +256,11 @@ _open_lock = threading.Lock()
 def open_library(name: str, path: str | os.PathLike[str]) -> OpLibrary:
     """Opens a compiled op library. The same content under the same name is opened once, wherever it lies.
 
-    Raises LoadError, SchemaError.
+    ``name`` is as for ``load``.
+
+    Raises ValueError for a bad name, LoadError, SchemaError.
     """
+    name = _namespace(name)
     try:
         key = name, hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:

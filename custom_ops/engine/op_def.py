@@ -22,7 +22,7 @@ from tftoolkit.custom_ops.engine.schema import (
 
 def op_def(name: str, schema: Schema) -> op_def_pb2.OpDef:
     """TensorFlow's own declaration of the op."""
-    definition = op_def_pb2.OpDef(name=name)
+    definition = op_def_pb2.OpDef(name=name, is_stateful=schema.stateful)
     for arguments, args in ((schema.inputs, definition.input_arg), (schema.outputs, definition.output_arg)):
         for argument in arguments:
             arg = args.add(name=argument.name)
@@ -34,9 +34,12 @@ def op_def(name: str, schema: Schema) -> op_def_pb2.OpDef:
                 arg.number_attr = LIST_LENGTH
     if schema.has_lists:
         definition.attr.add(name=LIST_LENGTH, type="int", has_minimum=True, minimum=1)
+    defaults = {attribute.type: attribute.default for attribute in schema.dtype_attributes}
     for variable, choices in schema.dtype_vars.items():
         attr = definition.attr.add(name=variable, type="type")
         attr.allowed_values.list.type.extend(dtype_of(choice).as_datatype_enum for choice in choices)
+        if defaults.get(variable):
+            attr.default_value.type = tf.dtypes.as_dtype(defaults[variable]).as_datatype_enum
     for attribute in kernel_attributes(schema):
         _add_attribute(definition, attribute)
     return definition
@@ -49,13 +52,24 @@ _VALUE_FIELDS = {"float": "f", "int": "i", "bool": "b", "string": "s"}
 
 
 def kernel_attributes(schema: Schema) -> list[Attribute]:
-    """The attributes that nodes and kernels have, sorted by name: those declared, and one for each optional input."""
+    """The attributes that nodes and kernels have, sorted by name: those declared, and one for each optional input.
+
+    Dtypes are not among them: a kernel sees them in its outputs.
+    """
     hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
-    return sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
+    declared = [attribute for attribute in schema.attributes if not attribute.choices]
+    return sorted([*declared, *hidden], key=lambda attribute: attribute.name)
+
+
+def node_name(attribute: Attribute) -> str:
+    """How TensorFlow's node calls an attribute: a dtype goes by its variable."""
+    return attribute.type if attribute.choices else attribute.name
 
 
 def store_attribute(attribute: Attribute, checked: Any) -> Any:
     """An attribute's value (as ``convert`` gives it) in the form TensorFlow stores."""
+    if attribute.choices:
+        return tf.dtypes.as_dtype(checked).as_datatype_enum
     if attribute.scalar_type == "f64":
         return [repr(item) for item in checked] if isinstance(checked, tuple) else repr(checked)
     return list(checked) if isinstance(checked, tuple) else checked
@@ -63,6 +77,8 @@ def store_attribute(attribute: Attribute, checked: Any) -> Any:
 
 def read_attribute(attribute: Attribute, stored: Any) -> Any:
     """The Python value of an attribute as it stands in a node (``op.get_attr``)."""
+    if attribute.choices:
+        return tf.dtypes.as_dtype(stored).name
 
     def scalar(value: Any) -> Any:
         text = value.decode() if isinstance(value, bytes) else value

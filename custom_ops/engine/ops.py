@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from absl import logging
 
 from tftoolkit.custom_ops.engine.declaration import Declaration, Library
 
@@ -35,6 +39,20 @@ class Op(Declaration):
         if "tensorflow" in sys.modules:  # else on first use, so that JAX users need neither TensorFlow nor its host
             _ = self.tf_name
 
+    # There is one object for each op: TensorFlow knows it by its name.
+
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Op:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Op], tuple[Any, ...]]:
+        """Another process opens the library, and imports the modules that gave the op its reference and gradient."""
+        functions = (self.reference_function, self.gradient_function)
+        modules = {function.__module__ for function in functions if function is not None} - {"__main__", __name__}
+        return _reopen, (self.library, self.name, tuple(sorted(modules)))
+
     @property
     def tf_name(self) -> str:
         """The op's type in TensorFlow graphs; registers it there on first use."""
@@ -42,7 +60,7 @@ class Op(Declaration):
 
         return tf_host.register(self)
 
-    def __call__(self, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
+    def __call__(self, /, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
         attributes = self.complete(keywords)
@@ -59,14 +77,26 @@ class Op(Declaration):
         self.reference_function = function
         return function
 
-    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(self, function: Callable[..., Any] | None = None, *, sparse: bool = False) -> Callable[..., Any]:
         """Decorator: ``function(op, *output_gradients) -> input gradients``, as for ``tf.RegisterGradient``.
 
-        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``.
+        ``op`` has ``inputs``, ``outputs`` (lists laid flat) and ``get_attr(name)``. A later function replaces an
+        earlier one.
+
+        Args:
+          sparse: hand over output gradients as TensorFlow has them, ``tf.IndexedSlices`` where the output goes into
+            ``tf.gather``. Otherwise all are dense tensors.
         """
-        if self.gradient_function is not None:
-            raise ValueError(f"{self.name} has a gradient already")
+        if function is None:
+            return functools.partial(self.gradient, sparse=sparse)
+        if self.gradient_function not in (None, function):
+            logging.warning(
+                "tftoolkit: %s>%s has a new gradient, from %s; functions traced with the old one keep it",
+                self.library.name, self.name, function.__module__,
+            )  # fmt: skip
         self.gradient_function = function
+        self.takes_sparse_gradients = sparse
+        self.differentiates_reference = False
         return function
 
     def differentiate_reference(self) -> None:
@@ -77,8 +107,8 @@ class Op(Declaration):
 
             return tf_host.differentiate_reference(self, node, *output_gradients)
 
-        self.differentiates_reference = True
         self.gradient(gradient)
+        self.differentiates_reference = True
 
     def _bind(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
@@ -87,6 +117,12 @@ class Op(Declaration):
             raise TypeError(f"{error}; the signature is {self}") from None
         names = [argument.name for argument in self.schema.inputs]
         return tuple(bound.pop(argument, None) for argument in names), bound
+
+
+def _reopen(library: Library, name: str, modules: Iterable[str]) -> Op:
+    for module in modules:
+        importlib.import_module(module)
+    return library.op(name)
 
 
 def _is_jax(inputs: Iterable[Any]) -> bool:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tftoolkit.custom_ops.engine.schema import REST, Argument, AttributeValue, Schema
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, AttributeValue, Schema, named
 from tftoolkit.custom_ops.engine.shapes import Shape, output_shapes
 
 SIZES = (0, 1, 2, 3, 5, 7, 13, 64, 257)  # nothing, one, primes, whole registers and a bit more
@@ -58,8 +58,10 @@ def sample(schema: Schema, rng: random.Random, *, sizes: Sequence[int] = SIZES, 
         for argument, shapes in zip(schema.inputs, inputs, strict=True):
             if isinstance(shapes, list):
                 shapes.append(_shape(argument, here, rng, sizes, max_elements))
-    attributes: dict[str, AttributeValue] = {}
+    attributes: dict[str, AttributeValue] = {item.name: DTYPES[dtypes[item.type]] for item in schema.dtype_attributes}
     for attribute in schema.attributes:
+        if attribute.choices:
+            continue
         values = _VALUES[attribute.scalar_type]
         if attribute.default is not None and rng.random() < 0.5:
             attributes[attribute.name] = attribute.default
@@ -84,8 +86,8 @@ def resized(call: Call, shape: Shape) -> Call:
     for dim in first.dims:
         if dim == REST:
             known[REST] = shape[axis : axis + rest]
-        elif isinstance(dim, str):
-            known[dim] = shape[axis]
+        elif one := named(dim):
+            known[one[0]] = shape[axis] - one[1]
         axis += rest if dim == REST else 1
     rng = random.Random(0)
     inputs = tuple(_shape(argument, known, rng, SIZES, 1 << 62) for argument in call.schema.inputs)
@@ -112,5 +114,9 @@ def _shape(
         elif isinstance(dim, int):
             extend(dim)
         else:
-            known[str(dim)] = extend(known.get(str(dim)))  # type: ignore[arg-type]
+            name, shift = named(dim) or ("", 0)
+            if name not in known:
+                known[name] = max(0, extend() - shift)
+                shape.pop()
+            extend(max(0, known[name] + shift))  # type: ignore[operator]
     return tuple(shape)

@@ -20,6 +20,7 @@ DTYPES = {
 SCALAR_TYPES = ("f32", "f64", "i32", "i64", "bool", "str")
 ATTRIBUTE_TYPES = (*SCALAR_TYPES, *(f"{name}[]" for name in SCALAR_TYPES))
 REST = "..."
+PROPERTIES = ("batchable", "stateful")  # words after the outputs
 
 Scalar = float | int | bool | str
 AttributeValue = Scalar | tuple[Scalar, ...]
@@ -72,8 +73,16 @@ class Expression:
         return stack.pop()[0]
 
 
-# A size, a name, an integer attribute (outputs only), `...`, or an expression (outputs only).
+# A size, a name, `...`, or an expression: of inputs a name plus or minus a number, of outputs any, of attributes too.
 Dim = int | str | Expression
+
+
+def named(dim: Dim) -> tuple[str, int] | None:
+    """The name in an input's dimension, and what is added to it: n-1 → (n, -1). None for sizes and ``...``."""
+    if isinstance(dim, Expression):
+        name, number, sign = dim.postfix
+        return str(name), int(number) if sign == "+" else -int(number)
+    return (dim, 0) if isinstance(dim, str) and dim != REST else None
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Argument:
       dtype: a name of ``DTYPES`` or a dtype variable.
       variadic: a list of tensors. All lists of an op have the same length, and names that occur in lists only are bound
         anew for each place in the list.
-      optional: an input that may be None.
+      optional: an input that may be None; an output that is None unless asked for (``presence`` names the attribute).
       alias: the input whose buffer this output takes over: it is updated in place.
     """
 
@@ -103,14 +112,23 @@ class Argument:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A value fixed when the op is called; ``default`` is None where the caller must give it."""
+    """A value fixed when the op is called.
+
+    Attributes:
+      type: one of ``ATTRIBUTE_TYPES``, or a dtype variable that no input has: its value, a NumPy name, is that dtype.
+      default: None where the caller must give it.
+      choices: of a dtype, those allowed, as in the schema.
+    """
 
     name: str
     type: str
     default: AttributeValue | None = None
+    choices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.type}" + ("" if self.default is None else f" = {_written(self.default)}")
+        if self.default is None:
+            return f"{self.name}: {self.type}"
+        return f"{self.name}: {self.type} = {_short(self.default) if self.choices else _written(self.default)}"
 
     @property
     def is_list(self) -> bool:
@@ -122,11 +140,22 @@ class Attribute:
 
     def convert(self, value: Any) -> AttributeValue:
         """Checks a value given by a caller. Raises TypeError or ValueError that names the attribute."""
+        if self.choices:
+            return self._dtype(value)
         if not self.is_list:
             return self._scalar(value)
         if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
             raise TypeError(f"attribute {self.name} must be a list of {self.scalar_type}, got {value!r}")
         return tuple(self._scalar(item) for item in value)
+
+    def _dtype(self, value: Any) -> str:
+        """The NumPy name of a dtype that TensorFlow, NumPy, JAX or the schema language names."""
+        name = getattr(value, "name", None) or getattr(value, "__name__", None) or value
+        name = DTYPES.get(name, name) if isinstance(name, str) else name
+        allowed = [DTYPES[choice] for choice in self.choices]
+        if name not in allowed:
+            raise TypeError(f"attribute {self.name} must be one of {', '.join(allowed)}, got {value!r}")
+        return str(name)
 
     def _scalar(self, value: Any) -> Scalar:
         kind = self.scalar_type
@@ -144,6 +173,11 @@ class Attribute:
         return float(checked) if kind in ("f32", "f64") else checked
 
 
+def _short(dtype: AttributeValue) -> str:
+    """float32 → f32."""
+    return next(short for short, name in DTYPES.items() if name == dtype)
+
+
 def _written(value: AttributeValue) -> str:
     """As the parser reads it: lists in brackets."""
     return f"[{', '.join(map(repr, value))}]" if isinstance(value, tuple) else repr(value)
@@ -151,28 +185,47 @@ def _written(value: AttributeValue) -> str:
 
 @dataclass(frozen=True)
 class Schema:
-    """A parsed schema. ``dtype_vars`` maps each dtype variable to the dtypes it may stand for."""
+    """A parsed schema.
+
+    Attributes:
+      dtype_vars: dtype variable → the dtypes it may stand for.
+      batchable: one call on stacked inputs gives the stacked outputs of single calls, with one more dimension in front
+        of every ``...``.
+      stateful: a call does, or depends on, more than its inputs say, so hosts may neither fold, merge nor drop it.
+    """
 
     dtype_vars: Mapping[str, tuple[str, ...]]
     inputs: tuple[Argument, ...]
     attributes: tuple[Attribute, ...]
     outputs: tuple[Argument, ...]
+    batchable: bool = False
+    stateful: bool = False
     dim_names: tuple[str, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        dims = (dim for argument in self.inputs for dim in argument.dims)
-        names = dict.fromkeys(dim for dim in dims if isinstance(dim, str) and dim != REST)
-        object.__setattr__(self, "dim_names", tuple(names))
+        found = (named(dim) for argument in self.inputs for dim in argument.dims)
+        object.__setattr__(self, "dim_names", tuple(dict.fromkeys(one[0] for one in found if one)))
 
     def __str__(self) -> str:
         types = ", ".join(f"{name}: {' | '.join(choices)}" for name, choices in self.dtype_vars.items())
-        star = ["*"] if self.attributes else []
-        inputs = ", ".join([*map(str, self.inputs), *star, *map(str, self.attributes)])
-        return (f"<{types}>" if types else "") + f"({inputs}) -> ({', '.join(map(str, self.outputs))})"
+        implied = {presence(output) for output in self.optional_outputs}
+        attributes = [str(attribute) for attribute in self.attributes if attribute.name not in implied]
+        inputs = ", ".join([*map(str, self.inputs), *(["*"] if attributes else []), *attributes])
+        words = "".join(f" {word}" for word in PROPERTIES if getattr(self, word))
+        return (f"<{types}>" if types else "") + f"({inputs}) -> ({', '.join(map(str, self.outputs))}){words}"
 
     @property
     def optional_inputs(self) -> tuple[Argument, ...]:
         return tuple(argument for argument in self.inputs if argument.optional)
+
+    @property
+    def dtype_attributes(self) -> tuple[Attribute, ...]:
+        """Those by which callers choose the dtype of outputs."""
+        return tuple(attribute for attribute in self.attributes if attribute.choices)
+
+    @property
+    def optional_outputs(self) -> tuple[Argument, ...]:
+        return tuple(output for output in self.outputs if output.optional)
 
     @property
     def has_lists(self) -> bool:
@@ -182,11 +235,10 @@ class Schema:
     @property
     def global_dims(self) -> frozenset[str]:
         """Names (and ``...``) that are bound once per call: those that occur outside lists."""
-        return frozenset(
-            dim for argument in self.inputs if not argument.variadic for dim in argument.dims if isinstance(dim, str)
-        )
+        dims = [dim for argument in self.inputs if not argument.variadic for dim in argument.dims]
+        return frozenset((named(dim) or (str(dim), 0))[0] for dim in dims if not isinstance(dim, int))
 
 
 def presence(argument: Argument) -> str:
-    """The bool attribute that tells a kernel whether an optional input was given."""
+    """The bool attribute that tells a kernel whether an optional input was given, or an optional output is wanted."""
     return f"has_{argument.name}"

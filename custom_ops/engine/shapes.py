@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tftoolkit.custom_ops.engine.schema import REST, Argument, Dim, Expression, Schema
+from tftoolkit.custom_ops.engine.schema import REST, Argument, Dim, Expression, Schema, named, presence
 
 Shape = tuple[int, ...]
 _LARGEST = 2**63 - 1
@@ -17,7 +17,7 @@ def output_shapes(
 
     Args:
       inputs: a shape for each input, a sequence of shapes for ``*name``, None for an absent ``name?``.
-      integers: values of the integer attributes.
+      integers: values of the integer and bool attributes.
 
     Raises ValueError that names argument and dimension.
     """
@@ -55,16 +55,26 @@ def _bind(schema: Schema, argument: Argument, shape: Shape, known: dict[str, tup
             if found != dim:
                 raise _mismatch(schema, argument, shape, f"a dimension of it must be {dim}")
             continue
-        expected, source = known.setdefault(str(dim), (found, argument.name))
-        if found != expected:
-            what = "dimensions ..." if dim == REST else f"dimension {dim}"
-            wanted = list(expected) if isinstance(expected, tuple) else expected
-            raise _mismatch(schema, argument, shape, f"its {what} must be {wanted} as in {source}")
+        if isinstance(found, tuple):
+            expected, source = known.setdefault(REST, (found, argument.name))
+            if found != expected:
+                reason = f"its dimensions ... must be {list(expected)} as in {source}"  # type: ignore[arg-type]
+                raise _mismatch(schema, argument, shape, reason)
+            continue
+        name, shift = named(dim) or ("", 0)
+        if found < shift:
+            raise _mismatch(schema, argument, shape, f"its dimension {dim} must be at least {shift}")
+        expected, source = known.setdefault(name, (found - shift, argument.name))
+        if found - shift != expected:
+            wanted = expected + shift  # type: ignore[operator]
+            raise _mismatch(schema, argument, shape, f"its dimension {dim} must be {wanted} as in {source}")
 
 
 def _shape(
     schema: Schema, output: Argument, known: Mapping[str, tuple[int | Shape, str]], integers: Mapping[str, int]
 ) -> Shape:
+    if output.optional and not integers.get(presence(output)):
+        return (0,)
     sizes = {name: value for name, (value, _) in known.items() if isinstance(value, int)} | dict(integers)
     shape: list[int] = []
     for dim in output.dims:

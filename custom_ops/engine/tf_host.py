@@ -21,10 +21,18 @@ from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
-from tftoolkit.custom_ops.engine import builder, toolchain
+from tftoolkit.custom_ops.engine import builder, toolchain, whole_numbers
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
-from tftoolkit.custom_ops.engine.op_def import LIST_LENGTH, dtype_of, op_def, read_attribute, store_attribute, wire_form
+from tftoolkit.custom_ops.engine.op_def import (
+    LIST_LENGTH,
+    dtype_of,
+    node_name,
+    op_def,
+    read_attribute,
+    store_attribute,
+    wire_form,
+)
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     REST,
@@ -88,9 +96,11 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
     """Runs or traces the op; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
     if not op.handlers:
         return _without_kernel(op, inputs, attributes)
+    if op.whole_inputs:
+        whole_numbers.check(op, inputs)
     stored: dict[str, Any] = {}
     if op.schema.attributes:
-        stored = {item.name: store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
+        stored = {node_name(item): store_attribute(item, attributes[item.name]) for item in op.schema.attributes}
     if not op.is_plain:
         inputs = _prepare(op, inputs, stored)
     op_type = _types.get(op) or register(op)
@@ -99,7 +109,7 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
     if op.is_plain:
         return outputs[0] if len(outputs) == 1 else op.output_type(*outputs)
     length = next((len(v) for v, a in zip(inputs, op.schema.inputs, strict=True) if a.variadic), 0)
-    return op.group_outputs(outputs, length)
+    return op.group_outputs(outputs, length, attributes)
 
 
 def _eagerly(
@@ -130,7 +140,7 @@ def _eagerly_converted(
         flat += tensors
         if argument.variadic:
             attributes[LIST_LENGTH] = len(tensors)
-    attributes |= {variable: dtypes[variable].as_datatype_enum for variable in op.schema.dtype_vars}
+    attributes |= {name: dtypes[name].as_datatype_enum for name in op.schema.dtype_vars if name in dtypes}
     pairs = tuple(item for pair in attributes.items() for item in pair)
     length = attributes.get(LIST_LENGTH, 0)
     count = sum(length if output.variadic else 1 for output in op.schema.outputs)
@@ -210,13 +220,14 @@ def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[
 
 def node_attributes(op: Declaration, node: Any) -> dict[str, Any]:
     """The Python values of the op's declared attributes at a node (anything with ``get_attr``)."""
-    return {item.name: read_attribute(item, node.get_attr(item.name)) for item in op.schema.attributes}
+    return {item.name: read_attribute(item, node.get_attr(node_name(item))) for item in op.schema.attributes}
 
 
 def expand(op: Declaration, node: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """What a node computes, in plain TensorFlow ops: flat inputs → flat outputs. Raises LookupError: no reference."""
     outputs = op.run_reference(*op.group_inputs(inputs, node.get_attr), **node_attributes(op, node))
-    return [tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
+    empty = tf.zeros([0])  # an output that nobody asked for
+    return [empty if output is None else tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
 
 
 def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:
@@ -225,7 +236,19 @@ def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:
             f"{op.name} has no gradient: write one under @{op.__name__}.gradient, or call "
             f"{op.__name__}.differentiate_reference()"
         )
+    if not op.takes_sparse_gradients:
+        output_gradients = tuple(map(_dense, output_gradients, node.outputs))
     return op.gradient_function(node, *output_gradients)
+
+
+def _dense(gradient: Any, output: tf.Tensor) -> Any:
+    """The gradient of an output that goes into ``tf.gather`` as a tensor; others as they are."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    # Not tf.convert_to_tensor, which warns of unknown sizes, and refuses slices that do not say them.
+    rows = tf.shape(output, gradient.indices.dtype)[0]
+    summed = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+    return tf.ensure_shape(summed, output.shape)
 
 
 def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) -> list[tf.Tensor | None]:
@@ -244,20 +267,23 @@ def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) 
 
 
 def _vectorize(op: Declaration, pfor_input: Any) -> Any:
-    """Teaches ``tf.vectorized_map`` the op where stacking is just one more leading dimension of every ``...``.
+    """Teaches ``tf.vectorized_map`` (and jacobians) the ops that are declared batchable: one call on stacked inputs.
 
-    Elsewhere (an output that sums over ``...``, say) TensorFlow falls back to a loop by itself.
+    For others, and where an input is stacked that has no ``...``, TensorFlow makes a loop by itself.
     """
-    leading = [argument.dims[:1] == (REST,) for argument in op.schema.inputs]
-    simple = not op.schema.has_lists and not op.schema.optional_inputs
-    if simple and all(output.dims[:1] == (REST,) and not output.alias for output in op.schema.outputs):
-        stacked = [pfor_input.input(i)[1] for i in range(pfor_input.num_inputs)]
+    node, places = pfor_input.op, range(pfor_input.num_inputs)
+    stacked = [pfor_input.input(i)[1] for i in places]
+    if op.schema.batchable and any(stacked):
+        leading = [
+            REST in argument.dims and (not argument.optional or node.get_attr(presence(argument)))
+            for argument in op.schema.inputs
+        ]
         if all(can or not is_stacked for is_stacked, can in zip(stacked, leading, strict=True)):
-            pfor_input.stack_inputs([i for i, can in enumerate(leading) if can])
-            inputs = [pfor_input.input(i)[0] for i in range(pfor_input.num_inputs)]
-            outputs = call(op, inputs, node_attributes(op, pfor_input.op), None)
+            pfor_input.stack_inputs([i for i in places if leading[i]])
+            inputs = op.group_inputs([pfor_input.input(i)[0] for i in places], node.get_attr)
+            outputs = call(op, inputs, node_attributes(op, node), None)
             return [pfor.wrap(output, True) for output in op.flat_outputs(outputs)]
-    raise pfor.ConversionNotImplementedError(f"{op} cannot take one more leading dimension")  # makes it a loop
+    raise pfor.ConversionNotImplementedError(f"{op} is not called on stacked inputs")  # makes it a loop
 
 
 @functools.cache

@@ -7,9 +7,11 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +25,23 @@ INCLUDE_DIR = Path(__file__).resolve().parent / "include"
 
 @dataclass(frozen=True)
 class Compiler:
-    """A compiler: its path and the first line it prints about itself."""
+    """A compiler: the words that run it, such as ``ccache /usr/bin/g++``, and the first line it prints about itself."""
 
-    path: str
+    command: tuple[str, ...]
     version: str
 
 
 @functools.cache
 def cxx() -> Compiler:
-    """The C++ compiler: ``$CXX``, else g++, c++ or clang++. Raises BuildError when there is none."""
+    """The C++ compiler: ``$CXX``, else g++, c++ or clang++. Raises BuildError when there is none.
+
+    ``$CXX`` may hold flags and a launcher, as for make: "ccache g++ -pthread".
+    """
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else ["g++", "c++", "clang++"]:
-        if path := shutil.which(name):
-            return Compiler(path, _first_line([path, "--version"]))
+        first, *others = [name] if shutil.which(name) else shlex.split(name) or [name]
+        if path := shutil.which(first):
+            return Compiler((path, *others), _first_line([path, *others, "--version"]))
     looked = f"$CXX={wanted}" if wanted else "g++, c++ and clang++"
     raise BuildError(
         f"no C++ compiler found (looked for {looked}). Install one, on Debian: apt install g++; or set CXX to its path."
@@ -51,7 +57,7 @@ def nvcc() -> Compiler | None:
     for path in filter(None, candidates):
         release = re.search(r"release .*", _output([path, "--version"]))
         if release:
-            return Compiler(path, release.group())
+            return Compiler((path,), release.group())
     return None
 
 
@@ -61,10 +67,9 @@ def cuda_root() -> Path:
     compiler = nvcc()
     if compiler is None:
         raise BuildError("no CUDA toolkit found. Install one (nvcc 12.8 or newer), or set CUDA_HOME to its folder.")
-    found = re.search(r"^#\$ TOP=(.*)$", _output([compiler.path, "--dryrun", "-x", "cu", "/dev/null"]), re.MULTILINE)
-    return (
-        Path(found.group(1).strip() if found else compiler.path).resolve() if found else Path(compiler.path).parents[1]
-    )
+    said = _output([*compiler.command, "--dryrun", "-x", "cu", "/dev/null"])
+    found = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
+    return Path(found.group(1).strip()).resolve() if found else Path(compiler.command[0]).parents[1]
 
 
 @functools.cache
@@ -177,9 +182,17 @@ def package_dir(name: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a compiler. It speaks English, whatever the user's language; bytes that are no UTF-8 do no harm."""
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False, env=environment
+    )
+
+
 def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = run(command, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout + done.stderr

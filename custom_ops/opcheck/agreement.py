@@ -165,8 +165,9 @@ def _nan_places(subject: Subject, case: Case) -> list[str]:
 
 def vectorized_map(subject: Subject) -> str:
     """``tf.vectorized_map`` gives something else than one call after the other."""
-    advice = "a kernel whose `...` is the first dimension must treat every row by itself"
-    return over(subject, [subject.given], lambda case: _vectorized(subject, case), advice)
+    advice = "a batchable op must treat every row by itself: mend the kernel, or take the word out of the schema"
+    found = over(subject, [subject.given], lambda case: _vectorized(subject, case), advice)
+    return f"{found}, {'in one call on stacked inputs' if subject.op.schema.batchable else 'one call after the other'}"
 
 
 def _vectorized(subject: Subject, case: Case) -> list[str]:

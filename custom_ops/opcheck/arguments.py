@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.custom_ops.engine.ops import Op
-from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, Attribute
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, Attribute, named
 from tftoolkit.custom_ops.opcheck import cases
 from tftoolkit.custom_ops.opcheck.graphs import Array
 
@@ -59,8 +59,8 @@ def _bind(argument: Argument, shape: Sequence[int]) -> dict[str, Any]:
     for dim in argument.dims:
         if dim == REST:
             found[REST] = tuple(shape[axis : axis + rest])
-        elif isinstance(dim, str):
-            found[dim] = shape[axis]
+        elif one := named(dim):
+            found[one[0]] = shape[axis] - one[1]
         axis += rest if dim == REST else 1
     return found
 
@@ -71,7 +71,8 @@ def _random(rng: np.random.Generator, argument: Argument, dims: Mapping[str, Any
         if dim == REST:
             shape += dims[REST]
         else:
-            shape.append(dim if isinstance(dim, int) else dims[str(dim)])
+            name, shift = named(dim) or ("", 0)
+            shape.append(dim if isinstance(dim, int) else dims[name] + shift)
     dtype = tf.dtypes.as_dtype(DTYPES[dtypes.get(argument.dtype, argument.dtype)])
     values: Any = rng.integers(0, 2, size=shape)  # in range also where they are indices
     if dtype.is_floating or dtype.is_complex:
@@ -80,5 +81,7 @@ def _random(rng: np.random.Generator, argument: Argument, dims: Mapping[str, Any
 
 
 def _attribute(attribute: Attribute) -> Any:
+    if attribute.choices:
+        return DTYPES[attribute.choices[0]]
     value = _SCALARS[attribute.scalar_type]
     return [value, value] if attribute.is_list else value

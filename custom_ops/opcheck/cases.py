@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.custom_ops.engine.ops import Op
-from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, named
 from tftoolkit.custom_ops.engine.shapes import output_shapes
 from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
 
@@ -58,7 +58,11 @@ class Case:
 
         def flat_function(*flat: tf.Tensor) -> list[tf.Tensor]:
             outputs = run(*self.group(flat), **self.attributes)
-            return [tf.convert_to_tensor(output) for output in op.flat_outputs(outputs)]
+            # An optional output that nobody asked for is an empty one, so that all calls have the same outputs.
+            return [
+                tf.zeros([0], dtype) if output is None else tf.convert_to_tensor(output)
+                for output, (_, dtype) in zip(op.flat_outputs(outputs), output_dtypes(op, self), strict=True)
+            ]
 
         return flat_function
 
@@ -90,7 +94,9 @@ def shapes_of_outputs(op: Op, case: Case) -> list[tuple[int, ...]]:
         None if value is None else [item.shape for item in value] if isinstance(value, list) else value.shape
         for value in case.inputs
     ]
-    integers = {item.name: case.attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64")}
+    integers = {
+        item.name: case.attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64", "bool")
+    }
     found = output_shapes(op.schema, shapes, integers)
     return [one for shape in found for one in (shape if isinstance(shape, list) else [shape])]
 
@@ -99,6 +105,7 @@ def output_dtypes(op: Op, case: Case) -> list[tuple[str, str]]:
     """Name and dtype of all outputs, lists laid flat."""
     length = next((len(value) for value in case.inputs if isinstance(value, list)), 0)
     bound = {argument.dtype: item.dtype.name for argument, item in _arguments(op, case)}
+    bound |= {attribute.type: case.attributes[attribute.name] for attribute in op.schema.dtype_attributes}
     found = []
     for output in op.schema.outputs:
         names = [f"{output.name}[{i}]" for i in range(length)] if output.variadic else [output.name]
@@ -154,9 +161,13 @@ class _Cast:
 
 
 def other_attributes(op: Op, case: Case) -> Iterator[Case]:
-    """Each numeric attribute with another value."""
+    """Each numeric attribute with another value, each dtype with every other."""
     for attribute in op.schema.attributes:
         value = case.attributes[attribute.name]
+        for choice in attribute.choices:
+            if DTYPES[choice] != value:
+                others = {**case.attributes, attribute.name: DTYPES[choice]}
+                yield replace(case, label=f"{attribute.name} = {choice}", attributes=others)
         changed = tuple(map(_other, value)) if isinstance(value, tuple) else _other(value)
         if changed != value:
             label = f"{attribute.name} = {changed}"
@@ -223,14 +234,15 @@ def large(op: Op, case: Case) -> Case:
         )
         found = resized(op, case, "large", {}, (max(1, _LARGE // max(1, per_row)),))
     else:
-        dims = max((sum(dim in names for dim in argument.dims) for argument in op.schema.inputs), default=1)
+        dims = max((sum(named(dim) is not None for dim in argument.dims) for argument in op.schema.inputs), default=1)
         found = resized(op, case, "large", dict.fromkeys(names, int(_LARGE ** (1 / max(1, dims)))))
     return next(found, case)
 
 
 def _bound_names(op: Op, case: Case) -> list[str]:
     present = [argument for argument, _ in _arguments(op, case)]
-    return [name for name in op.schema.dim_names if any(name in argument.dims for argument in present)]
+    found = {one[0] for argument in present for dim in argument.dims if (one := named(dim))}
+    return [name for name in op.schema.dim_names if name in found]
 
 
 def resized(
@@ -248,7 +260,8 @@ def resized(
                 shape += array.shape[here : here + array.ndim - listed] if rest is None else rest
             else:
                 old = array.shape[_axis(argument, dim, array)]
-                shape.append(sizes.get(dim, old) if isinstance(dim, str) else old)
+                name, shift = named(dim) or ("", 0)
+                shape.append(max(0, sizes[name] + shift) if name in sizes else old)
         return array if tuple(shape) == array.shape else _sample(array, tuple(shape), rng)
 
     changed = replace(case, label=label, inputs=_map(op, case, change))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine.schema import DTYPES, REST
+from tftoolkit.custom_ops.engine.schema import DTYPES, REST, named
 from tftoolkit.custom_ops.opcheck import cases, child
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import describe
@@ -184,7 +183,8 @@ def _wrong_inputs(subject: Subject) -> Iterable[Case]:
     def case(i: int, value: Array, label: str) -> Case:
         return replace(given, label=label, inputs=(*given.inputs[:i], value, *given.inputs[i + 1 :]))
 
-    used: list[Any] = [dim for argument in subject.op.schema.inputs for dim in argument.dims]
+    used = [named(dim) or dim for argument in subject.op.schema.inputs for dim in argument.dims]
+    used = [name[0] if isinstance(name, tuple) else name for name in used]
     for i, (argument, value) in enumerate(zip(subject.op.schema.inputs, given.inputs, strict=True)):
         if not isinstance(value, np.ndarray):
             continue
@@ -195,7 +195,7 @@ def _wrong_inputs(subject: Subject) -> Iterable[Case]:
         if REST not in argument.dims:
             shapes[f"{argument.name} of rank {listed + 1}"] = (*value.shape, 1)
             for axis, dim in enumerate(argument.dims):
-                if isinstance(dim, int) or used.count(dim) > 1:
+                if isinstance(dim, int) or used.count((named(dim) or ("",))[0]) > 1:
                     wrong = (*value.shape[:axis], value.shape[axis] + 1, *value.shape[axis + 1 :])
                     shapes[f"{argument.name} with {dim} = {wrong[axis]}"] = wrong
         for label, shape in shapes.items():

@@ -201,7 +201,7 @@ XLA_FFI_DEFINE_HANDLER(RmsNormGradCpu, RmsNormGrad,
 
 TK_OP(RmsNorm,
       "<T: f32 | bf16 | f16>"
-      "(x: T[... d], gamma: T[d], *, epsilon: f32 = 1e-6) -> (y: T[... d], inv_rms: f32[...])");
+      "(x: T[... d], gamma: T[d], *, epsilon: f32 = 1e-6) -> (y: T[... d], inv_rms: f32[...]) batchable");
 TK_OP(
     RmsNormGrad,
     "<T: f32 | bf16 | f16>"

@@ -4,6 +4,8 @@
 // Options of the delegate: namespace -> paths of op libraries, separated by colons ("TfToolkit" -> "/x/rms_norm.so").
 // What a node's handler needs beyond its tensors stands in the node's custom options, in the form that
 // tftoolkit/export/runtimes/delegate.py writes; shapes are fixed there.
+//
+// A long file: a delegate is one table of functions over the same few types.
 
 #include <dlfcn.h>
 

@@ -12,10 +12,9 @@ from tftoolkit.pipelines.arguments import integer
 from tftoolkit.pipelines.audio.clips import Clips, sum_in_order, waveform_of
 from tftoolkit.pipelines.keys import uniform_int
 from tftoolkit.pipelines.plan.stage import Vectorized
+from tftoolkit.pipelines.sources.resampling import ZERO_CROSSINGS, low_pass
 from tftoolkit.pipelines.sources.source import Example
 
-_ZERO_CROSSINGS = 10
-_KAISER_BETA = 5.0
 _SNR_STEPS = 1 << 10
 _QUANTUM = 1 << 15
 
@@ -33,10 +32,10 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
     """
     common = math.gcd(integer("from_hz", from_hz, 1), integer("to_hz", to_hz, 1))
     up, down = to_hz // common, from_hz // common
-    half = _ZERO_CROSSINGS * max(up, down)
+    half = ZERO_CROSSINGS * max(up, down)
     taps = -(-(2 * half + 1) // up)
     # taps × up: row k holds, for each phase, the weight of the k-th sample back.
-    phases = np.pad(_low_pass(up, down), [0, taps * up - (2 * half + 1)]).reshape(taps, up)
+    phases = np.pad(low_pass(up, down), [0, taps * up - (2 * half + 1)]).reshape(taps, up)
 
     def over_rows(rows: Example) -> Example:
         waveform = waveform_of("resample", rows)
@@ -66,14 +65,6 @@ def resample(from_hz: int, to_hz: int) -> Vectorized:
         return rows
 
     return Vectorized(f"resample({from_hz}, {to_hz})", over_rows)
-
-
-def _low_pass(up: int, down: int) -> np.ndarray:
-    """float64[20 · max(up, down) + 1]; passes a constant unchanged after ``up``-fold zero stuffing."""
-    rate = max(up, down)
-    half = _ZERO_CROSSINGS * rate
-    ideal = np.sinc(np.arange(-half, half + 1) / rate) * np.kaiser(2 * half + 1, _KAISER_BETA)
-    return ideal / ideal.sum() * up
 
 
 def mix_noise(noises: Sequence[Any], snr_db: tuple[float, float]) -> Vectorized:

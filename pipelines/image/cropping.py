@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.custom_ops.pixels import height_width
-from tftoolkit.pipelines.image.decoding import decoded, encoded_entry
+from tftoolkit.pipelines.image import containers
+from tftoolkit.pipelines.image.decoding import check_channels, check_orient, decoded, encoded_entry, jpeg
 from tftoolkit.pipelines.image.draws import below, uniform
 from tftoolkit.pipelines.image.feature import entry, integer, interval, named, picture, pictures
 from tftoolkit.pipelines.image.geometry import check_method, resized
@@ -83,6 +84,7 @@ def random_resized_crop(
     aspect: Sequence[float] = (3 / 4, 4 / 3),
     method: str = "bilinear",
     channels: int = 3,
+    orient: bool = False,
 ) -> Callable[..., Example]:
     """A random part of the picture with random size and aspect ratio, resized to height × width pixels.
 
@@ -98,7 +100,7 @@ def random_resized_crop(
       area: smallest and largest share of the picture's area, in (0, 1].
       aspect: smallest and largest width / height of the part.
       method: as in ``resize``.
-      channels: of an encoded file, as in ``decode``.
+      channels, orient: of an encoded file, as in ``decode``. What must be turned is decoded as a whole.
 
     A stage for ``Pipeline.map``. dtype (uint8 or float32) and channels are kept.
 
@@ -110,8 +112,8 @@ def random_resized_crop(
     integer("width", width, 1)
     areas, aspects = interval("area", area, 0, 1), interval("aspect", aspect, 0)
     check_method(method)
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grayscale)")
+    check_channels(channels)
+    check_orient(orient)
     name = "random_resized_crop"
 
     def window(key: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -120,13 +122,14 @@ def random_resized_crop(
 
     def stage(example: Example, key: tf.Tensor) -> Example:
         if entry(name, example).dtype == tf.string:
-            part = _decoded_part(encoded_entry(name, example), channels, lambda shape: window(key, shape))
+            part = _decoded_part(encoded_entry(name, example), channels, orient, lambda shape: window(key, shape))
         else:
             image = picture(name, example)
             part = _part(image, window(key, tf.shape(image)))
         return {**example, "image": resized(name, part, height, width, method)}
 
     parameters = f"height={height}, width={width}, area={areas}, aspect={aspects}, method={method}, channels={channels}"
+    parameters += ", orient=True" if orient else ""
     return named(f"{name}({parameters})", stage)
 
 
@@ -157,18 +160,23 @@ def _part(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(part, [None, None, image.shape[-1]])
 
 
-def _decoded_part(contents: tf.Tensor, channels: int, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    def jpeg() -> tf.Tensor:
+def _decoded_part(
+    contents: tf.Tensor, channels: int, orient: bool, window: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    def part_of_jpeg() -> tf.Tensor:
         shape = tf.io.extract_jpeg_shape(contents)
         crop = window(shape)
         start = tf.maximum(crop[:2] - _MARGIN, 0)
         size = tf.minimum(crop[:2] + crop[2:] + _MARGIN, shape[:2]) - start
-        around = tf.concat([start, size], 0)
-        image = tf.io.decode_and_crop_jpeg(contents, around, channels=channels, dct_method="INTEGER_ACCURATE")
+        image = jpeg(contents, channels, tf.concat([start, size], 0))
         return _part(image, tf.concat([crop[:2] - start, crop[2:]], 0))
 
-    def other() -> tf.Tensor:
+    def part_of_all() -> tf.Tensor:
         image = decoded(contents, channels)
+        image = containers.upright(image, contents) if orient else image
         return _part(image, window(tf.shape(image)))
 
-    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(contents), jpeg, other), [None, None, channels])
+    in_parts = tf.io.is_jpeg(contents)
+    if orient:
+        in_parts &= containers.orientation(contents) == 1
+    return tf.ensure_shape(tf.cond(in_parts, part_of_jpeg, part_of_all), [None, None, channels])

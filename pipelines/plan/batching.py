@@ -10,6 +10,8 @@ from tftoolkit.pipelines.arguments import by_feature, integer, known, scalars_of
 from tftoolkit.pipelines.sources.rows import Rows, is_dense, is_ragged, pad
 from tftoolkit.pipelines.sources.source import Spec
 
+_SIZES_LISTED = 1 << 12
+
 
 class Batching(Protocol):
     """Which elements each batch of an epoch holds."""
@@ -132,6 +134,20 @@ class Batch:
     def full_rows_of(self, number: tf.Tensor) -> tf.Tensor:
         """Element numbers int64[k, size] of k batches of an epoch; what is missing in the last one repeats its end."""
         return tf.minimum(number[:, tf.newaxis] * self.size + tf.range(self.size, dtype=tf.int64), self.length - 1)
+
+    def sizes(self, start: int, shard_index: int, shard_count: int) -> list[int]:
+        """A worker's rows in batch ``start`` and those after it, until they repeat.
+
+        Empty if that is a long list, or if there are batches without a row for this worker.
+        """
+        full = len(range(shard_index, self.size, shard_count))
+        if self.uniform:
+            return [full]
+        rest = len(range(shard_index, self.length % self.size, shard_count))
+        count = self.batches_per_epoch
+        if not rest or count > _SIZES_LISTED:
+            return []
+        return [full if (start + i) % count < count - 1 else rest for i in range(count)]
 
     def padding_of(self, epoch: tf.Tensor, number: tf.Tensor) -> Padding | None:
         return self.padding

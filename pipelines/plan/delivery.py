@@ -45,13 +45,14 @@ def dataset(
 ) -> tf.data.Dataset:
     """See ``Pipeline.dataset``."""
     per_epoch = batching_of(plan).batches_per_epoch
+    plan = plan.shared()
     start = integer("start", start, 0)
     if epochs is None:
         numbers = tf.data.Dataset.counter(start)
     else:
         end = integer("epochs", epochs, 0) * per_epoch // max(plan.stacked, 1)
         numbers = tf.data.Dataset.range(start, max(start, min(end, (1 << 63) - 1)))
-    return prefetch.apply(in_parallel(numbers, skipping.loader(plan)) if skipping else plan.batches(numbers))
+    return prefetch.apply(in_parallel(numbers, skipping.loader(plan)) if skipping else plan.batches(numbers, start))
 
 
 def loader(plan: Plan, skipping: Skipping | None) -> Any:
@@ -59,7 +60,7 @@ def loader(plan: Plan, skipping: Skipping | None) -> Any:
     batching_of(plan)
     if skipping:
         raise ValueError('loader: with on_error="skip" bad rows are left out by Python code; use on_error="raise"')
-    return plan.load
+    return plan.shared().load
 
 
 def distributed(plan: Plan, strategy: tf.distribute.Strategy, share: Callable[[int, int], tf.data.Dataset]) -> Any:

@@ -15,7 +15,10 @@ from tftoolkit.pipelines.sources.rows import Rows
 from tftoolkit.pipelines.sources.source import Source, Spec
 
 _NUMBER = tf.TensorSpec([], tf.int64)
+_NUMBERS = tf.TensorSpec([None], tf.int64)
 _ADDRESSES_AT_ONCE = 1 << 14
+_BYTES_AT_ONCE = 1 << 20
+_PLANS_KEPT = 16  # of one source
 _OFFSETS = tf.TensorSpec([None], tf.int64)
 
 
@@ -66,6 +69,17 @@ class Plan:
         assert self.batching is not None
         return self.batching.padding_of(*[tf.constant(0, tf.int64)] * 2)
 
+    def shared(self) -> "Plan":
+        """The plan that all equal ones of this source share, so that its functions are traced once."""
+        known: dict[Any, Plan] = vars(self.source).setdefault("_plans", {})
+        key = (
+            *(self.seed, self.source_shuffled, self.shard_index, self.shard_count, self.stacked),
+            *(tuple(stage.key for stage in self.stages), _hashable(self.batching), _hashable(self.paired)),
+        )
+        if key not in known and len(known) >= _PLANS_KEPT:
+            known.pop(next(iter(known)))
+        return known.setdefault(key, self)
+
     def then(self, stage: Stage) -> "Plan":
         return dataclasses.replace(self, stages=(*self.stages, stage))
 
@@ -96,18 +110,24 @@ class Plan:
         load = self._load_stack if self.stacked else self._load
         return tf.function(load, input_signature=[_NUMBER], autograph=False)
 
-    def batches(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
-        """The batches (or stacks) with these numbers, in order.
+    def batches(self, numbers: tf.data.Dataset, start: int) -> tf.data.Dataset:
+        """The batches (or stacks) with these numbers, ``start`` and those after it.
 
         Where that is possible the addresses of many batches are computed at once: an operation on a few hundred numbers
-        costs little more than one on none, and a permutation is a hundred operations.
+        costs little more than one on none, and a permutation is a hundred operations. Where batches are but rows taken
+        from memory, the rows of many batches are taken at once, too: a call costs more than such a batch.
         """
-        block = self.block_size
-        if not block:
-            return in_parallel(numbers, self.load)
-        located = numbers.batch(block).map(self.locate_block).prefetch(1).unbatch()
-        located = located.apply(tf.data.experimental.assert_cardinality(numbers.cardinality()))
-        return in_parallel(located, self._load_located)
+        count = numbers.cardinality()
+        if run := self._batches_at_once:
+            assert isinstance(self.batching, Batch)
+            # Rebatched where the borders lie anyway; "drop_remainder" only tells TensorFlow that the size is static.
+            sizes = self.batching.sizes(start, self.shard_index, self.shard_count)
+            batches = in_parallel(numbers.batch(run), self._load_run).rebatch(sizes, self.batching.uniform)
+            return batches.apply(tf.data.experimental.assert_cardinality(count))
+        if block := self.block_size:
+            located = numbers.batch(block).map(self._locate_block).prefetch(1).unbatch()
+            return in_parallel(located.apply(tf.data.experimental.assert_cardinality(count)), self._load_located)
+        return in_parallel(numbers, self.load)
 
     @property
     def block_size(self) -> int:
@@ -129,7 +149,49 @@ class Plan:
         epoch, index = (tf.reshape(part, [-1, rows]) for part in where)
         return numbers, tf.maximum(count, 0), epoch, index
 
-    def _load_located(self, number: tf.Tensor, count: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> Rows:
+    @functools.cached_property
+    def _locate_block(self) -> Any:
+        """``locate_block`` as tf.function, traced once for all data sets, like the other properties of this kind."""
+        return tf.function(self.locate_block, input_signature=[_NUMBERS], autograph=False)
+
+    @functools.cached_property
+    def _load_located(self) -> Any:
+        index = tf.TensorSpec([self._rows], tf.int64)
+        return tf.function(self._located, input_signature=[_NUMBER, _NUMBER, index, index], autograph=False)
+
+    @functools.cached_property
+    def _load_run(self) -> Any:
+        return tf.function(self._run, input_signature=[_NUMBERS], autograph=False)
+
+    @property
+    def _rows(self) -> int:
+        """This worker's part of the largest batch."""
+        assert self.batching is not None
+        return len(range(self.shard_index, self.batching.largest, self.shard_count))
+
+    @functools.cached_property
+    def _batches_at_once(self) -> int:
+        """How many batches are taken from memory at once; 0 if each must be loaded on its own."""
+        batching, block = self.batching, self.block_size
+        untouched = all(type(stage).build is Stage.build for stage in self.stages)
+        if not (block and untouched and getattr(self.source, "in_memory", False) and isinstance(batching, Batch)):
+            return 0
+        sizes = [one.shape.num_elements() for one in self.element_spec.values()]
+        if batching.padding or None in sizes or not batching.sizes(0, self.shard_index, self.shard_count):
+            return 0
+        row = sum(n * one.dtype.size for n, one in zip(sizes, self.element_spec.values(), strict=True))
+        run = min(block, _BYTES_AT_ONCE // max(1, row * self._rows))
+        return run if run > 1 else 0
+
+    def _run(self, numbers: tf.Tensor) -> Rows:
+        """The rows of these batches, one batch after the other."""
+        assert self.batching is not None
+        _, counts, _, index = self.locate_block(numbers)
+        if self.batching.uniform:
+            return self.source.fetch(tf.reshape(index, [-1]))
+        return self.source.fetch(tf.boolean_mask(index, tf.range(self._rows, dtype=tf.int64) < counts[:, tf.newaxis]))
+
+    def _located(self, number: tf.Tensor, count: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> Rows:
         assert self.batching is not None
         if not self.batching.uniform:
             epoch, index = epoch[:count], index[:count]
@@ -245,6 +307,15 @@ class Plan:
             "stages": shortened([*stages, self.batching.label, *([self.paired.label] if self.paired else [])]),
             "features": shortened(described(self.row_spec)),
         }
+
+
+def _hashable(value: Any) -> Any:
+    """``value``, or where it can't be hashed its identity, which nothing else has while a plan holds it."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
 
 
 def in_parallel(elements: tf.data.Dataset, load: Callable[..., Rows]) -> tf.data.Dataset:

@@ -1,7 +1,7 @@
 """What a plan asks of its stages, which lie between the examples of a source and the batches."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -51,6 +51,11 @@ class Stage:
     def label(self) -> str:
         """What stands in states, profiles and error messages; all that decides the stage's result is in it."""
         raise NotImplementedError
+
+    @property
+    def key(self) -> Hashable:
+        """What equal stages have in common; by default a stage is equal to itself alone."""
+        return self
 
     @property
     def one_to_one(self) -> bool:

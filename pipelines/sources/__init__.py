@@ -7,6 +7,7 @@ from tftoolkit.pipelines.sources.csv_source import csv
 from tftoolkit.pipelines.sources.image_source import images
 from tftoolkit.pipelines.sources.mix_source import mix
 from tftoolkit.pipelines.sources.parquet_source import parquet
+from tftoolkit.pipelines.sources.python_source import python
 from tftoolkit.pipelines.sources.source import Source
 from tftoolkit.pipelines.sources.text_source import text
 from tftoolkit.pipelines.sources.tfds_source import tfds
@@ -22,6 +23,7 @@ __all__ = [
     "images",
     "mix",
     "parquet",
+    "python",
     "text",
     "tfds",
     "tfrecord",

@@ -42,6 +42,11 @@ class ArraySource:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether taking rows costs next to nothing and can't fail."""
+        return not self._mapped
+
     def fetch(self, indices: tf.Tensor) -> Example:
         rows = {name: tf.gather(tensor, indices) for name, tensor in self._tensors.items()}
         if self._mapped:

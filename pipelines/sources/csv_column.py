@@ -7,20 +7,34 @@ import numpy as np
 import tensorflow as tf
 
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_WORDS = frozenset({"true", "false"})
+_EXACT_IN_FLOAT64 = 1 << 53
 
 
-def infer(values: Sequence[str], missing: frozenset[str]) -> tf.DType:
-    """int64, else float32, else string: what all ``values`` can be; integers that lack some are floats, for NaN."""
+def infer(values: Sequence[str], missing: frozenset[str], default: Any = None) -> tf.DType:
+    """bool, else int64, else a float, else string: what all ``values`` can be.
+
+    Integers that lack some, without a default that is one, are floats, for NaN; such bools are strings. How many bits
+    floats need is seen at the end, see ``Column``.
+    """
     present = [value for value in values if value not in missing]
     if not present:
         return tf.string
+    whole = len(present) == len(values)
+    if all(value.strip().lower() in _WORDS for value in present):
+        return tf.bool if whole or default is not None else tf.string
     if all(_is_integer(value) for value in present):
-        return tf.int64 if len(present) == len(values) else tf.float32
-    return tf.float32 if all(_is_float(value) for value in present) else tf.string
+        return tf.int64 if whole or (default is not None and _is_integer(str(default))) else tf.float64
+    return tf.float64 if all(_is_float(value) for value in present) else tf.string
 
 
 class Column:
-    """Values of one column, as they are read."""
+    """Values of one column, as they are read.
+
+    Attributes:
+      dtype: where a type was ``inferred`` that is a float, float64 at first; from ``tensor`` on, float32 if that is
+        enough.
+    """
 
     def __init__(
         self,
@@ -36,6 +50,7 @@ class Column:
         self._hint = (
             f" (the type follows from the first rows; types={{{name!r}: tf.string}} would allow it)" if inferred else ""
         )
+        self._inferred = inferred
         self._missing, self._allow_nan = missing, allow_nan
         self._blocks: list[np.ndarray] = []
         self._default = default
@@ -72,8 +87,12 @@ class Column:
         return bad
 
     def tensor(self) -> tf.Tensor:
+        """All values."""
         blocks, self._blocks = self._blocks, []
-        return tf.constant(np.concatenate(blocks), self.dtype)
+        values = np.concatenate(blocks)
+        if self._inferred and self.dtype == tf.float64 and _float32_is_enough(values):
+            self.dtype = tf.float32
+        return tf.constant(values, self.dtype)
 
     def _fast(self, values: Sequence[str]) -> np.ndarray | None:
         """All at once, or None if it must be seen one by one what is wrong."""
@@ -85,7 +104,10 @@ class Column:
             if self.dtype == tf.int64:
                 return np.array(list(map(int, values)), np.int64)
             if self.dtype.is_floating:
-                return self._rounded(np.array(list(map(float, values))))
+                exact = np.array(list(map(float, values)))
+                if self._inferred and (np.abs(exact) > _EXACT_IN_FLOAT64).any():  # infinite ones too
+                    return None
+                return None if np.isinf(exact).any() else self._rounded(exact)
         except (ValueError, OverflowError):
             pass
         return None
@@ -110,7 +132,7 @@ class Column:
             try:
                 return value.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{_quoted(value)} is no UTF-8; convert the file to UTF-8") from error
+                raise ValueError(f"{_quoted(value)} is no UTF-8; convert the file, or give encoding=…") from error
         if self.dtype == tf.bool:
             if value.strip().lower() not in _BOOLS:
                 raise wrong
@@ -118,14 +140,20 @@ class Column:
         if self.dtype.is_floating:
             if not _is_float(value):
                 raise wrong
-            rounded = self._rounded(np.array([float(value)]))
-            if rounded is None:
+            exact = float(value)
+            if self._inferred and _is_integer(value) and np.isfinite(exact) and int(exact) != int(value):
+                raise ValueError(
+                    f"{_quoted(value)} has more digits than float64, which integers become where values are missing; "
+                    f"give types={{{self.name!r}: tf.int64}} and defaults={{{self.name!r}: …}}, or tf.string"
+                )
+            rounded = self._rounded(np.array([exact]))
+            if rounded is None or (np.isinf(exact) and "inf" not in value.lower()):
                 raise ValueError(f"{_quoted(value)} is too large for {self.dtype.name}")
             return rounded[0]
         if not _is_integer(value):
             raise wrong
         if not self.dtype.min <= int(value) <= self.dtype.max:
-            raise ValueError(f"{_quoted(value)} does not fit into {self.dtype.name}")
+            raise ValueError(f"{_quoted(value)} does not fit into {self.dtype.name}{self._hint}")
         return int(value)
 
 
@@ -143,6 +171,20 @@ def _is_float(value: str) -> bool:
     except ValueError:
         return False
     return "_" not in value
+
+
+def _float32_is_enough(values: np.ndarray) -> bool:
+    """Whether whole numbers stay what they are in float32, and values that differ still do."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    present = ~np.isnan(values)
+    if np.array_equal(rounded[present], values[present]):
+        return True
+    whole = (values == np.trunc(values)) & (np.abs(values) <= _EXACT_IN_FLOAT64)
+    if (np.isinf(rounded) & np.isfinite(values)).any() or (rounded[whole] != values[whole]).any():
+        return False
+    ordered = np.sort(values[present])
+    return not ((ordered[1:] != ordered[:-1]) & (np.diff(ordered.astype(np.float32)) == 0)).any()
 
 
 def _quoted(value: str) -> str:

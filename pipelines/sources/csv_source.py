@@ -4,8 +4,6 @@ Python's ``csv`` parses, and not ``pyarrow.csv``: it needs no further library, a
 row begins also where quoted values span several lines, which is what a message about a bad row is good for.
 """
 
-import csv as _csv
-import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +14,12 @@ import tensorflow as tf
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources.csv_column import Column, infer
+from tftoolkit.pipelines.sources.csv_records import Dialect, records
 from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes
 from tftoolkit.pipelines.sources.source import Example, Spec, raise_where
 
 _INFERRED_FROM = 10_000  # rows
 _AT_ONCE = 256  # rows; with many more at once most of the time goes to the search for garbage
-_LONGEST = 1 << 30  # characters of a value
-
 
 _Row = tuple[int, int, list[str]]  # number of the file; the first line, counted from 1; the values
 
@@ -35,9 +32,9 @@ class CsvSource:
         sizes = names_and_sizes(paths)
         self._identity = {
             **identity(sizes),
-            "delimiter": settings.delimiter,
             "missing": sorted(settings.missing),
             "defaults": {name: str(value) for name, value in settings.defaults.items()},
+            **settings.dialect.identity(),
         }
         with progress("reading CSV files", sum(sizes.values()), "B") as bar:
             names, rows = _rows(self._paths, settings, bar)
@@ -83,7 +80,7 @@ class Settings(NamedTuple):
     types: Mapping[str, tf.DType]
     columns: Sequence[str] | None
     names: Sequence[str] | None
-    delimiter: str
+    dialect: Dialect
     missing: frozenset[str]
     defaults: Mapping[str, Any]
     allow_nan: bool
@@ -99,33 +96,42 @@ def csv(
     missing: Sequence[str] = ("", "NA", "N/A", "null"),
     defaults: Mapping[str, Any] | None = None,
     allow_nan: bool = True,
+    encoding: str = "utf-8",
+    quote: str | None = '"',
+    comment: str | None = None,
+    skip_initial_space: bool = False,
 ) -> CsvSource:
     """A source over the rows of CSV files: a scalar feature per column.
 
-    UTF-8, values quoted with ``"`` where needed, also over several lines. The columns are read into memory once: 8
-    bytes or less per number.
+    Values are quoted where needed, also over several lines; a quote in them is written twice. The columns are read into
+    memory once: 8 bytes or less per number.
 
     Args:
       files: one or more files with the same header, or patterns with ``*``, in order.
       types: name -> dtype (integers, floats, tf.bool: true/false/0/1 in any case, tf.string) of some columns or all.
-        The others' types follow from the first 10,000 rows: int64, else float32, else string.
+        The others' types follow from the first 10,000 rows: bool (true, false), else int64, else float, else string.
+        Integers with gaps and without a default are floats. Floats are float32 if that holds all of the column's whole
+        numbers and tells all of its values apart, else float64.
       columns: which columns to read; default: all.
       names: the columns' names, for files without a header.
       delimiter: one character.
       missing: what stands for a missing value: NaN in a column of floats, an empty string in one of strings.
       defaults: name -> what to put in place of a missing value.
       allow_nan: False: a row with a missing, NaN or infinite float is bad.
+      encoding: as in ``open``: "latin-1", "utf-16", …
+      quote: one character; None: there are no quotes.
+      comment: what a line begins with that is left out, such as "#".
+      skip_initial_space: leave out spaces behind the delimiter.
 
     Raises:
       TypeError, ValueError: arguments that do not fit, no row, headers that differ, or no row that can be read.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
-      SourceError: quotes are not closed, so that the rows behind cannot be told apart; names file and line. While
-        iterating: a bad row; names file, line and column.
+      SourceError: a file is compressed, or in another encoding; or quotes are not closed, so that the rows behind
+        cannot be told apart; names file and line. While iterating: a bad row; names file, line and column.
     """
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-        raise ValueError(f"delimiter={delimiter!r}: expected one character that is no quote and no line break")
+    dialect = Dialect.checked(delimiter, encoding, quote, comment, skip_initial_space)
     dtypes = {name: _dtype(name, dtype) for name, dtype in (types or {}).items()}
-    settings = Settings(dtypes, columns, names, delimiter, frozenset(missing), defaults or {}, allow_nan)
+    settings = Settings(dtypes, columns, names, dialect, frozenset(missing), defaults or {}, allow_nan)
     return CsvSource(list_files(files), settings)
 
 
@@ -140,7 +146,7 @@ def _dtype(name: str, given: Any) -> tf.DType:
 
 
 def _rows(paths: list[str], settings: Settings, bar: Any) -> tuple[list[str], Iterator[_Row]]:
-    readers = [_records(path, settings.delimiter, bar) for path in paths]
+    readers = [records(path, settings.dialect, bar) for path in paths]
     headers = [
         _checked_names(path, settings.names or _header(path, reader))
         for path, reader in zip(paths, readers, strict=True)
@@ -165,35 +171,18 @@ def _header(path: str, reader: Iterator[tuple[int, list[str]]]) -> list[str]:
 
 
 def _checked_names(path: str, names: Sequence[str]) -> list[str]:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise SourceError(
+                f"{path}: its header is no UTF-8: {name!r}; convert the file, or give its encoding=…, such as 'latin-1'"
+            ) from error
     twice = {name for name in names if list(names).count(name) > 1}
     if twice or "" in names:
         what = f"the column name {sorted(twice)[0]!r} twice" if twice else "a column without a name"
         raise ValueError(f"files: {path} has {what}; mend its header, or give names=… if it has none")
     return list(names)
-
-
-def _records(path: str, delimiter: str, bar: Any) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it begins, values) of each record. What is no UTF-8 becomes surrogates, refused later by row."""
-    _csv.field_size_limit(_LONGEST)
-    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as binary:
-        stream = io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = _csv.reader(stream, delimiter=delimiter, strict=True)
-        line, done = 1, 0
-        while True:
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except _csv.Error as error:
-                raise SourceError(
-                    f"{path}, line {line}: {error}; the row that begins there has a quote too many or too few, so that "
-                    "the rows behind it cannot be told apart"
-                ) from error
-            yield line, values
-            line = reader.line_num + 1
-            if line % _AT_ONCE == 0:
-                done, before = binary.tell(), done
-                bar.update(done - before)
 
 
 def _columns(names: list[str], settings: Settings, first: list[_Row]) -> list[Column]:
@@ -208,7 +197,8 @@ def _columns(names: list[str], settings: Settings, first: list[_Row]) -> list[Co
         place = names.index(name)
         dtype, inferred = settings.types.get(name), False
         if dtype is None:
-            dtype, inferred = infer([values[place] for values in whole], settings.missing), True
+            found = [values[place] for values in whole]
+            dtype, inferred = infer(found, settings.missing, settings.defaults.get(name)), True
         columns.append(
             Column(name, place, dtype, inferred, settings.missing, settings.defaults.get(name), settings.allow_nan)
         )

@@ -1,6 +1,7 @@
 """A source over a folder of pictures per class."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tftoolkit.pipelines.sources.files import identity, read_part
 from tftoolkit.pipelines.sources.folder import ClassFolder
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 
 
 class ImageSource:
@@ -39,7 +40,7 @@ class ImageSource:
     def fingerprint(self) -> dict[str, Any]:
         names = [os.fsdecode(name) for name in self._folder.files]
         sizes = dict(zip(names, self._folder.sizes.tolist(), strict=True))
-        return {"kind": "images", "classes": len(self.classes), **identity(sizes), "length": len(self)}
+        return {"kind": "images", **self._folder.identity(), **identity(sizes), "length": len(self)}
 
     def describe(self, index: int) -> str:
         return self._folder.path(index)
@@ -55,19 +56,22 @@ class ImageSource:
         return read_part(path, 0, size)
 
 
-def images(folder: str | os.PathLike[str]) -> ImageSource:
+def images(folder: str | os.PathLike[str], *, classes: Sequence[str] | None = None) -> ImageSource:
     """A source over pictures in ``folder/<class>/…``, as {"image": string, "label": int64, "path": string}.
 
     The image is the encoded file (``pipelines.image.decode`` makes pixels of it), the label the number of its class in
-    the order of their names, the path relative to ``folder``. Examples are sorted by path. Names that begin with a dot
-    do not count.
+    the order of their names, the path relative to ``folder``. Examples are sorted by path. Names that begin with a dot,
+    and what operating systems leave in folders (Thumbs.db, desktop.ini, …), do not count.
 
     Args:
-      folder: holds a folder per class with .jpg, .jpeg, .png, .gif or .bmp files, also in folders below.
+      folder: holds a folder per class with .jpg, .jpeg, .png, .gif, .bmp or .webp files, also in folders below.
+      classes: the classes' names in the order of their numbers: for the other splits of a data set, where a class may
+        be missing, ``classes=train.classes``. Default: the names of all folders, sorted.
 
     Raises:
       FileNotFoundError, NotADirectoryError, PermissionError: a folder cannot be read.
-      ValueError: no class, a class without pictures, or a file that is no picture; names it.
+      TypeError, ValueError: no class, a class without pictures (unless ``classes`` has it), a folder that is none of
+        ``classes``, or a file that is no picture; names it.
       SourceError: while iterating: a picture is gone, empty or cannot be read.
     """
-    return ImageSource(ClassFolder.scan(folder, EXTENSIONS))
+    return ImageSource(ClassFolder.scan(folder, EXTENSIONS, classes))

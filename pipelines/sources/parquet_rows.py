@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError
+from tftoolkit.pipelines.sources.parquet_types import Layout, stored
 from tftoolkit.pipelines.sources.source import Spec, varies
 
 _KEPT_BYTES = 1 << 30
@@ -22,6 +23,7 @@ class Rows:
       read: number of a row group -> its columns: name -> a pyarrow array of one chunk, without a dictionary.
       first: the first row of each row group, and the number of all rows.
       spec: dtypes and shapes of the columns.
+      layouts: name -> how tensors lie in memory, where not as their shape tells.
       defaults: name -> what stands in place of a missing value; without it a missing float is NaN.
       kept: how many row groups are kept; None: as many as take about 1 GiB, but at least two.
       row_bytes: what the texts and lists of a row take, about.
@@ -33,12 +35,14 @@ class Rows:
         read: Callable[[int], Mapping[str, Any]],
         first: np.ndarray,
         spec: Spec,
+        layouts: Mapping[str, Layout | None],
         defaults: Mapping[str, Any],
         kept: int | None,
         row_bytes: float,
         describe: Callable[[int], str],
     ) -> None:
-        self._read, self._spec, self._defaults, self._describe = read, spec, defaults, describe
+        self._read, self._spec, self._layouts = read, spec, layouts
+        self._defaults, self._describe = defaults, describe
         self._first, self._largest = first, int(np.diff(first).max())
         texts = {name: one for name, one in spec.items() if one.dtype == tf.string and not varies(one)}
         if kept is None:
@@ -104,8 +108,8 @@ class Rows:
         begin = slot * self._largest
         self._lists[slot], self._lacking[slot] = {}, {}
         for name, spec in self._spec.items():
-            array, default = arrays[name], self._defaults.get(name)
-            column, lacking = _column(name, array, spec, default)
+            array = arrays[name]
+            column, lacking = _column(name, array, spec, self._layouts[name], self._defaults.get(name))
             self._lacking[slot] |= lacking
             place = slice(begin, begin + len(array))
             if isinstance(column, _Lists):
@@ -170,7 +174,7 @@ def _filling(dtype: tf.DType) -> Any:
 
 
 def _column(
-    name: str, array: Any, spec: tf.TensorSpec, default: Any
+    name: str, array: Any, spec: tf.TensorSpec, layout: Layout | None, default: Any
 ) -> tuple["np.ndarray | _Lists", dict[str, np.ndarray]]:
     """A column's values, and which rows lack one, with the reason."""
     lacking = {}
@@ -181,9 +185,9 @@ def _column(
         lacking[f"column {name!r}: {reason}; give defaults={{{name!r}: …}}"] = ~valid
     column: np.ndarray | _Lists
     if varies(spec):
-        column, incomplete = _lists(present, valid, spec, default)
+        column, incomplete = _lists(present, valid, spec, layout, default)
     else:
-        column, incomplete = _values(present, spec.shape.as_list(), spec.dtype)
+        column, incomplete = _values(present, spec.shape.as_list(), spec.dtype, layout)
         if not valid.all():
             column = _spread(column, valid, _filling(spec.dtype) if default is None else default)
     if incomplete.any():
@@ -198,9 +202,11 @@ def _spread(values: np.ndarray, valid: np.ndarray, filling: Any) -> np.ndarray:
     return spread
 
 
-def _lists(present: Any, valid: np.ndarray, spec: tf.TensorSpec, default: Any) -> tuple[_Lists, np.ndarray]:
+def _lists(
+    present: Any, valid: np.ndarray, spec: tf.TensorSpec, layout: Layout | None, default: Any
+) -> tuple[_Lists, np.ndarray]:
     """The lists of a column, and which of those that are present lack a value."""
-    values, is_null = _values(present.flatten(), spec.shape.as_list()[1:], spec.dtype)
+    values, is_null = _values(present.flatten(), spec.shape.as_list()[1:], spec.dtype, layout)
     stops = np.cumsum(present.value_lengths().to_numpy(zero_copy_only=False), dtype=np.int64)
     starts = np.concatenate([[0], stops])[:-1]
     nulls = np.concatenate([[0], np.cumsum(is_null)])
@@ -211,14 +217,24 @@ def _lists(present: Any, valid: np.ndarray, spec: tf.TensorSpec, default: Any) -
     return lists, nulls[stops] > nulls[starts]
 
 
-def _values(array: Any, shape: list[int], dtype: tf.DType) -> tuple[np.ndarray, np.ndarray]:
+def _values(array: Any, shape: list[int], dtype: tf.DType, layout: Layout | None) -> tuple[np.ndarray, np.ndarray]:
     """[n, *shape] with NaN, 0 or "" where there is no value, and which rows lack one. A missing float is NaN."""
+    values, lacking = _nested(array, dtype)
+    if layout:
+        stored_as, order = layout
+        values = values.reshape([-1, *stored_as]).transpose([0, *(1 + axis for axis in order)])
+    return values.reshape([len(lacking), *shape]), lacking
+
+
+def _nested(array: Any, dtype: tf.DType) -> tuple[np.ndarray, np.ndarray]:
+    """As ``_values``, with a dimension for each list of fixed size that lies in another."""
+    array = stored(array)
     is_null = array.is_null().to_numpy(zero_copy_only=False)
-    if shape:
-        inner, lacking = _values(array.flatten(), shape[1:], dtype)  # flatten leaves missing lists out
-        is_null[~is_null] = lacking.reshape([-1, shape[0]]).any(1)
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
-        return _spread(inner.reshape([-1, *shape]), valid, _filling(dtype)), is_null
+    if hasattr(array.type, "list_size"):
+        inner, lacking = _nested(array.flatten(), dtype)  # flatten leaves missing lists out
+        size, valid = array.type.list_size, ~is_null
+        is_null = _spread(lacking.reshape([valid.sum(), size]).any(1), valid, True)
+        return _spread(inner.reshape([valid.sum(), size, *inner.shape[1:]]), valid, _filling(dtype)), is_null
     if dtype == tf.string:
         return _as_bytes(array), is_null
     filled = array.fill_null(_filling(dtype)) if is_null.any() else array
@@ -228,6 +244,6 @@ def _values(array: Any, shape: list[int], dtype: tf.DType) -> tuple[np.ndarray, 
 def _as_bytes(array: Any) -> np.ndarray:
     from pyarrow import large_binary, types
 
-    if types.is_string(array.type) or types.is_large_string(array.type):
+    if types.is_string(array.type) or types.is_large_string(array.type) or types.is_fixed_size_binary(array.type):
         array = array.cast(large_binary())
     return array.fill_null(b"").to_numpy(zero_copy_only=False)

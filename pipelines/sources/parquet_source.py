@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.pipelines.conversion import exact_array
 from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.files import FilePath, identity, is_remote, list_files, names_and_sizes
 from tftoolkit.pipelines.sources.parquet_rows import Rows
+from tftoolkit.pipelines.sources.parquet_types import column_spec, layout, plain
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python, varies
 
 
@@ -35,7 +37,12 @@ class ParquetSource:
         unknown = next((name for name in defaults if name not in self.element_spec), None)
         if unknown is not None:
             raise ValueError(f"defaults: there is no column {unknown!r}; there are {', '.join(self.element_spec)}")
-        self._defaults = dict(defaults)
+        self._defaults = {
+            name: exact_array(f"defaults[{name!r}]", value, self.element_spec[name])[()]
+            for name, value in defaults.items()
+        }
+        schema = opened[0].schema_arrow
+        self._layouts = {name: layout(schema.field(name).type) for name in self.element_spec}
         self._groups = [(file, group) for file, one in enumerate(self._metadata) for group in range(one.num_row_groups)]
         rows = [self._metadata[file].row_group(group).num_rows for file, group in self._groups]
         self._first = np.cumsum([0, *rows])
@@ -46,6 +53,7 @@ class ParquetSource:
             self._read_group,
             self._first,
             self.element_spec,
+            self._layouts,
             self._defaults,
             row_groups,
             self._row_bytes(),
@@ -90,7 +98,7 @@ class ParquetSource:
             table = opened.read_row_group(group, columns=list(self.element_spec), use_threads=True)
             if table.num_rows != self._first[number + 1] - self._first[number]:
                 raise ValueError(f"it has {table.num_rows} rows, and not what the footer tells")
-            return {name: _plain(table.column(name)) for name in self.element_spec}
+            return {name: plain(table.column(name)) for name in self.element_spec}
         except (OSError, ValueError) as error:  # pyarrow's own errors are both or either
             raise SourceError(f"{path}, row group {group}: it is damaged: {message_of(error)}") from error
 
@@ -110,15 +118,15 @@ def parquet(
     Args:
       files: one or more files with the same columns, or patterns with ``*``, in order.
       columns: which to read; default: all. Numbers, booleans, strings and binary are scalars; lists of fixed size are
-        [size], other lists [None]; lists may hold lists of fixed size.
-      defaults: name -> what to put in place of a missing value. Without it a missing float is NaN, and a row with
-        another missing value is bad.
+        [size], other lists [None]; lists may hold lists of fixed size. Tensors of fixed shape have that shape.
+      defaults: name -> what to put in place of a missing value: of the column's type, which must hold it without loss
+        (floats are rounded). Without it a missing float is NaN, and a row with another missing value is bad.
       row_groups_in_memory: how many are kept, at least 1; default: those used last that take 1 GiB, at least two.
 
     Raises:
       ImportError: pyarrow is not installed.
-      TypeError: a column of another type (dates, decimals, structs, maps); names it.
-      ValueError: no row, an unknown column, or files whose columns differ.
+      TypeError: a column of another type (dates, decimals, structs, maps), or a default of another; names it.
+      ValueError: no row, an unknown column, files whose columns differ, or a default that the column cannot hold.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
       SourceError: a file is no Parquet file. While iterating: a damaged row group, or a row with a missing value.
     """
@@ -150,39 +158,5 @@ def _spec(path: str, schema: Any, columns: Sequence[str] | None) -> Spec:
     for name in names:
         if name not in schema.names:
             raise ValueError(f"columns: {path} has no column {name!r}; there are {', '.join(schema.names)}")
-        spec[name] = _column_spec(path, name, schema.field(name).type)
+        spec[name] = column_spec(path, name, schema.field(name).type)
     return spec
-
-
-def _column_spec(path: str, name: str, kind: Any) -> tf.TensorSpec:
-    from pyarrow import types
-
-    shape: list[int | None] = []
-    leaf = kind.value_type if types.is_dictionary(kind) else kind
-    while types.is_fixed_size_list(leaf) or (not shape and (types.is_list(leaf) or types.is_large_list(leaf))):
-        shape.append(leaf.list_size if types.is_fixed_size_list(leaf) else None)
-        leaf = leaf.value_type
-    if _is_text(leaf):
-        dtype = tf.string
-    elif types.is_integer(leaf) or types.is_floating(leaf) or types.is_boolean(leaf):
-        dtype = tf.as_dtype(leaf.to_pandas_dtype())
-    else:
-        raise TypeError(f"columns: {name!r} of {path} is {kind}, which no tensor can hold; leave it out, or convert it")
-    if dtype == tf.string and shape[:1] == [None] and len(shape) > 1:
-        raise TypeError(f"columns: {name!r} of {path} is {kind}; lists of lists can only hold numbers")
-    return tf.TensorSpec(shape, dtype)
-
-
-def _is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
-    return any(test(kind) for test in tests)
-
-
-def _plain(column: Any) -> Any:
-    """One array instead of chunks, without a dictionary."""
-    from pyarrow import types
-
-    array = column.combine_chunks()
-    return array.dictionary_decode() if types.is_dictionary(array.type) else array

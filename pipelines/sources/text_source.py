@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tftoolkit.pipelines.errors import SourceError
 from tftoolkit.pipelines.progress import progress
-from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes, read_part
+from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, names_and_sizes, read_part, size_of
+from tftoolkit.pipelines.sources.foreign import LOOKED_AT, refuse_foreign
 from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
 
 _BLOCK = 4 << 20
@@ -56,6 +57,8 @@ class TextSource:
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
+            path, size = self._path(index), min(LOOKED_AT, size_of(self._path(index)))
+            refuse_foreign(path, read_part(path, 0, size), "")
             line += content.count(b"\n", 0, error.start)
             raise SourceError(
                 f"{self._path(index)}, line {line}: byte 0x{content[error.start]:02x} at offset {begin + error.start} "

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.array_source import ArraySource, ragged
 from tftoolkit.pipelines.sources.rows import map_rows
 from tftoolkit.pipelines.sources.source import Example, Source, Spec, fetch_in_python, varies
+from tftoolkit.pipelines.sources.tfds_features import Selection
 from tftoolkit.pipelines.sources.tfrecord_source import TFRecordSource
 
 FileFormat = tensorflow_datasets.core.FileFormat
@@ -23,21 +25,30 @@ FileFormat = tensorflow_datasets.core.FileFormat
 MAX_BYTES_IN_MEMORY = 1 << 30
 
 
-def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+def tfds(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    features: Sequence[str] | None = None,
+) -> Source:
     """A source over one split of a prepared TFDS data set; nothing is ever downloaded.
 
     A split of up to 1 GiB when decoded is decoded once into memory. A larger one is read and decoded record by record,
     from TFRecord (through an index, see ``tfrecord``) or ArrayRecord files. Pictures without a fixed size stay encoded:
-    a string, for ``pipelines.image.decode``.
+    a string, for ``pipelines.image.decode``. Features within others have names such as "objects/bbox".
 
     Args:
       name: as in TFDS, ``"name"``, ``"name/config"`` or ``"name:1.0.0"``. "digits" is tftoolkit's own and prepared
         on first use from the copy in scikit-learn.
       split: as in TFDS: ``"train"``, ``"test"``, ``"train[:90%]"``, ``"train+test"``, …
       data_dir: where TFDS data sets lie; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      features: names of those to read, in this order; that of a feature with others in it stands for all of them.
+        Default: all.
 
     Raises:
-      ValueError: unknown name or split, or features with more than their first dimension unknown.
+      TypeError, ValueError: unknown name, split or features, features with more than their first dimension unknown, or
+        pictures of float32 without a fixed size.
       FileNotFoundError: the data set is not prepared.
       SourceError: its files are incomplete, damaged or cannot be written.
     """
@@ -55,14 +66,14 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     empty = [shard for shard in shards if tf.io.gfile.stat(shard).length == 0]
     if empty:
         raise _unreadable(builder.data_path, f"{empty[0]} is empty")
-    spec, decoders = _checked_spec(builder)
-    identity = {"kind": "tfds", "name": builder.info.full_name, "split": split}
-    if max(_decoded_bytes(spec, info.num_examples), info.num_bytes) <= MAX_BYTES_IN_MEMORY:
-        return ArraySource(_decode_all(builder, split, spec, decoders, info.num_examples), identity)
+    selection = Selection(builder, features)
+    identity = {"kind": "tfds", "name": builder.info.full_name, "split": split, **selection.identity()}
+    if max(_decoded_bytes(selection.element_spec, info.num_examples), info.num_bytes) <= MAX_BYTES_IN_MEMORY:
+        return ArraySource(_decode_all(builder, split, selection, info.num_examples), identity)
     if builder.info.file_format == FileFormat.ARRAY_RECORD:
-        return ArrayRecordSplit(builder, split, spec, decoders, identity)
+        return ArrayRecordSplit(builder, split, selection, identity)
     if builder.info.file_format == FileFormat.TFRECORD:
-        return TFRecordSplit(builder, split, spec, decoders, identity)
+        return TFRecordSplit(builder, split, selection, identity)
     raise ValueError(
         f"{builder.info.full_name}: it is larger than {MAX_BYTES_IN_MEMORY >> 20} MiB and its files cannot be read in "
         f"random order; prepare it as ArrayRecord: tfds build {builder.name} --file_format=array_record"
@@ -72,13 +83,12 @@ def tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
 class ArrayRecordSplit:
     """The examples of an ArrayRecord split, read and decoded (in Python, by TFDS) when they are fetched."""
 
-    def __init__(
-        self, builder: Any, split: str, element_spec: Spec, decoders: dict[str, Any], identity: dict[str, Any]
-    ) -> None:
+    def __init__(self, builder: Any, split: str, selection: Selection, identity: dict[str, Any]) -> None:
         self._folder = builder.data_path
         self._identity = identity
-        self.element_spec = element_spec
-        self._records = builder.as_data_source(split=split, decoders=decoders)
+        self._selection = selection
+        self.element_spec = selection.element_spec
+        self._records = builder.as_data_source(split=split, decoders=selection.decoders)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -94,7 +104,7 @@ class ArrayRecordSplit:
 
     def _read(self, indices: np.ndarray) -> list[list[Any]]:
         try:
-            rows = self._records.__getitems__(indices.tolist())
+            rows = [self._selection.flat(row) for row in self._records.__getitems__(indices.tolist())]
         except Exception as error:  # array_record raises bare RuntimeError for whatever is wrong with a file
             raise _unreadable(self._folder, message_of(error)) from error
         return [[row[name] for row in rows] for name in self.element_spec]
@@ -103,12 +113,10 @@ class ArrayRecordSplit:
 class TFRecordSplit:
     """The examples of a TFRecord split, read through an index and decoded (by TFDS, as graph) when they are fetched."""
 
-    def __init__(
-        self, builder: Any, split: str, element_spec: Spec, decoders: dict[str, Any], identity: dict[str, Any]
-    ) -> None:
-        self._features, self._decoders = builder.info.features, decoders
+    def __init__(self, builder: Any, split: str, selection: Selection, identity: dict[str, Any]) -> None:
+        self._selection = selection
         self._identity = identity
-        self.element_spec = element_spec
+        self.element_spec = selection.element_spec
         parts = builder.info.splits[split].file_instructions
         self._files = TFRecordSource([str(part.filename) for part in parts], None)
         sizes = [part.examples_in_shard for part in parts]
@@ -131,8 +139,7 @@ class TFRecordSplit:
         records = self._files.fetch(self._record(indices))
 
         def decode(example: Example, _: tf.Tensor) -> Example:
-            decoded: Example = self._features.deserialize_example(example["record"], decoders=self._decoders)
-            return decoded
+            return self._selection.decode(example["record"])
 
         return map_rows(decode, records, indices, self._files.element_spec, self.element_spec)
 
@@ -175,45 +182,23 @@ def _builder(name: str, folder: Path) -> Any:
     return builder
 
 
-def _checked_spec(builder: Any) -> tuple[Spec, dict[str, Any]]:
-    """The features, and what TFDS shall decode otherwise than it would."""
-    specs = builder.info.features.get_tensor_spec()
-    if not isinstance(specs, dict):
-        raise ValueError(f"{builder.info.full_name}: its examples are {specs} and not dicts of features")
-    checked: Spec = {}
-    decoders = {}
-    for name, spec in specs.items():
-        if isinstance(spec, tf.TensorSpec) and spec.shape.is_fully_defined():
-            checked[name] = spec
-        elif isinstance(builder.info.features[name], tensorflow_datasets.features.Image):
-            checked[name] = tf.TensorSpec([], tf.string)
-            decoders[name] = tensorflow_datasets.decode.SkipDecoding()
-        elif isinstance(spec, tf.TensorSpec) and spec.shape.rank and spec.shape[1:].is_fully_defined():
-            checked[name] = spec
-        else:
-            raise ValueError(
-                f"{builder.info.full_name}: feature {name!r} is {spec}; only features of which at most the first "
-                "dimension varies can be read"
-            )
-    return checked, decoders
-
-
 def _decoded_bytes(spec: Spec, length: int) -> int:
     """Strings and features of varying length count nothing, since their length is not known."""
     return length * sum(one.shape.num_elements() * one.dtype.size for one in spec.values() if not varies(one))
 
 
-def _decode_all(builder: Any, split: str, spec: Spec, decoders: dict[str, Any], length: int) -> dict[str, Any]:
+def _decode_all(builder: Any, split: str, selection: Selection, length: int) -> dict[str, Any]:
+    spec, decoders = selection.element_spec, selection.decoders
     if length == 0:
         raise ValueError(f"split={split!r}: it has no examples")
     try:
         if builder.info.file_format == FileFormat.ARRAY_RECORD:
-            rows = list(builder.as_data_source(split=split, decoders=decoders))
+            rows = [selection.flat(row) for row in builder.as_data_source(split=split, decoders=decoders)]
             columns = {name: _stack([row[name] for row in rows], one) for name, one in spec.items()}
         else:
             # One file after the other, so that the order is that of the files and never of the threads.
             read_config = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-            examples = builder.as_dataset(split=split, read_config=read_config, decoders=decoders)
+            examples = builder.as_dataset(split=split, read_config=read_config, decoders=decoders).map(selection.flat)
             any_varies = any(varies(one) for one in spec.values())
             columns = next(iter(examples.ragged_batch(length) if any_varies else examples.batch(length)))
     except (tf.errors.OpError, RuntimeError, StopIteration) as error:

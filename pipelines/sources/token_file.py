@@ -40,6 +40,7 @@ class TokenFile:
       offsets: int64[documents + 1].
       vocabulary_size: every token is below.
       tokenizer: fingerprint of the tokenizer that wrote it, see ``Tokenizer.fingerprint``.
+      checksums: uint32[blocks], CRC-32 of each block of the tokens.
       checksum: CRC-32 over everything, 8 hexadecimal digits.
     """
 
@@ -73,7 +74,7 @@ class TokenFile:
         if zlib.crc32(index) != header["index_crc32"]:
             raise SourceError(f"{self.path} is damaged: the checksum of its document offsets is wrong")
         self.offsets = np.frombuffer(index, "<i8", header["documents"] + 1).astype(np.int64)
-        self._checksums = np.frombuffer(index, "<u4", blocks, offset=self.offsets.nbytes)
+        self.checksums = np.frombuffer(index, "<u4", blocks, offset=self.offsets.nbytes)
         self._checked = np.zeros(blocks, bool)
         # An empty file cannot be mapped.
         shape = (header["tokens"],)
@@ -98,7 +99,7 @@ class TokenFile:
         touched = np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])
         for block in np.unique(touched[~self._checked[touched]]).tolist():
             per_block = BLOCK_BYTES // itemsize
-            if zlib.crc32(self.tokens[block * per_block : (block + 1) * per_block].tobytes()) != self._checksums[block]:
+            if zlib.crc32(self.tokens[block * per_block : (block + 1) * per_block].tobytes()) != self.checksums[block]:
                 begin = HEADER_BYTES + block * BLOCK_BYTES
                 end = min(begin + BLOCK_BYTES, HEADER_BYTES + self.tokens.nbytes)
                 raise SourceError(f"{self.path} is damaged between byte {begin} and byte {end}: wrong checksum")

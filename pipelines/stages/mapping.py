@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import tensorflow as tf
@@ -90,6 +90,10 @@ class Map(Stage):
     @property
     def label(self) -> str:
         return "map " + ", ".join(name_of(function.function) for function in self.functions)
+
+    @property
+    def key(self) -> Hashable:
+        return Map, self.length, self.seed, tuple((one.function, one.stream) for one in self.functions)
 
     @property
     def map_functions(self) -> int:

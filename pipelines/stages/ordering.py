@@ -1,6 +1,7 @@
 """Shuffle, take and repeat: stages that decide which elements come, and in which order, and touch none of them."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 from tftoolkit.pipelines.arguments import integer
@@ -28,6 +29,10 @@ class Shuffle(Stage):
         return "shuffle"
 
     @property
+    def key(self) -> Hashable:
+        return Shuffle, self.length, self.seed, self.stream
+
+    @property
     def shuffles(self) -> bool:
         return True
 
@@ -44,6 +49,10 @@ class Take(Stage):
     def label(self) -> str:
         return f"take({self.length})"
 
+    @property
+    def key(self) -> Hashable:
+        return Take, self.length
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repeat(Stage):
@@ -58,6 +67,10 @@ class Repeat(Stage):
     @property
     def label(self) -> str:
         return f"repeat({self.count})"
+
+    @property
+    def key(self) -> Hashable:
+        return Repeat, self.length, self.count
 
 
 def shuffled(plan: Plan) -> Plan:

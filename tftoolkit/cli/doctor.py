@@ -75,7 +75,7 @@ def _cuda() -> str:
 
 
 def _built(recipe: builder.Recipe) -> str:
-    path = builder.cache_folder() / f"{recipe.name}-{recipe.key()}.so"
+    path = builder.library_path(recipe)
     if not path.exists():
         return "not compiled yet; it will be on first use, or now with: tftoolkit ops build"
     return str(path)

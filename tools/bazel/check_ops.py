@@ -29,7 +29,7 @@ def install(host: Path, libraries: list[Path]) -> None:
     os.environ["TFTOOLKIT_CACHE_DIR"] = str(cache)
     recipes = {host: builder.host_recipe()} | {path: library.builtin_recipe(path.stem) for path in libraries}
     for path, recipe in recipes.items():
-        (cache / f"{recipe.name}-{recipe.key()}.so").symlink_to(path)
+        builder.library_path(recipe, cache_dir=cache).symlink_to(path)
 
 
 def check_mapped(paths: list[Path]) -> None:

@@ -10,6 +10,8 @@
 //
 // Buffers have exactly the size they should have, so that AddressSanitizer sees the first byte behind. Each call runs
 // with one thread and with several, over outputs that hold other garbage every time.
+//
+// A long file: a whole host, which must link with nothing but the ops.
 
 #include <algorithm>
 #include <condition_variable>

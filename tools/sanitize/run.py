@@ -51,7 +51,7 @@ FLAGS = [flag for flag in builder.CFLAGS if flag not in ("-O3", "-fPIC")] + ["-O
 def compile_program(output: Path, sources: Sequence[Path], flags: Sequence[str]) -> Path:
     include = [f"-I{toolchain.INCLUDE_DIR}", "-isystem", str(toolchain.ffi_include_dir())]
     subprocess.run(
-        [toolchain.cxx().path, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
+        [*toolchain.cxx().command, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
     )
     return output
 
@@ -113,7 +113,9 @@ def words(call: sampling.Call) -> Iterator[str]:
         if argument.optional:
             values[presence(argument)] = shape is not None
     hidden = [Attribute(presence(argument), "bool") for argument in schema.optional_inputs]
-    attributes = sorted([*schema.attributes, *hidden], key=lambda attribute: attribute.name)
+    attributes = sorted(
+        [*(item for item in schema.attributes if not item.choices), *hidden], key=lambda attribute: attribute.name
+    )
     yield str(len(attributes))
     for attribute in attributes:
         value = values[attribute.name]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps_utils  # what tf.function orders reads and writes by
 
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import is_asynchronous, own
 from tftoolkit.trainers.step import Step
 from tftoolkit.trainers.update.update import Update
@@ -30,11 +31,11 @@ class StateGuard:
     def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         """What the step returns."""
         if not (self._updates and self._others):
-            return self._step(batch, key)
+            return as_written(self._step.__call__)(batch, key)
         others = [own(variable) for variable in self._others]
         before = [variable.read_value() for variable in others]  # of those that aren't assigned TensorFlow drops it
         count = self._skipped()
-        metrics = self._step(batch, key)
+        metrics = as_written(self._step.__call__)(batch, key)
         skipped = self._skipped() > count
         for variable, value in zip(others, before, strict=True):
             if tf.executing_eagerly():

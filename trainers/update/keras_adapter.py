@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import own
 from tftoolkit.trainers.naming import KERAS_3, TF_KERAS, keras_generation, tf_variable
 from tftoolkit.trainers.update.optimizers import Optimizer
@@ -123,7 +124,7 @@ class KerasOptimizer(Optimizer):
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         if self._followed is not None:
             rate = tf_variable(self._keras._learning_rate)
-            own(rate).assign(tf.cast(self._followed(self.iterations), rate.dtype))
+            own(rate).assign(tf.cast(as_written(self._followed)(self.iterations), rate.dtype))
         guarded = [*self.weights, *self.variables]
         before = [variable.read_value() for variable in guarded]
         # Whoever calls this has already added up the gradients of all replicas.
@@ -155,11 +156,11 @@ class KerasOptimizer(Optimizer):
     @property
     def learning_rate(self) -> tf.Tensor:
         if self._followed is not None:
-            return self._followed(self.iterations)
+            return as_written(self._followed)(self.iterations)
         # tf_keras' own property tells the rate of the last update, not of the next.
         schedule = getattr(self._keras, "_learning_rate", None)
         if self._generation == TF_KERAS and callable(schedule) and not isinstance(schedule, tf.Variable):
-            return tf.cast(schedule(self.iterations), tf.float32)
+            return tf.cast(as_written(schedule)(self.iterations), tf.float32)
         return tf.cast(tf.convert_to_tensor(self._keras.learning_rate), tf.float32)
 
     @learning_rate.setter

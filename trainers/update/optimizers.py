@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit import custom_ops
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import after, is_asynchronous, move, own
 from tftoolkit.trainers.naming import PerWeight, tf_variable
 from tftoolkit.trainers.update.gradients import wide
@@ -104,7 +105,7 @@ class Optimizer(PerWeight):
     @property
     def learning_rate(self) -> tf.Tensor:
         """The learning rate of the next update (float32 scalar tensor)."""
-        return self.schedule(self.iterations.read_value())
+        return as_written(self.schedule)(self.iterations.read_value())
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from tftoolkit.trainers import naming
+from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import Replica, own, total
 from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.gradients import Gradients, LossFunction, accumulated, summed, wide
@@ -174,7 +175,7 @@ class Update(tf.Module):
             TypeError: losses that aren't floating-point numbers.
         """
 
-        replica = Replica.current()
+        replica, losses = Replica.current(), as_written(losses)
         weights = [own(weight) for weight in self.weights]
 
         def one(part: Any, key: tf.Tensor) -> Gradients:
@@ -251,7 +252,7 @@ class Update(tf.Module):
             metrics["loss_scale"] = self.loss_scale.scale.read_value()
             retried = self.loss_scale.update(finite)
 
-        self.optimizer.step(self._clipped(dense, norm), ok)
+        as_written(self.optimizer.step)(self._clipped(dense, norm), ok)
         if self.ema is not None:
             self.ema.update(ok)
 

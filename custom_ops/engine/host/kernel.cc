@@ -130,7 +130,7 @@ class FfiKernel : public OpKernel {
       outputs.Set(i, *output);
       all_empty &= output->NumElements() == 0;
     }
-    if (all_empty) return;
+    if (all_empty && !signature_->stateful) return;
     const GuardPattern pattern = guard_pattern.load(std::memory_order_relaxed);
     const bool guarded = pattern.output >= 0 && context->op_device_context() == nullptr;
     OP_REQUIRES_OK(context,

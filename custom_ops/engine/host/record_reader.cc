@@ -4,6 +4,8 @@
 // A record in a file (https://www.tensorflow.org/tutorials/load_data/tfrecord), little endian:
 //
 //   uint64 length | uint32 masked CRC-32C of the length | length bytes | uint32 masked CRC-32C of those bytes
+//
+// A long file: the two ops share what reads, checks and names a place in a file.
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -31,6 +31,7 @@ absl::Status RegisterOp(const std::string& op_def_bytes, const std::string& text
   if (!op_def.ParseFromString(op_def_bytes)) return absl::InternalError("cannot parse the OpDef");
   auto signature = std::make_unique<Signature>();
   TF_RETURN_IF_ERROR(ParseSignature(op_def.name(), text, wire, signature.get()));
+  signature->stateful = op_def.is_stateful();
   Registry& registry = GlobalRegistry();
   std::lock_guard<std::mutex> lock(registry.mutex);
   // TensorFlow would end the process over a second registration.

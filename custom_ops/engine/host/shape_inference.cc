@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "signature.h"
 
@@ -52,7 +53,14 @@ struct PartialBinding {
         status = context->WithValue(context->Dim(shape, axis++), dim.terms[0].value, &unused);
       } else {
         DimensionHandle& known = named[dim.terms[0].value];
-        status = context->Merge(known, context->Dim(shape, axis++), &known);
+        DimensionHandle found = context->Dim(shape, axis++);
+        const int64_t shift = dim.shift();
+        if (context->ValueKnown(found) && context->Value(found) < shift) {
+          return fail(absl::StrCat("its dimension ", DimName(signature, dim), " must be at least ", shift));
+        }
+        if (shift > 0) status = context->Subtract(found, shift, &found);
+        if (shift < 0) status = context->Add(found, -shift, &found);
+        if (status.ok()) status = context->Merge(known, found, &known);
       }
       if (!status.ok()) return fail(status.message());
     }
@@ -76,6 +84,10 @@ struct PartialBinding {
   }
 
   absl::Status Shape(const Argument& output, const NodeValues& node, ShapeHandle* shape) {
+    if (output.presence >= 0 && node.integers[output.presence] == 0) {
+      *shape = context->Vector(0);
+      return absl::OkStatus();
+    }
     *shape = context->Scalar();
     for (const Dim& dim : output.dims) {
       ShapeHandle next = rest;

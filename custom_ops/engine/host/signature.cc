@@ -80,6 +80,12 @@ absl::Status Mismatch(const Signature& signature, const Argument& argument, absl
                                                  reason, "; the signature is ", signature.text));
 }
 
+std::string DimName(const Signature& signature, const Dim& dim) {
+  const int64_t shift = dim.shift();
+  return absl::StrCat(signature.dim_names[dim.terms[0].value], shift > 0 ? "+" : "",
+                      shift == 0 ? "" : absl::StrCat(shift));
+}
+
 std::optional<std::string> WrongRank(const Argument& argument, int64_t rank) {
   const int64_t listed = static_cast<int64_t>(argument.dims.size()) - argument.has_rest;
   if (argument.has_rest ? rank >= listed : rank == listed) return std::nullopt;
@@ -162,20 +168,21 @@ struct Binding {
                     absl::StrCat("its dimensions ... must be ", rest->DebugString(), " as in ", rest_source->name));
   }
 
-  absl::Status BindSize(const Argument& argument, const TensorShape& shape, const Term& term, int64_t size) {
+  absl::Status BindSize(const Argument& argument, const TensorShape& shape, const Dim& dim, int64_t size) {
+    const Term& term = dim.terms[0];
     if (term.kind == Term::kNumber) {
       if (term.value == size) return absl::OkStatus();
       return Mismatch(signature, argument, shape.DebugString(), absl::StrCat("a dimension of it must be ", term.value));
     }
+    const int64_t shift = dim.shift();
     std::optional<Size>& known = named[term.value];
-    if (!known) {
-      known = Size{size, &argument};
-      return absl::OkStatus();
-    }
-    if (known->size == size) return absl::OkStatus();
-    return Mismatch(signature, argument, shape.DebugString(),
-                    absl::StrCat("its dimension ", signature.dim_names[term.value], " must be ", known->size, " as in ",
-                                 known->source->name));
+    if (!known && size >= shift) known = Size{size - shift, &argument};
+    if (known && known->size == size - shift) return absl::OkStatus();
+    return Mismatch(
+        signature, argument, shape.DebugString(),
+        absl::StrCat("its dimension ", DimName(signature, dim), " must be ",
+                     known && size >= shift ? absl::StrCat(known->size + shift, " as in ", known->source->name)
+                                            : absl::StrCat("at least ", shift)));
   }
 
   absl::Status Bind(const Argument& argument, const TensorShape& shape) {
@@ -190,7 +197,7 @@ struct Binding {
         for (int64_t i = 0; i < rest_rank; ++i) found.AddDim(shape.dim_size(axis++));
         TF_RETURN_IF_ERROR(BindRest(argument, shape, std::move(found)));
       } else {
-        TF_RETURN_IF_ERROR(BindSize(argument, shape, dim.terms[0], shape.dim_size(axis++)));
+        TF_RETURN_IF_ERROR(BindSize(argument, shape, dim, shape.dim_size(axis++)));
       }
     }
     return absl::OkStatus();
@@ -198,6 +205,7 @@ struct Binding {
 
   // The schema parser has checked that every name and `...` of an output stands in an input that is there.
   absl::Status Shape(const Argument& output, const NodeValues& node, TensorShape* shape) const {
+    if (output.presence >= 0 && node.integers[output.presence] == 0) return shape->AddDimWithStatus(0);
     const auto size_of = [this](int64_t name) { return named[name]->size; };
     for (const Dim& dim : output.dims) {
       if (dim.is_rest()) {

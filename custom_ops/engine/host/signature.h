@@ -26,10 +26,14 @@ struct Term {
   int64_t value;  // the number, the name's or attribute's index, or the operator's character
 };
 
-// A dimension: `...` when there are no terms, else an expression (a single term on the input side).
+// A dimension: `...` when there are no terms, else an expression; on the input side a number, a name, or a name plus or
+// minus a number.
 struct Dim {
   std::vector<Term> terms;
   bool is_rest() const { return terms.empty(); }
+  int64_t shift() const {  // what is added to an input's name: 1 for n+1, -1 for n-1
+    return terms.size() != 3 ? 0 : terms[2].value == '-' ? -terms[1].value : terms[1].value;
+  }
 };
 
 struct Argument {
@@ -37,7 +41,7 @@ struct Argument {
   std::vector<Dim> dims;
   bool has_rest = false;
   bool variadic = false;  // a list of tensors; lists come last and are all of one length
-  int64_t presence = -1;  // optional input: the index of the bool attribute that says whether it is there
+  int64_t presence = -1;  // optional: the index of the bool attribute that says whether it is there
   int64_t alias = -1;     // output: the input (as declared) whose buffer it takes over
 };
 
@@ -63,6 +67,7 @@ struct Signature {
   std::vector<std::string> dim_names;  // those bound once per call, then those bound anew for each place of the lists
   size_t global_names = 0;             // how many are of the first sort
   bool rest_is_global = false;         // the same for `...`
+  bool stateful = false;               // every call counts: none may be folded, merged or dropped
 
   // Checks ranks and dimensions of concrete input shapes (lists laid flat); the message names argument and dimension.
   absl::Status OutputShapes(absl::Span<const tensorflow::TensorShape> input_shapes, const NodeValues& node,
@@ -87,6 +92,9 @@ absl::Status ParseSignature(const std::string& op_type, const std::string& text,
 // negative sizes with an error that names the output.
 absl::Status Evaluate(const Signature& signature, const Argument& output, const Dim& dim, const NodeValues& node,
                       absl::FunctionRef<int64_t(int64_t)> size_of, int64_t* value);
+
+// "n+1": an input's dimension that has a name.
+std::string DimName(const Signature& signature, const Dim& dim);
 
 // "must have at least 1 dimension", or nullopt when the rank fits.
 std::optional<std::string> WrongRank(const Argument& argument, int64_t rank);

@@ -81,8 +81,8 @@ class XlaFfiKernel : public XlaOpKernel {
     // Layouts are fixed: handlers read dense row-major buffers.
     const xla::XlaOp call = xla::CustomCallWithLayout(
         context->builder(), type_string(), operands, xla::ShapeUtil::MakeTupleShape(results), operand_layouts,
-        attributes_, /*has_side_effect=*/false, aliases, /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
-        xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+        attributes_, /*has_side_effect=*/signature_->stateful, aliases, /*literal=*/nullptr,
+        xla::CustomCallSchedule::SCHEDULE_NONE, xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
     for (size_t i = 0; i < results.size(); ++i) {
       context->SetOutput(static_cast<int>(i), xla::GetTupleElement(call, static_cast<int64_t>(i)));
     }

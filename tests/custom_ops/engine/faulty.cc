@@ -1,6 +1,9 @@
 // Ops that misbehave on purpose, and one that shows every kind of attribute; for test_host.py.
 
+#include <atomic>
+#include <new>
 #include <stdexcept>
+#include <string_view>
 
 #include "tftoolkit/op.h"
 #include "tftoolkit/parallel.h"
@@ -69,6 +72,37 @@ XLA_FFI_DEFINE_HANDLER(
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
 TK_OP(Nested, "(x: f32[...]) -> (y: f32[...])");
 TK_KERNEL(Nested, CPU, NestedCpu);
+
+// Throws in a loop on the pool: a task alone, the first, the last, all of them, one of a loop in a loop; or not at all.
+static void Blow(std::string_view what) {
+  if (what == "number") throw 42;
+  if (what == "memory") throw std::bad_alloc();
+  throw std::out_of_range("thrown in a task");
+}
+static ffi::Error ThrowInTask(ffi::ThreadPool pool, ffi::Buffer<ffi::F32>, ffi::ResultBuffer<ffi::F32> y,
+                              std::string_view what, std::string_view where) {
+  std::atomic<int64_t> count{0};
+  const auto loop = [&](int64_t tasks, bool inner) {
+    tftoolkit::ParallelFor(pool, tasks, [&](int64_t i) {
+      if (where == "all" || (where == "first" && i == 0) || (where == "last" && i == tasks - 1)) Blow(what);
+      if (inner && i == 5) tftoolkit::ParallelFor(pool, 8, [&](int64_t j) { j == 3 ? Blow(what) : void(); });
+      count.fetch_add(1);
+    });
+  };
+  loop(where == "one" ? 1 : 64, where == "nested");
+  y->typed_data()[0] = static_cast<float>(count.load());
+  if (where == "one") Blow(what);
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(ThrowInTaskCpu, ThrowInTask,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<ffi::Buffer<ffi::F32>>()
+                           .Ret<ffi::Buffer<ffi::F32>>()
+                           .Attr<std::string_view>("what")
+                           .Attr<std::string_view>("where"));
+TK_OP(ThrowInTask, "(x: f32[], *, where: str, what: str = 'text') -> (y: f32[])");
+TK_KERNEL(ThrowInTask, CPU, ThrowInTaskCpu);
 
 // No kernel at all.
 TK_OP(Nowhere, "(x: f32[...]) -> (y: f32[...])");

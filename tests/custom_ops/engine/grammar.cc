@@ -1,5 +1,6 @@
 // One op for each thing a schema can say; for test_grammar.py.
 
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -34,7 +35,7 @@ static ffi::Error Blend(F32 x, F32 y, F32Result z, float t) {
   return ffi::Error::Success();
 }
 XLA_FFI_DEFINE_HANDLER(BlendCpu, Blend, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<float>("t"));
-TK_OP(Blend, "(x: f32[...], y: f32[...], *, t: f32 = 0.5) -> (z: f32[...])");
+TK_OP(Blend, "(x: f32[...], y: f32[...], *, t: f32 = 0.5) -> (z: f32[...]) batchable");
 TK_KERNEL(Blend, CPU, BlendCpu);
 
 // Output dimensions from names and attributes.
@@ -72,7 +73,7 @@ static ffi::Error Affine(F32 x, F32 scale, F32 bias, F32Result y, bool has_scale
 XLA_FFI_DEFINE_HANDLER(
     AffineCpu, Affine,
     ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<bool>("has_scale").Attr<bool>("has_bias"));
-TK_OP(Affine, "(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d])");
+TK_OP(Affine, "(x: f32[... d], scale?: f32[d], bias?: f32[d]) -> (y: f32[... d]) batchable");
 TK_KERNEL(Affine, CPU, AffineCpu);
 
 // In place: finds the input's values in its output.
@@ -82,7 +83,7 @@ static ffi::Error Accumulate(F32 sum, F32 x, F32Result y) {
   return ffi::Error::Success();
 }
 XLA_FFI_DEFINE_HANDLER(AccumulateCpu, Accumulate, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>());
-TK_OP(Accumulate, "(sum: f32[...], x: f32[...]) -> (total: f32[...] = sum)");
+TK_OP(Accumulate, "(sum: f32[...], x: f32[...]) -> (total: f32[...] = sum) batchable");
 TK_KERNEL(Accumulate, CPU, AccumulateCpu);
 
 // Lists of attributes: [sums of the numbers, number of true flags, number of names, characters in them].
@@ -138,3 +139,83 @@ XLA_FFI_DEFINE_HANDLER(LookupCpu, Lookup,
                        ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 TK_OP(Lookup, "<T: f32 | f64, Index: i32 | i64>(table: T[n d], ids: Index[...]) -> (y: T[... d])");
 TK_KERNEL(Lookup, CPU, LookupCpu);
+
+// Any rank, but not batchable: the axis is counted from the front.
+static ffi::Error Roll(F32 x, F32Result y, int64_t shift, int64_t axis) {
+  const auto dims = x.dimensions();
+  int64_t inner = 1;
+  for (size_t i = axis + 1; i < dims.size(); ++i) inner *= dims[i];
+  const int64_t n = dims[axis], total = x.element_count();
+  for (int64_t i = 0; i < total; ++i) {
+    const int64_t at = i / inner % n;
+    y->typed_data()[i + ((at + shift) % n - at) * inner] = x.typed_data()[i];
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(RollCpu, Roll,
+                       ffi::Ffi::Bind().Arg<F32>().Ret<F32>().Attr<int64_t>("shift").Attr<int64_t>("axis"));
+TK_OP(Roll, "(x: f32[...], *, shift: i64, axis: i64) -> (y: f32[...])");
+TK_KERNEL(Roll, CPU, RollCpu);
+
+// Every call counts.
+static std::atomic<int64_t> ticks{0};
+static ffi::Error Tick(F32 x, F32Result y) {
+  const float now = static_cast<float>(++ticks);
+  for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] + now;
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(TickCpu, Tick, ffi::Ffi::Bind().Arg<F32>().Ret<F32>());
+TK_OP(Tick, "(x: f32[...]) -> (y: f32[...]) batchable stateful");
+TK_KERNEL(Tick, CPU, TickCpu);
+
+// Rows between cumulative lengths, of which there is one more than segments; how many rows, if somebody asks.
+static ffi::Error Segments(F32 x, ffi::Buffer<ffi::S32> offsets, F32Result sums, ffi::ResultBuffer<ffi::S32> counts,
+                           bool has_counts) {
+  const int64_t d = x.dimensions()[1], total = x.dimensions()[0];
+  const int32_t* at = offsets.typed_data();
+  for (int64_t s = 0; s + 1 < static_cast<int64_t>(offsets.element_count()); ++s) {
+    if (at[s] < 0 || at[s + 1] < at[s] || at[s + 1] > total)
+      return ffi::Error::InvalidArgument("offsets must not fall");
+    if (has_counts) counts->typed_data()[s] = at[s + 1] - at[s];
+    for (int64_t c = 0; c < d; ++c) {
+      float sum = 0;
+      for (int64_t row = at[s]; row < at[s + 1]; ++row) sum += x.typed_data()[row * d + c];
+      sums->typed_data()[s * d + c] = sum;
+    }
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(
+    SegmentsCpu, Segments,
+    ffi::Ffi::Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>().Ret<ffi::Buffer<ffi::S32>>().Attr<bool>(
+        "has_counts"));
+TK_OP(Segments, "(x: f32[total d], offsets: i32[segments+1]) -> (sums: f32[segments d], counts?: i32[segments])");
+TK_KERNEL(Segments, CPU, SegmentsCpu);
+
+// Trapezoids: one width fewer than values.
+static ffi::Error Trapezoids(F32 widths, F32 y, F32Result area) {
+  *area->typed_data() = 0;
+  for (size_t i = 0; i < widths.element_count(); ++i) {
+    *area->typed_data() += widths.typed_data()[i] * (y.typed_data()[i] + y.typed_data()[i + 1]) / 2;
+  }
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(TrapezoidsCpu, Trapezoids, ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>());
+TK_OP(Trapezoids, "(widths: f32[n-1], y: f32[n]) -> (area: f32[])");
+TK_KERNEL(Trapezoids, CPU, TrapezoidsCpu);
+
+// An output whose dtype the caller chooses; the kernel sees it there.
+template <typename To>
+static ffi::Error CastTo(F32 x, ffi::AnyBuffer y) {
+  for (size_t i = 0; i < x.element_count(); ++i) {
+    static_cast<To*>(y.untyped_data())[i] = static_cast<To>(x.typed_data()[i]);
+  }
+  return ffi::Error::Success();
+}
+static ffi::Error Cast(F32 x, ffi::Result<ffi::AnyBuffer> y) {
+  if (y->element_type() == ffi::F64) return CastTo<double>(x, *y);
+  return y->element_type() == ffi::F32 ? CastTo<float>(x, *y) : CastTo<int32_t>(x, *y);
+}
+XLA_FFI_DEFINE_HANDLER(CastCpu, Cast, ffi::Ffi::Bind().Arg<F32>().Ret<ffi::AnyBuffer>());
+TK_OP(Cast, "<Out: f32 | f64 | i32>(x: f32[...], *, dtype: Out = f32) -> (y: Out[...]) batchable");
+TK_KERNEL(Cast, CPU, CastCpu);

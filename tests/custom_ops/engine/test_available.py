@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops.engine import builder, library, toolchain
+from tftoolkit.custom_ops.engine import available, builder, library, toolchain
 from tftoolkit.custom_ops.engine.available import HOSTS
 
 GRAMMAR = Path(__file__).parent / "grammar.cc"
@@ -174,3 +174,13 @@ def test_headers_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("TFTOOLKIT_FFI_INCLUDE", str(tmp_path))
     with pytest.raises(custom_ops.BuildError, match="was not found in TFTOOLKIT_FFI_INCLUDE="):
         custom_ops.load("Grammar", [GRAMMAR])
+
+
+@pytest.mark.parametrize(("answer", "reason"), [
+    (None, "no NVIDIA driver on this machine (libcuda.so.1)"), ((0, 2), ""),
+    ((100, 0), "the NVIDIA driver shows no GPU (CUDA error 100, CUDA_VISIBLE_DEVICES is '5')"),
+])  # fmt: skip
+def test_why_there_is_no_gpu(monkeypatch, answer, reason):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setattr(toolchain, "ask_driver", lambda: answer)
+    assert available._no_gpu() == reason

@@ -7,12 +7,14 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tftoolkit import cli
-from tftoolkit.custom_ops.engine import builder, errors, library, toolchain
+from tftoolkit.custom_ops.engine import builder, dependencies, errors, library, toolchain
 
 # Compiled in a tenth of the time that an op takes, which is nearly all of these tests.
 GOOD = """#include "factor.h"
@@ -75,13 +77,173 @@ def test_the_key_follows_the_content(source, tmp_path):
     assert builder.library_recipe("Scale", [moved]).key() == first
 
 
+# Stale libraries
+
+VALUE = """#include "values.h"
+extern "C" __attribute__((visibility("default"))) int Value() { return VALUE; }
+"""
+
+
+def value(path):
+    return ctypes.CDLL(str(path)).Value()
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """A source whose VALUE comes from a file that is not beside it; the folder ``apart`` holds that file."""
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    monkeypatch.chdir(apart)
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source/value.cc", apart
+
+
+INCLUDED = {
+    "-include": (["-include", "config.h"], "", {}),
+    "-imacros, joined to the path": (["-imacros{apart}/config.h"], "", {}),
+    "a macro": (['-DCONFIG="config.h"', "-I", "{apart}"], "#include CONFIG\n", {}),
+    "a macro and -isystem": (["-DCONFIG=<config.h>", "-isystem", "{apart}"], "#include CONFIG\n", {}),
+    "CPATH": ([], "#include <config.h>\n", {"CPATH": "{apart}"}),
+    "CPLUS_INCLUDE_PATH": ([], '#include "config.h"\n', {"CPLUS_INCLUDE_PATH": "/nowhere:{apart}"}),
+    "a header of a header": (["-include", "relay.h"], "", {}),
+    "a file of flags": (["@{apart}/config.flags"], "", {}),
+    "__has_include": (["-I{apart}"], "#if __has_include(<config.h>)\n#include <config.h>\n#endif\n", {}),
+}
+
+
+@pytest.mark.parametrize("way", INCLUDED)
+def test_o6_a_changed_file_is_noticed_however_it_is_included(scene, cache, monkeypatch, capfd, way):
+    """The old library was loaded, without a word."""
+    source, apart = scene
+    flags, line, variables = INCLUDED[way]
+    flags = [flag.format(apart=apart) for flag in flags]
+    for name, setting in variables.items():
+        monkeypatch.setenv(name, setting.format(apart=apart))
+    source.write_text(line + VALUE.replace('#include "values.h"\n', ""))
+    (apart / "relay.h").write_text('#include "config.h"\n')
+
+    def build(number):
+        (apart / "config.h").write_text(f"#undef VALUE\n#define VALUE {number}\n")
+        (apart / "config.flags").write_text(f"-DVALUE={number}\n")
+        return builder.build(builder.library_recipe("Value", [source], extra_cflags=flags), cache_dir=cache)
+
+    paths = [build(number) for number in (1, 2)]
+    assert [value(path) for path in paths] == [1, 2]
+    capfd.readouterr()
+    assert [build(1), build(2)] == paths
+    assert capfd.readouterr().err == "", "what was compiled once is found again"
+
+
+LINKED = {
+    "-L -l": ["-L", "{apart}", "-lown"],
+    "-L and -l with a file's name": ["-L{apart}", "-l:libown.a"],
+    "-Wl": ["-Wl,-L{apart},-lown"],
+    "a path": ["{apart}/libown.a"],
+    "a path for the linker": ["-Wl,--whole-archive,{apart}/libown.a,--no-whole-archive"],
+    "LIBRARY_PATH": ["-lown"],
+}
+
+
+@pytest.mark.parametrize("way", LINKED)
+def test_o6_a_changed_static_library_is_noticed(scene, cache, monkeypatch, way):
+    source, apart = scene
+    if way == "LIBRARY_PATH":
+        monkeypatch.setenv("LIBRARY_PATH", str(apart))
+    source.write_text('int Own();\nextern "C" __attribute__((visibility("default"))) int Value() { return Own(); }\n')
+    for number in (1, 2, 1):
+        (apart / "own.cc").write_text(f"int Own() {{ return {number}; }}\n")
+        (apart / "libown.a").unlink(missing_ok=True)
+        subprocess.run("g++ -fPIC -c own.cc && ar rc libown.a own.o", shell=True, check=True)
+        flags = [flag.format(apart=apart) for flag in LINKED[way]]
+        recipe = builder.library_recipe("Value", [source], extra_ldflags=flags)
+        assert value(builder.build(recipe, cache_dir=cache)) == number
+
+
+def test_o6_a_header_that_comes_to_lie_before_another_is_noticed(scene, cache):
+    source, apart = scene
+    source.write_text(VALUE.replace('"values.h"', "<values.h>"))
+    for folder, number in (("b", 2), ("a", 1)):
+        (apart / folder).mkdir()
+        (apart / folder / "values.h").write_text(f"#define VALUE {number}\n")
+        recipe = builder.library_recipe("Value", [source], extra_cflags=["-Ia", "-Ib"])
+        assert value(builder.build(recipe, cache_dir=cache)) == number
+
+
+def test_o6_native_code_belongs_to_a_processor(source, monkeypatch):
+    def key(processor, *flags):
+        monkeypatch.setattr(dependencies, "_text", lambda path: f"flags\t: {processor}\ncpu MHz\t: {processor}\n")
+        return builder.library_recipe("Scale", [source], extra_cflags=flags).key()
+
+    for flag in ("-march=native", "-mtune=native", "-mcpu=native"):
+        assert key("avx2", flag) != key("avx512f", flag)
+    assert key("avx2", "-mavx2") == key("avx512f", "-mavx2")
+    for name in ("CPATH", "LIBRARY_PATH", "NVCC_APPEND_FLAGS"):
+        before = key("avx2")
+        monkeypatch.setenv(name, "/opt/other")
+        assert key("avx2") != before
+
+
+@pytest.mark.parametrize("cxx", ["g++ -pthread", "env g++", "env X='a b' g++ -DUNUSED=1"])
+def test_o6_a_compiler_of_several_words(monkeypatch, fresh_toolchain, source, cache, cxx):
+    """As make and CMake take it: a launcher such as ccache, and flags."""
+    monkeypatch.setenv("CXX", cxx)
+    assert "g++" in toolchain.cxx().version.lower()
+    assert builder.build(builder.library_recipe("Scale", [source]), cache_dir=cache).exists()
+
+
+def test_o6_a_compiler_speaks_english_and_may_say_what_is_no_utf8(
+    monkeypatch, fresh_toolchain, source, cache, tmp_path
+):
+    (source.parent / "factor.h").write_bytes(b"#error caf\xe9\n")
+    with pytest.raises(errors.BuildError, match="error: #error caf"):
+        builder.build(builder.library_recipe("Scale", [source]), cache_dir=cache)
+    fake = tmp_path / "g++"
+    fake.write_text('#!/bin/sh\nprintf \'x.cc:1: error: %s %s\' "$LC_ALL" "$LANGUAGE" >&2\n[ "$1" = --version ]\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    toolchain.cxx.cache_clear()
+    with pytest.raises(errors.BuildError, match=r"error: C\.UTF-8 C"):
+        builder.build(builder.library_recipe("Scale", [source]), cache_dir=cache)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's folders are root's")
+def test_o6_a_cache_of_root_is_read_by_all(monkeypatch, source, cache):
+    """The ordinary container image: built by root, used by somebody else. It was refused."""
+    recipe = builder.library_recipe("Scale", [source])
+    path = builder.build(recipe, cache_dir=cache)
+    cache.chmod(0o755)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert builder.build(recipe, cache_dir=cache) == path
+    with pytest.raises(errors.BuildError, match=r"this user cannot write there \(owner 0, drwxr-xr-x\).*CACHE_DIR"):
+        builder.build(builder.library_recipe("Other", [source]), cache_dir=cache)
+    with pytest.raises(errors.BuildError, match="this user cannot write there"):
+        library.load_inline("Scale", "", cache_dir=cache)
+
+
+def test_o6_what_a_killed_compilation_left_is_removed(source, cache):
+    old = time.time() - 3600
+    for name in ("build-killed", "build-running", "build-beginning"):
+        (cache / name / "x.so").mkdir(parents=True)
+        if name != "build-beginning":
+            os.utime(cache / name, (old, old))
+    cache.chmod(0o700)
+    with FileLock(cache / "build-running" / "alive.lock"):
+        os.utime(cache / "build-running", (old, old))
+        builder.build(builder.library_recipe("Scale", [source]), cache_dir=cache)
+    assert sorted(folder.name for folder in cache.glob("build-*")) == ["build-beginning", "build-running"]
+
+
 def test_builds_once_and_leaves_nothing_else(source, cache, capsys):
     recipe = builder.library_recipe("Scale", [source])
     path = builder.build(recipe, cache_dir=cache)
     before = path.stat().st_mtime_ns
     assert builder.build(recipe, cache_dir=cache) == path
     assert path.stat().st_mtime_ns == before
-    assert sorted(file.name for file in cache.iterdir()) == [path.name, f"{path.name}.lock"]
+    base = f"Scale-{recipe.key()}"
+    assert sorted(file.name for file in cache.iterdir()) == sorted([path.name, f"{base}.json", f"{base}.so.lock"])
     assert re.fullmatch(
         r"tftoolkit: compiling Scale \(1 step\) …\ntftoolkit: 1 of 1: scale\.cc, \d+\.\d s\n", capsys.readouterr().err
     )

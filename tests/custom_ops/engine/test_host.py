@@ -90,6 +90,22 @@ def test_an_exception_from_the_kernel(faulty, jit):
 
 
 @JIT
+def test_o1_an_exception_from_a_task_of_a_parallel_loop(faulty, jit):
+    """It ended the process, since it was thrown on a thread of the pool."""
+    for where in ("one", "first", "last", "all", "nested"):
+        throw = compiled(lambda x, where=where: faulty.throw_in_task(x, where=where), jit)
+        for _ in range(20):  # which thread meets it first is chance
+            with pytest.raises(tf.errors.UnknownError, match="the kernel threw: thrown in a task"):
+                throw(1.0)
+    for where in ("one", "all"):  # outside of a loop, and inside
+        for what, message in (("number", "the kernel threw an exception"), ("memory", "the kernel threw: .*bad_alloc")):
+            with pytest.raises(tf.errors.UnknownError, match=message):
+                compiled(lambda x, where=where, what=what: faulty.throw_in_task(x, where=where, what=what), jit)(1.0)
+    nothing = compiled(lambda x: faulty.throw_in_task(x, where="nowhere"), jit)
+    assert nothing(1.0).numpy() == 64  # the pool works afterwards, and all tasks run
+
+
+@JIT
 def test_a_handler_that_does_not_fit_its_schema(faulty, jit):
     with pytest.raises(tf.errors.OpError, match=r"alpha|attribute"):
         compiled(faulty.op("Mismatch"), jit)(tf.ones(3))

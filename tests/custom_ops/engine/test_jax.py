@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tftoolkit.custom_ops.engine import jax_host, schema_parser
+
 pytest.importorskip("jax")
 HEADER = """
 import sys
@@ -83,6 +85,14 @@ for wrap in (lambda f: f, jax.jit):
     np.testing.assert_array_equal(start, [1, 2])
     y = wrap(lambda x: library.lists(x))(jnp.float32(0))
     np.testing.assert_allclose(y, [-np.inf, 7, 1, 5, 2, 2, 3], rtol=0.02)
+    found = wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3]), has_counts=True))(x.T)
+    np.testing.assert_array_equal(found.sums, [x.T[0], x.T[1:].sum(0)])
+    np.testing.assert_array_equal(found.counts, [1, 2])
+    assert wrap(lambda x: library.segments(x, jnp.int32([0, 1, 3])))(x.T).counts is None
+    assert wrap(lambda x: library.cast(x, dtype=jnp.int32))(x).dtype == jnp.int32
+    assert wrap(lambda x: library.cast(x))(x).dtype == jnp.float32
+    first, second = (float(wrap(lambda x: library.tick(x))(jnp.float32(0))) for _ in range(2))
+    assert second == first + 1, "stateful: not folded"
     ids = jnp.int32([[2], [0]])
     np.testing.assert_array_equal(wrap(lambda t, i: library.lookup(t, i))(x.T, ids), np.asarray(x.T)[ids])
 try:
@@ -98,3 +108,30 @@ except Exception as error:
 else:
     raise AssertionError("no error")
 """)
+
+
+@pytest.mark.slow
+def test_o1_an_exception_from_a_task_of_a_parallel_loop():
+    source = str(Path(__file__).parent / "faulty.cc")
+    run(f"""
+library = custom_ops.load("Faulty", [{source!r}])
+for wrap in (lambda f: f, jax.jit):
+    for where in ("first", "last", "all", "nested"):
+        for _ in range(10):
+            try:
+                jax.block_until_ready(wrap(lambda x: library.throw_in_task(x, where=where))(jnp.float32(1)))
+            except Exception as error:
+                assert "thrown in a task" in str(error), error
+            else:
+                raise AssertionError("no error")
+    assert wrap(lambda x: library.throw_in_task(x, where="nowhere"))(jnp.float32(1)) == 64
+""")
+
+
+def test_outputs_take_the_places_of_their_inputs_however_long_the_lists_are():
+    class Op:
+        schema = schema_parser.parse(
+            "(x: f32[], a: f32[], *u: f32[...], *v: f32[...]) -> (b: f32[] = a, *w: f32[...] = v, *z: f32[...] = u)"
+        )
+
+    assert jax_host._aliases(Op(), 3) == {1: 0, 2: 4, 3: 5, 4: 6, 5: 1, 6: 2, 7: 3}

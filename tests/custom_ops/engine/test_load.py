@@ -1,14 +1,18 @@
-"""``load`` and ``load_inline`` as a user meets them: flags, headers, mistakes, notebooks, several processes."""
+"""``load`` and ``load_inline`` as a user meets them: flags, headers, mistakes, names, notebooks, several processes."""
 
+import concurrent.futures
+import copy
+import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops.engine import builder, toolchain
+from tftoolkit.custom_ops.engine import builder, declaration, library, toolchain
 
 SCALE = """static ffi::Error Scale(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
   for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] * FACTOR;
@@ -143,6 +147,132 @@ def test_cuda_text_without_a_cuda_toolkit(monkeypatch, tmp_path):
     toolchain.cuda_root.cache_clear()
     with pytest.raises(custom_ops.BuildError, match="no CUDA toolkit found"):
         inline("NoCuda", SCALE, tmp_path, cuda="\n", extra_cflags=["-DFACTOR=2"])
+
+
+# One object for each op
+
+NAMES = ("Path", "Name", "Register", "Op", "Made", "Schemas", "Handlers", "FfiVersion", "Lambda", "Not", "Plain")
+SELF = """
+static ffi::Error Run(ffi::Buffer<ffi::F32> self, ffi::ResultBuffer<ffi::F32> y) {
+  std::copy_n(self.typed_data(), self.element_count(), y->typed_data());
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER(Cpu, Run, ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+""" + "".join(f'TK_OP({name}, "(self: f32[...]) -> (y: f32[...])");\nTK_KERNEL({name}, CPU, Cpu);\n' for name in NAMES)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A library whose ops, inputs and own name are awkward."""
+    return custom_ops.load_inline("awkward_names", SELF, cache_dir=tmp_path_factory.mktemp("names"))
+
+
+def test_o2_threads_that_use_an_op_first_get_the_same(names):
+    """Two got two ops, and the gradient sat on one of them."""
+    start = threading.Barrier(8)
+
+    def first(_):
+        start.wait()
+        return [id(names.op(name)) for name in NAMES], [names.op(name).tf_name for name in NAMES]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(first, range(8)))
+    assert all(one == found[0] for one in found)
+    assert found[0][1] == [f"AwkwardNames>{name}" for name in NAMES]
+
+
+def test_o2_a_copy_of_an_op_is_the_op(names):
+    op = names.plain
+    assert copy.copy(op) is op
+    assert copy.deepcopy({"op": op, "library": names}) == {"op": op, "library": names}
+    assert pickle.loads(pickle.dumps(op)) is op
+    assert pickle.loads(pickle.dumps(names)) is names
+    assert op.tf_name == "AwkwardNames>Plain"
+
+
+@pytest.mark.slow
+def test_o2_ops_go_to_another_process_with_their_gradients(tmp_path):
+    """What multiprocessing with "spawn" does with a function that holds an op."""
+    (tmp_path / "my_module.py").write_text(
+        f"from tftoolkit import custom_ops\n"
+        f"library = custom_ops.load_inline('Sent', {SCALE!r}, extra_cflags=['-DFACTOR=2'],"
+        f" cache_dir={str(tmp_path)!r})\n"
+        "@library.scale.gradient\ndef _(op, dy):\n    return dy * 2\n"
+    )
+    (tmp_path / "main.py").write_text("""
+import multiprocessing
+def slope(op):
+    import tensorflow as tf
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.ones(2))
+        y = op(x)
+    return op.tf_name, tape.gradient(y, x).numpy().tolist()
+if __name__ == "__main__":
+    from my_module import library
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(slope, [library.scale]))
+""")
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[('Sent>Scale', [2.0, 2.0])]\n", done.stderr
+
+
+def test_o8_names_of_all_kinds(names):
+    assert names.name == "AwkwardNames"
+    reserved = "path_ name_ register_ op_ made_ schemas_ handlers_ ffi_version_ lambda_ not_"
+    assert dir(names) == sorted([*reserved.split(), "plain"])
+    for name in dir(names):
+        op = getattr(names, name)
+        assert op.__name__ == name
+        assert op(self=[1.0, 2.0]).numpy().tolist() == [1, 2]
+    assert names.path.exists()
+    attributes = {name for name in {*vars(names), *dir(type(names))} if not name.startswith("_")}
+    assert attributes == set(declaration.LIBRARY_ATTRIBUTES)
+    for name in ("awkward_names", "AwkwardNames"):
+        assert custom_ops.open_library(name, names.path) is names
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("my_ops", "MyOps"), ("MyOps", "MyOps"), ("myOps2", "MyOps2"), ("My_ops", "My_ops"), ("_x", "X"), ("a__b", "AB")],
+)
+def test_o8_any_identifier_is_a_namespace(given, name):
+    assert library._namespace(given) == name
+
+
+@pytest.mark.parametrize("name", ["", "2d", "my ops", "größe", "_", "_2", "a>b"])
+def test_o8_what_tensorflow_does_not_take_is_refused(name):
+    with pytest.raises(ValueError, match="name must be an identifier of ASCII letters"):
+        custom_ops.load_inline(name, "")
+
+
+DECLARED = '#include "tftoolkit/op.h"\nstatic XLA_FFI_Error* Handler(XLA_FFI_CallFrame*) { return nullptr; }\n'
+
+
+def test_o7_two_kernels_for_one_op_and_platform_are_refused(tmp_path):
+    """Which one it got depended on the order of the sources."""
+    (tmp_path / "a.cc").write_text(
+        DECLARED + 'TK_OP(Both, "(x: f32[]) -> (y: f32[])");\nTK_KERNEL(Both, CPU, Handler);\n'
+    )
+    (tmp_path / "b.cc").write_text(DECLARED + "TK_KERNEL(Both, CPU, Handler);\n")
+    for sources in (["a.cc", "b.cc"], ["b.cc", "a.cc"]):
+        with pytest.raises(custom_ops.LoadError, match=r"op Both has a CPU kernel already") as caught:
+            custom_ops.load("Twins", [tmp_path / source for source in sources], cache_dir=tmp_path)
+        assert f"{tmp_path}/a.cc:4" in str(caught.value)
+        assert f"{tmp_path}/b.cc:3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('namespace b { TK_OP(RmsNorm, "(x: f32[]) -> (y: f32[])"); }', r"rms_norm is declared already at .*a\.cc:4"),
+        ('TK_OP(RMSNorm, "(x: f32[]) -> (y: f32[])");', r"rms_norm is declared already at .*a\.cc:4"),
+        ('TK_OP(rms, "(x: f32[]) -> (y: f32[])");', "begin with a capital letter, got rms"),
+    ],
+)
+def test_o7_o8_two_ops_of_one_name_are_refused(tmp_path, second, message):
+    (tmp_path / "a.cc").write_text(DECLARED + f'TK_OP(RmsNorm, "(x: f32[]) -> (y: f32[])");\n{second}\n')
+    with pytest.raises(custom_ops.LoadError, match=message):
+        custom_ops.load("Twice", [tmp_path / "a.cc"], cache_dir=tmp_path)
 
 
 # Mistakes

@@ -36,6 +36,25 @@ def test_attribute_defaults(text, value):
     assert type(attribute.default) is type(value)
 
 
+def test_o9_an_attribute_that_is_a_dtype():
+    text = "<T: f32 | f64, Out: f32 | bf16>(x: T[n], *, k: i64 = 1, dtype: Out = bf16) -> (y: Out[n])"
+    parsed = schema_parser.parse(text)
+    assert str(parsed) == text
+    (attribute,) = parsed.dtype_attributes
+    assert attribute.default == "bfloat16"
+    assert attribute.convert("f32") == "float32"
+
+
+def test_o3_o5_words_after_the_outputs():
+    text = "(x: f32[... d], bias?: f32[d]) -> (y: f32[... d], size: f32[...])"
+    assert not schema_parser.parse(text).batchable
+    assert not schema_parser.parse(text).stateful
+    both = schema_parser.parse(f"{text} stateful batchable")
+    assert both.batchable
+    assert both.stateful
+    assert str(both) == f"{text} batchable stateful"
+
+
 @pytest.mark.parametrize(
     ("text", "marked", "reason"),
     [
@@ -43,9 +62,19 @@ def test_attribute_defaults(text, value):
         ("(x: f33[n]) -> (y: f32[n])", "f33", "unknown dtype"),
         ("<T: f32 | g16>(x: T[n]) -> (y: T[n])", "g16", "unknown dtype"),
         ("<t: f32>(x: f32[n]) -> (y: f32[n])", "t:", "capital letter"),
+        ("<f64: f32>(x: f32[n]) -> (y: f32[n])", "f64", "the name is taken"),
+        ("<T: f32, T: f64>(x: f32[n]) -> (y: f32[n])", "T: f64", "the name is taken"),
+        ("<N: f32>(x: f32[n]) -> (y: f32[n])", "N", "the name is taken"),
         ("(x: f32[... a ...]) -> (y: f32[])", "...]", "once"),
         ("(x: f32[-1]) -> (y: f32[])", "-1", "expected a dimension"),
-        ("(x: f32[n-1]) -> (y: f32[])", "n-1", "expressions stand in outputs only"),
+        ("(x: f32[n 2*n]) -> (y: f32[])", "2*n", "only a name plus or minus a number, as n+1"),
+        ("(x: f32[n n+m]) -> (y: f32[])", "n+m", "only a name plus or minus a number, as n+1"),
+        ("(x: f32[n]) -> (*y?: f32[])", "*y", "can be optional"),
+        ("(x: f32[n]) -> (y?: f32[])", "", "at least one output that is not optional"),
+        ("(x: f32[n]) -> (y: f32[], x?: f32[n])", "x?", "used twice"),
+        ("(x: f32[n], *, has_y: bool) -> (z: f32[], y?: f32[n])", "y?", "'has_y' is used twice"),
+        ("(x: f32[n]) -> (z: f32[], y?: f32[n] = x)", "y?", "can be optional"),
+        ("(x: f32[...]) -> (y: f32[...], z?: f32[...]) batchable", "batchable", "with optional outputs, such as z"),
         ("(x: f32[n]) -> (y: f32[n-k])", "y: f32", "'k' of output y appears in no input"),
         ("(x: f32[n], *, k: f32) -> (y: f32[n-k])", "y: f32", "'k' of output y appears in no input"),
         ("(x: f32[n]) -> (y: f32[(n-1])", "]", "expected ')'"),
@@ -66,6 +95,7 @@ def test_attribute_defaults(text, value):
         ("(x: f32[n], *, a: i32[] = 5) -> (y: f32[])", "5", "must be a list"),
         ("(x: f32[n], *, a: i32[] = [5, 'a']) -> (y: f32[])", "[5", "must be i32[]"),
         ("(x: f32[2.5]) -> (y: f32[])", "2.5", "whole number"),
+        ("(x: f32[_], z: f32[n]) -> (y: f32[])", "_]", "'_' is no wildcard"),
         ("(x: f32[n] -> (y: f32[])", "->", "expected ','"),
         ("(x: f32[n], *) -> (y: f32[])", ") ->", "attribute after '*'"),
         ("(x: f32[n], *, a: f16) -> (y: f32[])", "f16", "unknown attribute type"),
@@ -77,9 +107,16 @@ def test_attribute_defaults(text, value):
         ("(X: f32[n]) -> (y: f32[])", "X", "cannot be a parameter name"),
         ("() -> (y: f32[])", "()", "at least one input"),
         ("(x: f32[n]) -> ()", ") ->", "expected a name"),
-        ("(x: f32[n]) -> (y: f32[]) z", "z", "expected a end"),
+        ("(x: f32[n]) -> (y: f32[]) z", "z", "expected the end or one of batchable, stateful, found 'z'"),
+        ("(x: f32[n]) -> (y: f32[]) stateful stateful", "stateful", "'stateful' is said twice"),
+        ("(x: f32[... n]) -> (y: f32[n]) batchable", "batchable", "begins with '...', but y does not"),
+        ("(x: f32[n ...], z: f32[...]) -> (y: f32[...]) batchable", "batchable", "comes first, but in x it does not"),
+        ("(*x: f32[...]) -> (*y: f32[...]) batchable", "batchable", "with lists, such as x, cannot be"),
         ("(x: f32[n]) -> (y: f32[]);", ";", "unexpected character"),
-        ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input"),
+        ("<T: f32, S: f64>(x: T[n]) -> (y: S[n])", "y: S", "appears in no input, nor is it an attribute"),
+        ("<T: f32>(x: T[n], *, dtype: T) -> (y: T[n])", "T) ->", "what T stands for is known already"),
+        ("<T: f32>(x: f32[n], *, a: T, b: T) -> (y: T[n])", "T) ->", "what T stands for is known already"),
+        ("<T: f32 | f64>(x: f32[n], *, a: T = f16) -> (y: T[n])", "f16", "f16 is none of f32 | f64"),
     ],
 )
 def test_errors_name_the_column(text, marked, reason):
@@ -133,11 +170,12 @@ def dims(draw, one):
 def schemas(draw):
     """Any schema the grammar allows."""
     n_in, n_list, n_attr, n_out = (draw(st.integers(*limits)) for limits in ((1, 3), (0, 2), (0, 3), (1, 3)))
-    fresh = iter(draw(st.lists(names, min_size=12, max_size=12, unique_by=lambda name: name.removeprefix("has_"))))
+    fresh = iter(draw(st.lists(names, min_size=14, max_size=14, unique_by=lambda name: name.removeprefix("has_"))))
     choices = st.lists(st.sampled_from(sorted(schema.DTYPES)), min_size=1, max_size=3).map(tuple)
     dtype_vars = draw(st.dictionaries(st.sampled_from(["T", "S", "Index"]), choices, max_size=2))
     dtypes = st.sampled_from([*dtype_vars, *sorted(schema.DTYPES)])
-    input_dims = dims(st.integers(0, 2**40) | names)
+    shifted = st.tuples(names, st.integers(0, 9), st.sampled_from("+-")).map(schema.Expression)
+    input_dims = dims(st.integers(0, 2**40) | names | shifted)
     inputs = [
         schema.Argument(next(fresh), draw(dtypes), draw(input_dims), optional=i > 0 and draw(st.booleans()))
         for i in range(n_in)
@@ -153,13 +191,19 @@ def schemas(draw):
         if source.variadic == variadic and source.name not in {o.alias for o in outputs} and draw(st.booleans()):
             outputs.append(schema.Argument(next(fresh), source.dtype, source.dims, variadic, alias=source.name))
             continue
-        known = {dim for item in sources for dim in item.dims if isinstance(dim, str)} | integers
+        known = {(schema.named(dim) or (dim,))[0] for item in sources for dim in item.dims if not isinstance(dim, int)}
+        known |= integers
         found = draw(dims(expressions(known - {"..."})))
         found = found if "..." in known else tuple(dim for dim in found if dim != "...")
         always = [item.dtype for item in inputs if not item.optional and item.dtype in dtype_vars]
         dtype = draw(st.sampled_from([*always, *sorted(schema.DTYPES)]))
-        outputs.append(schema.Argument(next(fresh), dtype, found, variadic))
-    return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs))
+        optional = i > 0 and not variadic and draw(st.booleans())
+        outputs.append(schema.Argument(next(fresh), dtype, found, variadic, optional))
+        attrs += [schema.Attribute(schema.presence(outputs[-1]), "bool", False)] * optional
+    first = all("..." not in item.dims[1:] and not item.variadic for item in (*inputs, *outputs))
+    can = first and all("..." in item.dims and not item.optional for item in outputs)
+    words = draw(st.booleans()) and can, draw(st.booleans())
+    return schema.Schema(dtype_vars, tuple(inputs), tuple(attrs), tuple(outputs), *words)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "tftoolkit/op.h"
@@ -168,6 +169,14 @@ ffi::Error Stateful(F32 x, F32Result y) {
   return ffi::Error::Success();
 }
 
+// Another result in every call, as its schema says.
+std::atomic<int> calls{0};
+ffi::Error Counts(F32 x, F32Result y) {
+  const float now = static_cast<float>(++calls);
+  for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] + now;
+  return ffi::Error::Success();
+}
+
 // x^2 and its gradient 2 x dy, both right.
 ffi::Error Square(F32 x, F32Result y) {
   for (size_t i = 0; i < x.element_count(); ++i) y->typed_data()[i] = x.typed_data()[i] * x.typed_data()[i];
@@ -185,8 +194,8 @@ XLA_FFI_DEFINE_HANDLER(RaceCpu, Race, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Ar
 
 extern "C" TK_EXPORT void set_offset(float value) { offset = value; }
 
-#define SCALE(name)                                                                              \
-  TK_OP(name, "<T: f32 | f64>(x: T[... d], gamma: T[d], *, alpha: f32 = 1.5) -> (y: T[... d])"); \
+#define SCALE(name)                                                                                        \
+  TK_OP(name, "<T: f32 | f64>(x: T[... d], gamma: T[d], *, alpha: f32 = 1.5) -> (y: T[... d]) batchable"); \
   TK_KERNEL(name, CPU, ScaleCpu)
 SCALE(Right);
 SCALE(Refusing);
@@ -213,8 +222,11 @@ UNARY(WritesPast, "(x: f32[n]) -> (y: f32[n])");
 UNARY(SwallowsNan, "(x: f32[...]) -> (y: f32[...])");
 UNARY(CrashesOnEmpty, "(x: f32[... d]) -> (y: f32[...])");
 UNARY(Hangs, "(x: f32[n]) -> (y: f32[n])");
-UNARY(Centre, "(x: f32[... d]) -> (y: f32[... d])");
+UNARY(Centre, "(x: f32[... d]) -> (y: f32[... d]) batchable");
 UNARY(Stateful, "(x: f32[n]) -> (y: f32[n])");
+UNARY(Counts, "(x: f32[n]) -> (y: f32[n]) stateful");
+TK_OP(CentreAll, "(x: f32[... d]) -> (y: f32[... d])");
+TK_KERNEL(CentreAll, CPU, CentreCpu);
 UNARY(Square, "(x: f32[n]) -> (y: f32[n])");
 TK_OP(SquareBack, "(dy: f32[n], x: f32[n]) -> (dx: f32[n])");
 TK_KERNEL(SquareBack, CPU, SquareBackCpu);

@@ -14,7 +14,7 @@ planted._shared_object.set_offset(1.0)
 
 def scale_gradient(node, dy):
     x, gamma = node.inputs
-    dy = tf.convert_to_tensor(dy) * tf.cast(node.get_attr("alpha"), x.dtype)
+    dy = dy * tf.cast(node.get_attr("alpha"), x.dtype)
     return dy * gamma, tf.reduce_sum(tf.reshape(dy * x, [-1, tf.shape(x)[-1]]), axis=0)
 
 
@@ -60,7 +60,7 @@ def _(node, dy):
     return dx, tf.reduce_sum(dy * x * tf.cast(node.get_attr("alpha"), x.dtype), axis=0)
 
 
-@planted.sparse.gradient
+@planted.sparse.gradient(sparse=True)
 def _(node, dy):
     """Takes the rows of a sparse output gradient for all rows."""
     if isinstance(dy, tf.IndexedSlices):

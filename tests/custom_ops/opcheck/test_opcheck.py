@@ -83,6 +83,25 @@ def test_a_kernel_that_hangs_is_caught(planted, monkeypatch):
         custom_ops.opcheck(planted.hangs, ROW, checks=["runs"])
 
 
+def test_o3_an_op_that_is_not_declared_batchable_is_mapped_by_a_loop(planted):
+    report = custom_ops.opcheck(planted.centre_all, MATRIX, checks=["vectorized_map"])
+    assert report["vectorized_map"].seen == "1 case, one call after the other"
+    report = custom_ops.opcheck(planted.right, *SCALE, checks=["vectorized_map"])
+    assert report["vectorized_map"].seen == "1 case, in one call on stacked inputs"
+
+
+def test_o10_a_natural_gradient_passes_behind_a_gather(planted):
+    assert (
+        custom_ops.opcheck(planted.right, *SCALE, checks=["gradient_broadcast"])["gradient_broadcast"].verdict == "ok"
+    )
+
+
+def test_o5_what_a_stateful_op_does_differently_each_time_is_no_finding(planted):
+    report = custom_ops.opcheck(planted.counts, ROW, checks=["runs", "invalid", "bounds", "shapes", "determinism"])
+    assert [row.verdict for row in report.results] == ["ok", "ok", "skipped", "ok", "skipped"]
+    assert "declared stateful" in report["determinism"].seen
+
+
 def test_a_gradient_may_be_refused_on_purpose(planted):
     report = custom_ops.opcheck(planted.refusing, *SCALE, checks=["gradient", "second_order"])
     assert report["gradient"].seen == "refused: Refusing has no gradient on purpose"
@@ -100,7 +119,7 @@ def test_the_report_is_a_table(planted):
         custom_ops.opcheck(planted.no_gradient, *SCALE, checks=["invalid", "gradient"], alpha=2.0)
     assert str(caught.value).splitlines() == [
         "opcheck of Planted>NoGradient no_gradient<T: f32 | f64>(x: T[... d], gamma: T[d], *, alpha: f32 = 1.5)"
-        " -> (y: T[... d])",
+        " -> (y: T[... d]) batchable",
         "check     verdict  what was seen (→ what to do)",
         "invalid   ok       6 wrong calls refused",
         "gradient  FAILED   NoGradient has no gradient",

@@ -1,4 +1,7 @@
-"""Audio stages: against float64 references, and the same for a clip alone as in any batch."""
+"""Audio stages: against float64 references, and the same for a clip alone as in any batch.
+
+A long file: each transform with the library that it is compared with.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""Damaged input: what "raise" says, and that "skip" costs exactly the damaged record, whatever the stages."""
+"""Damaged input: what "raise" says, and that "skip" costs exactly the damaged record, whatever the stages.
+
+A long file: damage of every kind, meeting every stage.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Random pipelines over every kind of source: exact to resume, the same for any number of workers, small states."""
+"""Random pipelines over every kind of source: exact to resume, the same for any number of workers, small states.
+
+A long file: the table of pipelines that every promise is tried on.
+"""
 
 import itertools
 import json

@@ -85,8 +85,6 @@ def test_a_file_that_was_cut_off_costs_one_example(folder: Path, name: str) -> N
 
 
 def test_bad_input_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"1.wav has 8000 Hz and not 16000 as sample_rate=16000 says; resample"):
-        sources.audio(folder, sample_rate=16000)
     sound(folder / "b" / "5.wav", 100, rate=4000)
     with pytest.raises(ValueError, match=r"5.wav has 4000 Hz and not 8000 like .*1.wav"):
         sources.audio(folder)

@@ -98,3 +98,45 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(ValueError, match="empty is empty; it needs a folder per class"):
         sources.images(empty)
+
+
+def test_t8_labels_are_those_of_the_other_split(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/cow/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png"):
+        picture(tmp_path / name, 1)
+    train = sources.images(tmp_path / "train")
+    for prepare in (lambda: None, (tmp_path / "val" / "cow").mkdir):  # missing, then empty
+        prepare()
+        val = sources.images(tmp_path / "val", classes=train.classes)
+        assert val.classes == ("cat", "cow", "dog")
+        assert val.fetch(tf.range(2, dtype=tf.int64))["label"].numpy().tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"cow is empty; .* give all classes' names: classes=train\.classes"):
+        sources.images(tmp_path / "val")
+    picture(tmp_path / "val" / "elk" / "1.png", 1)
+    with pytest.raises(ValueError, match=r"classes: the folder .*elk is none of them; add its name .*cat, cow, dog"):
+        sources.images(tmp_path / "val", classes=train.classes)
+
+
+def test_t8_the_numbering_belongs_to_the_state(folder: Path) -> None:
+    saved = Pipeline(sources.images(folder)).batch(2).state()
+    Pipeline(sources.images(folder, classes=["cats", "dogs"])).batch(2).restore(saved)
+    for classes in (["dogs", "cats"], ["cats", "cows", "dogs"], [f"class {i}" for i in range(90)] + ["cats", "dogs"]):
+        with pytest.raises(ValueError, match=r"source\.classes.*: saved .*(cats|dogs)"):
+            Pipeline(sources.images(folder, classes=classes)).batch(2).restore(saved)
+    refused = [("cats", TypeError), ([], ValueError), (["cats", "cats"], ValueError), ([1], TypeError)]
+    for classes, error in refused:
+        with pytest.raises(error, match="classes: expected"):
+            sources.images(folder, classes=classes)  # type: ignore[arg-type]
+    (folder / "none" / "cats").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no file in any of its classes"):
+        sources.images(folder / "none", classes=["cats"])
+
+
+def test_t4_webp_and_what_systems_leave_in_folders(folder: Path) -> None:
+    picture(folder / "cats" / "z.webp", 9)
+    for litter in ("Thumbs.db", "cats/desktop.ini", "dogs/THUMBS.DB", "__MACOSX/cats/._x.jpeg", "dogs/@eaDir/x.jpg"):
+        (folder / litter).parent.mkdir(parents=True, exist_ok=True)
+        (folder / litter).write_bytes(b"x")
+    source = sources.images(folder)
+    assert source.classes == ("cats", "dogs")
+    assert len(source) == 6
+    assert source.fetch(tf.constant([2], tf.int64))["path"].numpy().tolist() == [b"cats/z.webp"]

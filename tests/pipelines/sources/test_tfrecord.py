@@ -1,4 +1,7 @@
-"""The tfrecord source on real files: exact order, side-car index, damage at every single byte."""
+"""The tfrecord source on real files: exact order, side-car index, damage at every single byte.
+
+A long file: reading, index and parsing of one format.
+"""
 
 import gzip
 import os

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tftoolkit.pipelines import Pipeline, SourceError, sources
+from tftoolkit.pipelines.sources import token_source
 from tftoolkit.pipelines.sources.token_file import BLOCK_BYTES, HEADER_BYTES, TokenFile, write_token_file
 
 DOCUMENTS = [
@@ -71,6 +72,13 @@ def test_documents(tmp_path: Path) -> None:
         source.lengths("text")
 
 
+@pytest.fixture(params=["op", "Python"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are read by the compiled op, or as where nothing can be compiled."""
+    monkeypatch.setattr(token_source, "_is_compiled", lambda: request.param == "op")
+
+
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(
     ("length", "stride", "targets"), [(7, None, False), (7, 3, True), (350, None, False), (1, 9, True)]
 )
@@ -99,6 +107,31 @@ def test_in_a_pipeline(tmp_path: Path) -> None:
         seen += batch["tokens"].numpy().tolist()
     count = (len(tokens) - 1) // 128
     assert sorted(seen) == sorted(tokens[: count * 128].reshape(-1, 128).tolist())
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("vocabulary_size", [200, 1 << 16, 1 << 32])
+def test_tokens_of_any_width(tmp_path: Path, vocabulary_size: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, vocabulary_size, 40_000, np.int64)
+    source = sources.token_windows(write_token_file(tmp_path / "x.tokens", [tokens], vocabulary_size, "").path, 1000)
+    rows = source.fetch(tf.range(len(source), dtype=tf.int64))["tokens"].numpy()
+    np.testing.assert_array_equal(rows.reshape(-1), tokens.astype(np.uint32).astype(np.int32))  # beyond 2^31 they wrap
+
+
+def test_a_file_that_becomes_shorter_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path, _ = large(tmp_path / "x.tokens")
+    batches = iter(Pipeline(sources.token_windows(path, 64)).batch(8))
+    next(batches)
+    os.truncate(path, HEADER_BYTES + 9000)
+    with pytest.raises(SourceError, match=r"x.tokens has become shorter: it ends at byte 13096"):
+        list(batches)
+
+
+def test_a_file_that_is_replaced_is_read_and_checked_anew(tmp_path: Path) -> None:
+    for value in (1, 2):
+        write_token_file(tmp_path / "x.tokens", [np.full(100, value)], 10, "")
+        source = sources.token_windows(tmp_path / "x.tokens", 50)
+        np.testing.assert_array_equal(source.fetch(tf.constant([1], tf.int64))["tokens"], np.full([1, 50], value))
 
 
 @pytest.mark.slow
@@ -179,6 +212,7 @@ def test_damage_costs_the_documents_in_its_block_only(tmp_path: Path) -> None:
             np.testing.assert_array_equal(rows[0], tokens[begin // 2 : end // 2])
 
 
+@pytest.mark.usefixtures("reader")
 def test_damage_is_skipped_if_asked_for(tmp_path: Path) -> None:
     path, tokens = large(tmp_path / "x.tokens")
     with path.open("r+b") as file:
@@ -215,6 +249,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     before = path.read_bytes()
     program = f"""
 import numpy as np
+from tftoolkit.pipelines.sources import token_source
 from tftoolkit.pipelines.sources.token_file import write_token_file
 def documents():
     for number in range(10**9):

@@ -1,4 +1,7 @@
-"""take, repeat, filter, window, padded batches, stack, prefetch: exact contents, and what is said to bad input."""
+"""take, repeat, filter, window, padded batches, stack, prefetch: exact contents, and what is said to bad input.
+
+A long file: every stage that has no file of its own, and what all of them refuse.
+"""
 
 import functools
 import itertools

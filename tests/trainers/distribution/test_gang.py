@@ -1,4 +1,7 @@
-"""The supervisor, with real processes that train nothing."""
+"""The supervisor, with real processes that train nothing.
+
+A long file: every way in which a worker can end.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""The loop: what it writes, when it stops, how it goes on."""
+"""The loop: what it writes, when it stops, how it goes on.
+
+A long file: one small step, run in every way that a loop can go.
+"""
 
 import json
 import re

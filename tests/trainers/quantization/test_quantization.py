@@ -1,4 +1,7 @@
-"""Quantisation-aware training: what is rounded and how, in every runner, and what becomes of it in the int8 file."""
+"""Quantisation-aware training: what is rounded and how, in every runner, and what becomes of it in the int8 file.
+
+A long file: models of every kind share what trains and exports them.
+"""
 
 import os
 

@@ -169,6 +169,16 @@ def test_a_smaller_last_batch_is_fine_elsewhere(example, kind):
     assert step.python_calls == (4 if kind == "eager" else 2)
 
 
+def test_stacks_take_no_more_than_256_mebibytes():
+    class Sum(trainers.Step):
+        def __call__(self, batch, key):
+            return {"sum": tf.reduce_sum(batch["x"])}
+
+    for megabytes, steps in ((64, 4), (65, 3), (300, 1), (1, 20)):
+        spec = {"x": tf.TensorSpec([megabytes << 18], tf.float32)}
+        assert trainers.Runner(Sum(), spec, kind="xla_chunk", steps_per_call=20).steps_per_call == steps
+
+
 def test_strings_can_not_be_compiled_for():
     spec = {"text": tf.TensorSpec([4], tf.string)}
     with pytest.raises(ValueError, match="'text' holds string"):

@@ -100,8 +100,8 @@ def pack(folder: Path, custom: Mapping[str, ops.Op]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "register.cc"
         source.write_text(_SOURCE.replace("OPS", "".join(rows)))
-        unit = compiling.Unit((source,), (compiler.path, "-std=c++17", "-O1", "-fPIC"))
-        recipe = builder.Recipe("register", (unit,), (compiler.path, "-shared", "-ldl"), (), (compiler.version,))
+        unit = compiling.Unit((source,), (*compiler.command, "-std=c++17", "-O1", "-fPIC"))
+        recipe = builder.Recipe("register", (unit,), (*compiler.command, "-shared", "-ldl"), (), (compiler.version,))
         shutil.copyfile(builder.build(recipe, cache_dir=temporary), folder / NAME)
     shutil.copyfile(tf_host.host_path(), folder / HOST)
 

@@ -44,7 +44,9 @@ def _installed() -> Path:
     """The cached ``node_modules`` folder; made on first use."""
     cache = cache_folder()
     folder = cache / f"litertjs-{VERSION}"
-    with FileLock(cache / f"{folder.name}.lock"):
+    if folder.is_dir():
+        return folder
+    with FileLock(cache_folder(writable=True) / f"{folder.name}.lock"):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(prefix="litertjs-", dir=cache) as temporary:
                 _install(Path(temporary))

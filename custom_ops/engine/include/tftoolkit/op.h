@@ -14,6 +14,8 @@
 #define TFTOOLKIT_OP_H_
 
 #include <cstdint>
+#include <exception>
+#include <string>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -73,6 +75,25 @@ struct TK_HIDDEN DeclareKernel : TK_KernelDeclaration {
   }
 };
 
+// Calls a handler and makes an error of what it throws. XLA catches `std::exception` only: anything else would end the
+// process.
+TK_HIDDEN inline XLA_FFI_Error* CallHandler(XLA_FFI_Handler* handler, XLA_FFI_CallFrame* frame) {
+#ifdef __cpp_exceptions
+  std::string message = "the kernel threw an exception";
+  try {
+    return handler(frame);
+  } catch (const std::exception& exception) {
+    message = std::string("the kernel threw: ") + exception.what();
+  } catch (...) {
+  }
+  XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message.c_str(),
+                                 XLA_FFI_Error_Code_UNKNOWN};
+  return frame->api->XLA_FFI_Error_Create(&args);
+#else
+  return handler(frame);
+#endif
+}
+
 }  // namespace tftoolkit
 
 // `used`: nothing inside the library calls it.
@@ -80,7 +101,9 @@ extern "C" TK_EXPORT __attribute__((used)) inline const TK_Library* tk_library()
 
 #define TK_OP(name, schema) static const ::tftoolkit::DeclareOp tk_op_##name(#name, schema, __FILE__, __LINE__)
 
-#define TK_KERNEL(op, platform, handler) \
-  static const ::tftoolkit::DeclareKernel tk_kernel_##op##_##platform(#op, #platform, handler, __FILE__, __LINE__)
+#define TK_KERNEL(op, platform, handler)                                                                           \
+  static const ::tftoolkit::DeclareKernel tk_kernel_##op##_##platform(                                             \
+      #op, #platform, [](XLA_FFI_CallFrame* frame) { return ::tftoolkit::CallHandler(handler, frame); }, __FILE__, \
+      __LINE__)
 
 #endif  // TFTOOLKIT_OP_H_
