@@ -233,7 +233,7 @@ def _nested(array: Any, dtype: tf.DType) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(array.type, "list_size"):
         inner, lacking = _nested(array.flatten(), dtype)  # flatten leaves missing lists out
         size, valid = array.type.list_size, ~is_null
-        is_null = _spread(lacking.reshape([valid.sum(), size]).any(1), valid, True)
+        is_null = _spread(np.asarray(lacking.reshape([valid.sum(), size]).any(1)), valid, True)
         return _spread(inner.reshape([valid.sum(), size, *inner.shape[1:]]), valid, _filling(dtype)), is_null
     if dtype == tf.string:
         return _as_bytes(array), is_null
