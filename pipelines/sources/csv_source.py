@@ -19,7 +19,7 @@ from tftoolkit.pipelines.sources.files import FilePath, identity, list_files, na
 from tftoolkit.pipelines.sources.source import Example, Spec, raise_where
 
 _INFERRED_FROM = 10_000  # rows
-_AT_ONCE = 4096  # rows
+_AT_ONCE = 256  # rows; with many more at once most of the time goes to the search for garbage
 
 _Row = tuple[int, int, list[str]]  # number of the file; the first line, counted from 1; the values
 

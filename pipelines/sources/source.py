@@ -59,7 +59,7 @@ def varies(spec: tf.TensorSpec) -> bool:
 
 
 def fetch_in_python(
-    read: Callable[[np.ndarray], Sequence[Sequence[Any]]], indices: tf.Tensor, element_spec: Spec
+    read: Callable[[np.ndarray], Sequence[Sequence[Any] | np.ndarray]], indices: tf.Tensor, element_spec: Spec
 ) -> Example:
     """Calls ``read(indices)`` from a graph; it returns for each feature, in the order of the spec, a value per row.
 
@@ -89,7 +89,7 @@ def fetch_in_python(
     return rows
 
 
-def _stacked(values: Sequence[Any], spec: tf.TensorSpec) -> list[np.ndarray]:
+def _stacked(values: Sequence[Any] | np.ndarray, spec: tf.TensorSpec) -> list[np.ndarray]:
     """One array with a row per value; if their length varies, their joined rows and the lengths."""
     dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
     if not varies(spec):

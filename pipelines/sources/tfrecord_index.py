@@ -1,10 +1,13 @@
 """Where the records of a TFRecord file lie: made once, kept in a side-car, checked against size and time of change."""
 
+import contextlib
 import hashlib
 import os
 import struct
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,24 +92,32 @@ def _stamp(path: str) -> np.ndarray:
     return np.array([info.st_size, info.st_mtime_ns], np.int64)
 
 
-def _places(path: str) -> list[Path]:
-    places = [] if _files.is_remote(path) else [Path(path + _files.INDEX_SUFFIX)]
-    try:
+def _places(path: str) -> Iterator[Path]:
+    if not _files.is_remote(path):
+        yield Path(path + _files.INDEX_SUFFIX)
+    with contextlib.suppress(BuildError):  # then there is no second place
         key = hashlib.sha256(path.encode()).hexdigest()[:20]
-        places.append(builder.cache_folder() / "tfrecord" / f"{key}{_files.INDEX_SUFFIX}")
-    except BuildError:
-        pass  # then there is no second place
-    return places
+        yield builder.cache_folder() / "tfrecord" / f"{key}{_files.INDEX_SUFFIX}"
 
 
 def _read_index(place: Path, stamp: np.ndarray) -> np.ndarray | None:
     try:
-        with np.load(place) as stored:
-            lengths: np.ndarray = stored["lengths"]
-            current = np.array_equal(stored["stamp"], stamp) and lengths.dtype == np.int64 and lengths.ndim == 1
-            return lengths if current and int((lengths + FRAME_BYTES).sum()) == stamp[0] else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with zipfile.ZipFile(place) as stored:
+            if not np.array_equal(_stored(stored, "stamp"), stamp):
+                return None
+            lengths = _stored(stored, "lengths")
+        return lengths if int((lengths + FRAME_BYTES).sum()) == stamp[0] else None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return None  # missing, or damaged
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """A vector of int64 in a file of np.savez, three times as fast as np.load: there may be thousands of files."""
+    content = archive.read(f"{name}.npy")
+    begin = 10 + int.from_bytes(content[8:10], "little")  # version 1.0 of the format
+    if b"'<i8'" not in content[:begin]:
+        raise ValueError(f"{name} is no int64")
+    return np.frombuffer(content, np.int64, offset=begin)
 
 
 def _write_index(place: Path, stamp: np.ndarray, lengths: np.ndarray) -> bool:
