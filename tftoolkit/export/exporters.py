@@ -11,7 +11,8 @@ from tftoolkit.export.convert import decompose, freeze, library, lite_repairs, s
 from tftoolkit.export.convert.convert import CALIBRATED, MODES, check_calibration, convert
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
 from tftoolkit.export.proof import golden
-from tftoolkit.export.proof.proof import Metric, Proof, check_metric, open_saved_model, prove
+from tftoolkit.export.proof.opened import open_saved_model
+from tftoolkit.export.proof.proof import Metric, Proof, check_metric, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes import delegate, worker
 from tftoolkit.export.runtimes.made_up import Ranges

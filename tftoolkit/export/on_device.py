@@ -17,8 +17,9 @@ from tftoolkit.export.convert.trace import trace
 from tftoolkit.export.exporters import write_proven
 from tftoolkit.export.proof import golden
 from tftoolkit.export.proof.bounds import COARSE, golden_cases
+from tftoolkit.export.proof.opened import open_saved_model
 from tftoolkit.export.proof.parity import GoldenCase
-from tftoolkit.export.proof.proof import Proof, open_saved_model, prove
+from tftoolkit.export.proof.proof import Proof, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes.made_up import NOT_FINITE, cases
 from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature

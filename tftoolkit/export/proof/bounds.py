@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tftoolkit.export import saved_models
 from tftoolkit.export.convert.formats import Format
 from tftoolkit.export.proof.distance import difference, distance, is_float
 from tftoolkit.export.proof.parity import GoldenCase
@@ -66,14 +65,16 @@ def golden_cases(golden: SavedModelRuntime, cases: Sequence[Case], number_format
     runnable = _golden(golden, tried, slack * number_format.rounding)
     if number_format.steps:  # what overflows in TensorFlow saturates in integers, which have no infinity
         runnable = [(case, outputs) for case, outputs in runnable if case.kind != "large" or _finite(outputs)]
-    asks = bool(saved_models.op_types(golden.path) & ASKING)
-    compares = asks or golden.has_infinite_constants()
+    # A signature that trains may ask whether its gradients are finite; one that infers does not thereby.
+    asking = {name for name in golden.signatures if golden.op_types(name) & ASKING}
+    compares = golden.has_infinite_constants()
     allowed = _allowed(golden, runnable, number_format, slack)
     found = []
     for (case, outputs), measured in zip(runnable, allowed, strict=True):
         bounds: dict[str, float | None] = dict(measured)
+        asks = case.signature in asking
         if case.kind in NOT_FINITE:
-            bounds = {name: _of_class(case.kind, value, asks, compares) for name, value in outputs.items()}
+            bounds = {name: _of_class(case.kind, value, asks, asks or compares) for name, value in outputs.items()}
         # Calibrated activations saturate outside their range, by design.
         unbounded = number_format.calibrated and case.kind != "real"
         found.append(GoldenCase(case, outputs, dict.fromkeys(bounds) if unbounded else bounds, asks))

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tftoolkit.export.convert.formats import BFLOAT16, FLOAT16, FLOAT16_WEIGHTS, FLOAT32, FLOAT64, Format
+from tftoolkit.export.convert.formats import FLOAT16_WEIGHTS, Format
 from tftoolkit.export.proof import golden as stored
 from tftoolkit.export.proof import memory
+from tftoolkit.export.proof.opened import Opened, open_file, open_saved_model
 from tftoolkit.export.proof.parity import GoldenCase, compare, refuse
-from tftoolkit.export.proof.rehearsal import rehearse, rehearse_taken
+from tftoolkit.export.proof.rehearsal import rehearse_taken
 from tftoolkit.export.report import Check, ExportError, ExportReport, Latency, Row
 from tftoolkit.export.runtimes import delegate
 from tftoolkit.export.runtimes.made_up import NOT_FINITE, Ranges, cases, latency_inputs
-from tftoolkit.export.runtimes.runtime import Arrays, Runtime, Signature, default_signature, open_lite
+from tftoolkit.export.runtimes.runtime import Arrays, Runtime, Signature, default_signature
 from tftoolkit.export.runtimes.samples import Case, Representative, real_inputs
 from tftoolkit.export.staging import stage
 
@@ -100,18 +101,6 @@ class Proof:
         return ExportReport((self.row,))
 
 
-def open_saved_model(folder: Path) -> SavedModelRuntime:
-    """Loads a SavedModel after the custom ops in it are registered."""
-    from tftoolkit.export import saved_models
-    from tftoolkit.export.convert import decompose, library
-    from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
-
-    if not (folder / "saved_model.pb").is_file():
-        raise FileNotFoundError(f"{folder} is not a SavedModel: it has no saved_model.pb")
-    decompose.custom_ops(saved_models.op_types(folder), library.find)
-    return SavedModelRuntime(folder)
-
-
 def prove(
     path: Path,
     golden: SavedModelRuntime,
@@ -129,7 +118,7 @@ def prove(
     name = label or path.name
     ranges = _checked_ranges(ranges, golden.signatures)
     with stage("structure", name):
-        opened = _open(path, golden, ranges)
+        opened = open_file(path, golden, ranges)
         _same_signatures(golden.signatures, opened.file.signatures)
     real = real_inputs(representative, opened.file.signatures)
     lacking = sorted(set(opened.file.signatures) - {key for key, items in real.items() if items})
@@ -167,7 +156,7 @@ def _proven_again(path: Path, representative: Representative | None, metric: Met
     known = stored.load(path)
     checks: tuple[Check, ...] = ()
     with stage("structure", path.name):
-        opened = _open(path, None, {})
+        opened = open_file(path, None, {})
         signatures = opened.file.signatures
         if known and known[1]["signatures"] != stored.described(signatures):
             raise ExportError("structure", f"signatures are {stored.described(signatures)}, not those of the proof")
@@ -246,7 +235,7 @@ def _inputs(found: Sequence[GoldenCase]) -> dict[str, list[Arrays]]:
 
 
 def _measured(
-    path: Path, name: str, opened: _Opened, real: Mapping[str, list[Arrays]], checks: tuple[Check, ...]
+    path: Path, name: str, opened: Opened, real: Mapping[str, list[Arrays]], checks: tuple[Check, ...]
 ) -> Row:
     signatures = opened.file.signatures
     default = default_signature(signatures)
@@ -259,97 +248,6 @@ def _measured(
         for key, signature in signatures.items()
     }
     return Row(name, opened.kind, _size(path), latency, checks, None, None, peak, texts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A file in its runtime by number of threads, what it is for people, its number format, and on which kinds of
-    inputs calls don't end."""
-
-    runtimes: Mapping[int, Runtime]
-    kind: str
-    format: Format
-    endless: frozenset[str] = frozenset()
-
-    @property
-    def file(self) -> Runtime:
-        return next(iter(self.runtimes.values()))
-
-
-def _open(path: Path, golden: SavedModelRuntime | None, ranges: Ranges) -> _Opened:
-    if path.is_dir():
-        return _open_saved_model(path)
-    if path.suffix == ".onnx":
-        endless = rehearse(path, ranges)
-        runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
-        # An .onnx file of ours computes in the types of its model.
-        return _Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32, endless)
-    from tftoolkit.export.convert import flatbuffer
-
-    contents = flatbuffer.inspect(path)
-    if contents.custom_ops and not delegate.folder_of(path).is_dir():
-        raise ExportError(
-            "structure",
-            f"ops {', '.join(contents.custom_ops)} are not builtin in TFLite (Select-TF or custom); no Python runtime "
-            f"runs them. Rewrite that part of the model with builtin ops",
-        )
-    if contents.keeps_state:
-        raise ExportError(
-            "structure",
-            "a fused recurrent op keeps its state from call to call, so the second call is wrong; make the layer with "
-            "unroll=True, or as a loop (a Keras 3 layer with fixed shapes)",
-        )
-    # A converter that loses the weights loses all of them; folding and deduplication only ever shrink them somewhat.
-    expected = sum(int(np.prod(v.shape)) for v in golden.variables if len(v.shape) >= 2) if golden else 0
-    if contents.stored < expected / 10:
-        raise ExportError("structure", f"holds {contents.stored} weights, the model has {expected}: they were lost")
-    try:
-        endless = rehearse(path, ranges)
-    except ExportError as error:
-        if contents.format.calibrated and "SIGABRT" in error.reason:
-            reason = f"{error.reason}. Known: int8 of a ReLU that is zero for all representative inputs"
-            raise ExportError(error.stage, reason) from None
-        raise
-    runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
-    kind = f"TFLite {contents.format.name}"
-    if contents.format.calibrated and contents.float_ops:
-        kind += f", {contents.float_ops} op{'s' * (contents.float_ops > 1)} in float"
-    first = next(iter(runtimes[1].signatures.values()))
-    integers = sorted({tensor.stored.split()[0] for tensor in (*first.inputs, *first.outputs) if tensor.stored})
-    return _Opened(runtimes, kind + f", {integers[0]} I/O" if integers else kind, contents.format, endless)
-
-
-def _open_saved_model(path: Path) -> _Opened:
-    import tensorflow as tf
-
-    from tftoolkit.export import saved_models
-
-    types = saved_models.op_types(path)
-    python = types & saved_models.PYTHON_OPS
-    if python:
-        raise ExportError("structure", f"{', '.join(sorted(python))} calls Python and works in this process only")
-    native = any(">" in op_type for op_type in types)
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
-    kind = "SavedModel, native" if native else "SavedModel"
-    return _Opened({threads: open_saved_model(path)}, kind, coarsest(path))
-
-
-def coarsest(folder: Path) -> Format:
-    """The least exact floating type that a SavedModel computes in."""
-    import tensorflow as tf
-
-    from tftoolkit.export import saved_models
-
-    types = {
-        value.type
-        for meta in saved_models.read(folder).meta_graphs
-        for node in saved_models.nodes(meta.graph_def)
-        for value in node.attr.values()
-        if value.HasField("type")
-    }
-    known = {tf.bfloat16: BFLOAT16, tf.float16: FLOAT16, tf.float32: FLOAT32}
-    found = [number_format for dtype, number_format in known.items() if dtype.as_datatype_enum in types]
-    return found[0] if found else FLOAT64
 
 
 def _same_signatures(golden: Mapping[str, Signature], file: Mapping[str, Signature]) -> None:

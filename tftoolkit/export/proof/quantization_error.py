@@ -14,7 +14,8 @@ from tftoolkit.export.convert import flatbuffer, selective
 from tftoolkit.export.convert.convert import CALIBRATED, Calibration, check_calibration, convert
 from tftoolkit.export.convert.decompose import decomposed_copy
 from tftoolkit.export.convert.trace import Signatures, is_saved_model_path, saved_model_path, separate, trace
-from tftoolkit.export.proof.proof import Metric, check_metric, evaluated, open_saved_model
+from tftoolkit.export.proof.opened import open_saved_model
+from tftoolkit.export.proof.proof import Metric, check_metric, evaluated
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import worker
 from tftoolkit.export.runtimes.lite_graph import LiteGraph, Values

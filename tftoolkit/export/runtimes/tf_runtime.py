@@ -51,6 +51,10 @@ class SavedModelRuntime:
             outputs = self._functions[signature](**{name: tf.constant(array) for name, array in arrays.items()})
         return {name: strings(np.asarray(value)) for name, value in outputs.items()}
 
+    def op_types(self, signature: str) -> set[str]:
+        """The types of all ops that one signature may run."""
+        return {node.op for node in saved_models.nodes(self._functions[signature].graph.as_graph_def())}
+
     @property
     def variables(self) -> list[tf.Variable]:
         """Every variable that a signature reads."""
