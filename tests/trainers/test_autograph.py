@@ -63,7 +63,7 @@ class Branching(trainers.Step):
         return metrics | {"above": count}
 
 
-@pytest.mark.parametrize("runner", ["graph", "xla_chunk"])
+@pytest.mark.parametrize("runner", [pytest.param("graph", marks=pytest.mark.slow), "xla_chunk"])
 def test_branches_on_tensors_work_as_eagerly(tmp_path, runner):
     p = pipelines.Pipeline(pipelines.sources.arrays({"x": np.arange(-8, 8, dtype=np.float32)})).batch(4)
     found = {}

@@ -182,6 +182,7 @@ def test_missing_compiler(monkeypatch, fresh_toolchain, source, cache):
         library.load("Scale", [source], cache_dir=cache)
 
 
+@pytest.mark.slow
 def test_a_built_library_needs_no_compiler(monkeypatch, fresh_toolchain, source, cache, tmp_path):
     """The key names the compiler, so the compiler must be there to look a library up; a copy of the file needs none."""
     source.write_text(OP)

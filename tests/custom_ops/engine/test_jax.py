@@ -27,6 +27,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_rms_norm():
     run("""
 rms_norm = custom_ops.as_jax(custom_ops.rms_norm)

@@ -79,6 +79,7 @@ def test_a_header_that_is_not_included_is_not_noticed(tmp_path):
     assert builder.library_recipe("Other", [source]).key() == before
 
 
+@pytest.mark.slow
 def test_several_sources_make_one_library(tmp_path):
     declaration = "float Factor();\n"
     (tmp_path / "scale.cpp").write_text(
@@ -89,6 +90,7 @@ def test_several_sources_make_one_library(tmp_path):
     assert library.scale(1.0) == 5
 
 
+@pytest.mark.slow
 def test_flags_are_used_and_libraries_with_the_same_symbols_do_not_meet(tmp_path):
     """Functions and variables of one name, inline and not, in two libraries of one process."""
     text = """
@@ -133,6 +135,7 @@ assert before(x).numpy().tolist() == [2, 2, 2]
     assert "Cell>Scale was registered before from another library; this one is now Cell>Scale_2" in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_starting_together_compile_an_inline_text_once(tmp_path):
     code = (
         "import sys; from tftoolkit import custom_ops\n"
@@ -264,6 +267,7 @@ def test_o7_two_kernels_for_one_op_and_platform_are_refused(tmp_path):
         assert f"{tmp_path}/b.cc:3" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "message"),
     [

@@ -80,5 +80,5 @@ def test_t10_other_plans_share_nothing(source, other):
 
 def test_t10_few_plans_are_kept(source):
     for size in range(1, 20):
-        Pipeline(source).batch(size).dataset()
+        Pipeline(source).batch(size)._plan.shared()
     assert len(vars(source)["_plans"]) <= 16

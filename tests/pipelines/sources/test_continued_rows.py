@@ -17,7 +17,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("length", "rows", "targets"), [(10, 4, True), (7, 3, False), (100, 1, True), (5, 200, False)])
+@pytest.mark.parametrize(
+    ("length", "rows", "targets"),
+    [
+        (10, 4, True),
+        (7, 3, False),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [(100, 1, True), (5, 200, False)]),
+    ],
+)
 def test_t10_each_row_is_one_run_of_the_corpus(corpus: Path, length: int, rows: int, targets: bool) -> None:
     source = sources.token_windows(corpus, length, targets=targets, continue_rows=rows)
     steps = len(sources.token_windows(corpus, length, targets=targets)) // rows

@@ -153,6 +153,7 @@ def test_missing_values_cost_one_row_or_take_the_default(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_no_damage_gives_a_wrong_row(tmp_path: Path) -> None:
     """Bytes flipped all over the file: rows come back as they were, or an error names the file."""
     rows = table().select(["i8", "double", "text", "list"])

@@ -299,6 +299,7 @@ def test_the_cache_holds_the_index_where_the_folder_cannot_be_written(
     assert index.stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_indexing_a_long_file_shows_on_a_terminal_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(tmp_path, capsys):
     assert _lines(tmp_path)[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("runner", [*map(slow, ("eager", "graph", "xla")), "xla_chunk"])
+@pytest.mark.parametrize("runner", [*map(slow, ("eager", "xla", "xla_chunk")), "graph"])
 def test_interrupted_anywhere_the_result_is_the_same(tmp_path, runner):
     """An exception in a hook stands for any sudden end; the kills are in test_kill.py."""
 
@@ -144,7 +144,7 @@ class Adjusted(Line):
         return metrics | {"epoch_loss": self.mean.update(metrics["loss"])}
 
 
-@pytest.mark.parametrize("runner", ["xla_chunk", slow("eager"), slow("graph")])
+@pytest.mark.parametrize("runner", ["eager", slow("xla_chunk"), slow("graph")])
 def test_t9_what_hooks_change_is_in_the_checkpoint_of_that_step(tmp_path, runner):
     def hooks(step):
         def lower(trainer):
@@ -394,8 +394,10 @@ class Pausing(Line):
     [
         ("graph", 0.1, 0.0, 0.7, 1.0),
         pytest.param("xla_chunk", 0.05, 0.0, 0.7, 1.0, marks=pytest.mark.slow),
-        ("graph", 0.0, 0.1, 0.0, 0.3),
-        ("graph", 0.2, 0.1, 0.25, 0.75),  # half of the time: the next batch is being made during the step
+        pytest.param("graph", 0.0, 0.1, 0.0, 0.3, marks=pytest.mark.slow),
+        pytest.param(
+            "graph", 0.2, 0.1, 0.25, 0.75, marks=pytest.mark.slow
+        ),  # half of the time: the next batch is being made during the step
     ],
     ids=["data", "data in stacks", "step", "both"],
 )

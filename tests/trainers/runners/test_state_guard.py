@@ -131,6 +131,7 @@ def test_t1_one_of_two_updates_skipped(tmp_path):
     assert int(step.updates[0].optimizer.iterations) == 2
 
 
+@pytest.mark.slow
 def test_t1_a_shape_that_is_not_known(tmp_path):
     class Ragged(Own):
         def __init__(self):

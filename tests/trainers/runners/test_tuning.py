@@ -84,6 +84,7 @@ def test_find_lr_is_not_misled_by_a_first_batch_that_is_hard():
     assert 3e-3 < found.suggestion < 1e-1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "scheduled"),
     [
@@ -213,6 +214,7 @@ def test_operations_are_counted_by_hand():
     assert flops.count(strings, tf.TensorSpec([2], tf.string)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peak", "shown"), [pytest.param(None, "GFLOP/s", marks=pytest.mark.slow), (1e12, "MFU")])
 def test_the_console_shows_gigaflops_or_utilization(tmp_path, example, capsys, peak, shown):
     trainers.Trainer(

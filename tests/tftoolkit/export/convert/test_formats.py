@@ -82,6 +82,7 @@ def test_a_format(tmp_path, model, saved, images, representative, expected):
     assert relative == pytest.approx(row.worst.error / np.abs(reference).max(), rel=0.05, abs=2e-7)
 
 
+@pytest.mark.slow
 def test_a_free_batch_stays_free_and_a_fixed_one_fixed(tmp_path, model, images):
     fixed = {"serving_default": (lambda image: model(image), [tf.TensorSpec([1, 12, 12, 3], tf.float32, "image")])}
     singly = [{"image": image[None]} for image in images[:100]]
@@ -92,6 +93,7 @@ def test_a_free_batch_stays_free_and_a_fixed_one_fixed(tmp_path, model, images):
         assert row.signatures["serving_default"]["inputs"] == [f"image: float32[{batch}, 12, 12, 3]"]
 
 
+@pytest.mark.slow
 def test_two_signatures_quantised_together(tmp_path, model, images):
     specs = [tf.TensorSpec([None, 12, 12, 3], tf.float32, "image")]
     signatures = {
@@ -182,6 +184,7 @@ def test_onnx(tmp_path, model, images, representative):
         np.testing.assert_allclose(outputs, model(images[:batch]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_keeps_names_order_and_types_through_control_flow(tmp_path):
     holder = tf.Module()
     holder.weight = tf.Variable(tf.random.Generator.from_seed(0).normal([4, 4]))

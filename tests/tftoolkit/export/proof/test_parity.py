@@ -43,7 +43,9 @@ def picture_off(scores):
 
 
 @pytest.mark.parametrize("mode", [pytest.param(None, marks=pytest.mark.slow), "int8"])
-@pytest.mark.parametrize(("right", "wrong"), [(best, best_with_one_wrong), (picture, picture_off)])
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(best, best_with_one_wrong), pytest.param(picture, picture_off, marks=pytest.mark.slow)]
+)
 def test_a_wrong_integer_output_is_refused(tmp_path, mode, right, wrong):
     """int8 changes a few classes, and nearly every number of the picture; all the same it allows nothing else."""
     settings = {"quantize": mode, "representative": REAL}
@@ -91,6 +93,7 @@ def test_calls_that_end_in_tensorflow_only_are_not_tried():
         compare(Classes(), golden, FLOAT32, {"nan"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exporter", "file"), [(export.tflite, "m.tflite"), (export.onnx, "m.onnx")])
 def test_roundings_of_functions_have_room(tmp_path, exporter, file):
     """softplus of small numbers is 0.69…; what a normalisation leaves of it is mostly roundings."""
@@ -126,6 +129,7 @@ def test_functions_of_any_type_in_loops_and_branches(tmp_path):
     assert all(check.bound > 0 for check in checks if check.inputs == "random")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exporter",
     [

@@ -99,6 +99,7 @@ def test_e5_scalars_need_no_representative(tmp_path):
         export.tflite(tf.Module(), tmp_path / "n", signatures=signatures)
 
 
+@pytest.mark.slow
 def test_e5_a_masking_constant_that_float16_cannot_hold(tmp_path):
     """It is named, and with bounded inputs the right file is accepted."""
     x, mask = keras.Input([5, 8], name="x"), keras.Input([5], dtype="bool", name="mask")
@@ -122,6 +123,7 @@ def mel(x):
     return {"y": tf.signal.mfccs_from_log_mel_spectrograms(tf.math.log(spectrum @ matrix + 1e-6))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "spec", "expected"),
     [
