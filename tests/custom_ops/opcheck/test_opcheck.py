@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from covering import slow_but
 
 from tftoolkit import cli, custom_ops
 from tftoolkit.custom_ops.opcheck import CHECKS, child, pytest_checks

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tensorflow as tf
 from PIL import Image
 
 from tftoolkit.cli import main
+from tftoolkit.data_tools import contact_sheet, inspection
 from tftoolkit.data_tools.contact_sheet import render
-from tftoolkit.data_tools.inspection import survey
+from tftoolkit.data_tools.inspection import Feature, survey
 from tftoolkit.pipelines import Pipeline, image, sources
 from tftoolkit.pipelines.text import byte_tokenizer, write_tokens
 
@@ -143,3 +145,29 @@ def test_a_pipeline_of_a_file_is_inspected(capsys: pytest.CaptureFixture[str]) -
     assert "10 examples" in printed
     assert "  0: 4 (40.0%)" in printed
     assert "batch 2, row 1" in printed
+
+
+@pytest.mark.parametrize(("dtype", "low", "high", "shown"), [
+    (tf.float32, 0.0, 1.0, (0.0, 1.0)), (tf.float32, 0.0, 64.0, (0.0, 64.0)), (tf.float32, 0.0, 65.0, (0.0, 255.0)),
+    (tf.float32, 0.0, 256.0, (0.0, 256.0)), (tf.float32, -1.0, 2.0, (-1.0, 2.0)), (tf.uint8, 0, 16, (0.0, 16.0)),
+    (tf.uint8, 0, 65, (0.0, 255.0)), (tf.float32, 0.0, np.inf, (0.0, 1.0)),
+])  # fmt: skip
+def test_what_is_shown_black_and_white(dtype: tf.DType, low: float, high: float, shown: tuple[float, float]) -> None:
+    assert contact_sheet._scale(Feature(tf.TensorSpec([8, 8], dtype), low, high)) == shown
+
+
+def test_small_pictures_are_kept_exactly_and_large_ones_compressed() -> None:
+    for size, mode, kind in ((8, "RGB", "png"), (400, "RGB", "jpeg"), (400, "L", "jpeg"), (400, "RGBA", "png")):
+        card = contact_sheet.Card("picture", "")
+        contact_sheet._add_picture(card, "image", Image.new(mode, (size, size)))
+        ((_, url, _),) = card.pictures
+        assert url.startswith(f"data:image/{kind};base64,")
+
+
+def test_a_record_says_what_is_in_it() -> None:
+    numbers = tf.train.Feature(int64_list=tf.train.Int64List(value=[1, 2]))
+    features = tf.train.Features(feature={"n": numbers, "empty": tf.train.Feature()})
+    record = tf.train.Example(features=features).SerializeToString()
+    assert inspection._example(record) == "tf.train.Example with empty: empty[0], n: int64[2]"
+    assert inspection._example(tf.train.Example().SerializeToString()) == ""
+    assert inspection._example(b"no example") == ""
