@@ -1,6 +1,6 @@
 """AutoGraph is for the code of users: what this package calls between their functions is graph code already.
 
-Converting that, too, took three seconds of each process that trains, and put our own lines into the account of where a
+Converting that, too, took some seconds of each process that trains, and put our own lines into the account of where a
 step went wrong. TensorFlow keeps a list of packages to leave alone, itself and Keras among them; parts of this one are
 added. AutoGraph then looks no deeper, so functions of users are called from there through :func:`as_written`.
 """

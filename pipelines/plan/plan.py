@@ -71,6 +71,8 @@ class Plan:
 
     def shared(self) -> "Plan":
         """The plan that all equal ones of this source share, so that its functions are traced once."""
+        if not hasattr(self.source, "__dict__"):  # a source of the user's own with __slots__
+            return self
         known: dict[Any, Plan] = vars(self.source).setdefault("_plans", {})
         key = (
             *(self.seed, self.source_shuffled, self.shard_index, self.shard_count, self.stacked),

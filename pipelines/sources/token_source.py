@@ -176,7 +176,7 @@ class WindowSource:
 
 @functools.cache
 def _is_compiled() -> bool:
-    """Whether there is the op that reads windows, or can be; else Python reads them, a third as fast."""
+    """Whether there is the op that reads windows, or can be; else Python reads them, more slowly."""
     try:
         tf_host.plain_ops()
     except (BuildError, LoadError) as error:

@@ -25,7 +25,7 @@ class StateGuard:
     def __init__(self, step: Step) -> None:
         self._step = step
         self._updates = [module for module in step.submodules if isinstance(module, Update)]
-        theirs = {v.ref() for update in self._updates for v in (*update.weights, *tf.Module.variables.fget(update))}
+        theirs = {v.ref() for update in self._updates for v in (*update.weights, *update.variables)}
         self._others = [variable for variable in step.variables if variable.ref() not in theirs]
 
     def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -78,6 +78,27 @@ def test_t10_other_plans_share_nothing(source, other):
     assert Pipeline(source).map(lambda e: e).batch(8)._plan.shared() is not plan.shared()
 
 
+def test_t10_a_source_that_can_keep_nothing_is_read_all_the_same():
+    class Squares:
+        __slots__ = ()
+        element_spec = {"x": tf.TensorSpec([], tf.int64)}  # noqa: RUF012
+
+        def __len__(self):
+            return 5
+
+        def fetch(self, indices):
+            return {"x": indices * indices}
+
+        def fingerprint(self):
+            return {"kind": "squares"}
+
+        def describe(self, index):
+            return f"square {index}"
+
+    batches = list(Pipeline(Squares()).batch(5).dataset(epochs=1))
+    np.testing.assert_array_equal(batches[0]["x"], [0, 1, 4, 9, 16])
+
+
 def test_t10_few_plans_are_kept(source):
     for size in range(1, 20):
         Pipeline(source).batch(size)._plan.shared()
