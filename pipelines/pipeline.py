@@ -313,7 +313,7 @@ class Pipeline:
         return self._deliver(self._position, -(-(self._position + 1) * stacked // self.batches_per_epoch))
 
     def _deliver(self, start: int, epochs: int | None = None) -> Iterator[Example]:
-        batches = iter(self.dataset(start, epochs))
+        batches = delivery.iterate(self._plan, self._skipping, self._prefetch, start, epochs)
         for number in itertools.count(start):
             try:
                 batch = next(batches, None)

@@ -120,16 +120,24 @@ class Plan:
         from memory, the rows of many batches are taken at once, too: a call costs more than such a batch.
         """
         count = numbers.cardinality()
-        if run := self._batches_at_once:
-            assert isinstance(self.batching, Batch)
+        if self.batches_at_once:
+            assert self.batching is not None
             # Rebatched where the borders lie anyway; "drop_remainder" only tells TensorFlow that the size is static.
-            sizes = self.batching.sizes(start, self.shard_index, self.shard_count)
-            batches = in_parallel(numbers.batch(run), self._load_run).rebatch(sizes, self.batching.uniform)
+            batches = self.runs(numbers).rebatch(self.sizes(start), self.batching.uniform)
             return batches.apply(tf.data.experimental.assert_cardinality(count))
         if block := self.block_size:
             located = numbers.batch(block).map(self._locate_block).prefetch(1).unbatch()
             return in_parallel(located.apply(tf.data.experimental.assert_cardinality(count)), self._load_located)
         return in_parallel(numbers, self.load)
+
+    def runs(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """The rows of ``batches_at_once`` batches in each element, one batch after the other."""
+        return in_parallel(numbers.batch(self.batches_at_once), self._load_run)
+
+    def sizes(self, start: int) -> list[int]:
+        """Rows of the batches from ``start`` on in ``runs``, until they repeat."""
+        assert isinstance(self.batching, Batch)
+        return self.batching.sizes(start, self.shard_index, self.shard_count)
 
     @property
     def block_size(self) -> int:
@@ -172,17 +180,15 @@ class Plan:
         return len(range(self.shard_index, self.batching.largest, self.shard_count))
 
     @functools.cached_property
-    def _batches_at_once(self) -> int:
+    def batches_at_once(self) -> int:
         """How many batches are taken from memory at once; 0 if each must be loaded on its own."""
-        batching, block = self.batching, self.block_size
+        block, row = self.block_size, getattr(self.source, "row_bytes", None)
         untouched = all(type(stage).build is Stage.build for stage in self.stages)
-        if not (block and untouched and getattr(self.source, "in_memory", False) and isinstance(batching, Batch)):
+        if not (block and row and untouched and isinstance(self.batching, Batch)):
             return 0
-        sizes = [one.shape.num_elements() for one in self.element_spec.values()]
-        if batching.padding or None in sizes or not batching.sizes(0, self.shard_index, self.shard_count):
+        if self.batching.padding or not self.sizes(0):
             return 0
-        row = sum(n * one.dtype.size for n, one in zip(sizes, self.element_spec.values(), strict=True))
-        run = min(block, _BYTES_AT_ONCE // max(1, row * self._rows))
+        run = min(block, _BYTES_AT_ONCE // (row * self._rows))
         return run if run > 1 else 0
 
     def _run(self, numbers: tf.Tensor) -> Rows:

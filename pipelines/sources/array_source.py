@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python
+from tftoolkit.pipelines.sources.source import Example, Spec, bytes_per_row, fetch_in_python
 
 _SAMPLES = 64  # blocks of a mapped file that stand for its contents in a fingerprint
 _SAMPLE_BYTES = 4096
@@ -42,10 +42,12 @@ class ArraySource:
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether taking rows costs next to nothing and can't fail."""
-        return not self._mapped
+    @functools.cached_property
+    def row_bytes(self) -> int | None:
+        """Bytes of a row, where taking rows costs next to nothing and can't fail."""
+        if self._mapped or not all(isinstance(column, tf.Tensor) for column in self._tensors.values()):
+            return None
+        return bytes_per_row(self._tensors.values())
 
     def fetch(self, indices: tf.Tensor) -> Example:
         rows = {name: tf.gather(tensor, indices) for name, tensor in self._tensors.items()}

@@ -1,6 +1,6 @@
 """What a pipeline needs from a source of examples, and what sources that read in Python share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +56,16 @@ def checked_source(source: Source) -> Source:
 def varies(spec: tf.TensorSpec) -> bool:
     """Whether the first dimension of a feature differs from example to example."""
     return bool(spec.shape.rank) and spec.shape[0] is None
+
+
+def bytes_per_row(columns: Iterable[Any]) -> int:
+    """Of dense tensors with a row per example; of strings the mean."""
+
+    def size(column: tf.Tensor) -> int:
+        each = 0 if column.dtype != tf.string else int(tf.reduce_sum(tf.strings.length(column)))
+        return column.dtype.size * column.shape.num_elements() + each
+
+    return max(1, sum(-(-size(column) // column.shape[0]) for column in columns))
 
 
 def fetch_in_python(

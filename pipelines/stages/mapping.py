@@ -39,7 +39,7 @@ class Function:
         if not callable(function):
             raise TypeError(f"map: expected a function of an example, got {function!r}")
         keyed = _takes_key(function)
-        graph = tf.function(function)
+        graph = tf.function(function, autograph=not isinstance(function, Vectorized))  # those are graph code already
         traced = graph.get_concrete_function(*((before, KEY_SPEC) if keyed else (before,)))
         refuse_stateful_random(name_of(function), traced.graph.as_graph_def())
         after = _checked_spec(name_of(function), traced.structured_outputs)
@@ -133,7 +133,7 @@ class PairedMap:
         if varied:
             raise ValueError(f"map: {name} mixes examples, but the shape of {', '.join(varied)} differs between them")
         rows = {feature: tf.TensorSpec([None, *spec.shape], spec.dtype) for feature, spec in before.items()}
-        graph = tf.function(function.over_rows)
+        graph = tf.function(function.over_rows, autograph=False)
         traced = graph.get_concrete_function(rows, rows, tf.TensorSpec([None, 2], tf.int32))
         refuse_stateful_random(name, traced.graph.as_graph_def())
         after = _checked_spec(name, traced.structured_outputs)

@@ -103,6 +103,7 @@ def test_a_device_that_does_not_exist_is_named(device: str) -> None:
     ("replicas", "workers"),
     [(4, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(1, 1), (2, 2), (3, 3), (8, 4)])],
 )
+@pytest.mark.slow
 def test_workers_together_see_the_batches(replicas: int, workers: int) -> None:
     """Each worker's data set, as a strategy of several processes asks for it."""
 
@@ -174,6 +175,7 @@ def product(example: Any, key: tf.Tensor) -> Any:
 
 
 @pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.slow
 def test_what_a_service_loses_is_made_here(monkeypatch: pytest.MonkeyPatch, made_here: list[Any], lost: bool) -> None:
     """In the place of servers a data set that comes in another order, and without every third batch.
 

@@ -140,6 +140,7 @@ def test_cardinality_is_known() -> None:
     assert p.dataset(start=3, epochs=2).cardinality() == 7
 
 
+@pytest.mark.slow
 def test_keys_depend_on_seed_epoch_example_and_stage_only() -> None:
     def keys(p: Pipeline, epoch: int) -> dict[int, tuple[int, ...]]:
         batches = take(p.dataset(start=epoch * p.batches_per_epoch), p.batches_per_epoch)
@@ -174,6 +175,7 @@ def test_workers_of_any_number_see_the_unsharded_stream(size: int, batch_size: i
     workers_together_see_the_unsharded_stream(size, batch_size, count, size >= batch_size and data.draw(st.booleans()))
 
 
+@pytest.mark.slow
 def test_two_workers_together_see_the_unsharded_stream() -> None:
     workers_together_see_the_unsharded_stream(11, 3, 2, False)
 

@@ -182,6 +182,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", slow_but(KINDS, "pack", "stack"))
+@pytest.mark.slow
 def test_every_kind_of_stage_can_be_profiled(kind: str) -> None:
     make_one, name = KINDS[kind]
     profile = make_one(Pipeline(Source(False))).profile(batches=2)

@@ -114,6 +114,7 @@ def test_folders_get_equal_numbers(mutants: ModuleType, toy: Path, capsys: pytes
     assert places == ["toy"] * 4 + ["twin"] * 3
 
 
+@pytest.mark.slow
 def test_verdicts(mutants: ModuleType, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line that a fast test sees, one that a slow test sees, one that none sees; the checkout stays as it was."""
     (toy / "toy/shapes.py").write_text(SHAPES[SHAPES.index("def half") : SHAPES.index("def label")] + AREA)

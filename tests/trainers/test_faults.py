@@ -145,6 +145,7 @@ def test_sigterm_in_an_evaluation_saves_and_the_run_goes_on(tmp_path):
     assert Path(tmp_path / "metrics.jsonl").read_text().count('"eval"') == 3
 
 
+@pytest.mark.slow
 def test_sigterm_before_an_evaluation_leaves_it_for_the_next_run(tmp_path):
     with faults.inject("step", "terminate", at=4), pytest.raises(SystemExit) as caught:
         _trainer(tmp_path, evaluate_every=4).run(9)

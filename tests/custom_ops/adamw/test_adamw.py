@@ -31,8 +31,8 @@ def _float64(tensors, attributes):
 
 _INPUTS, _ATTRIBUTES = arguments()
 test_all_checks = pytest.mark.slow(pytest_checks(custom_ops.adamw, *_INPUTS, **_ATTRIBUTES))
-test_checks_without_applying = pytest_checks(
-    *(custom_ops.adamw, False, *_INPUTS[1:]), **_ATTRIBUTES, checks=["written", "reference", "gradient"]
+test_checks_without_applying = pytest.mark.slow(
+    pytest_checks(*(custom_ops.adamw, False, *_INPUTS[1:]), **_ATTRIBUTES, checks=["written", "reference", "gradient"])
 )
 
 

@@ -44,6 +44,7 @@ def test_cuda_flags_are_used(tmp_path):
     inline("CudaFlags", SCALE, tmp_path, cuda=cuda, extra_cflags=["-DFACTOR=3"], extra_cuda_cflags=["-DFACTOR=3"])
 
 
+@pytest.mark.slow
 def test_a_changed_header_is_noticed_wherever_it_lies(tmp_path):
     """Beside the source, above it, in a header of a header, in include_dirs, and where a flag points."""
     includes = {
@@ -173,6 +174,7 @@ def names(tmp_path_factory):
     return custom_ops.load_inline("awkward_names", SELF, cache_dir=tmp_path_factory.mktemp("names"))
 
 
+@pytest.mark.slow
 def test_o2_threads_that_use_an_op_first_get_the_same(names):
     """Two got two ops, and the gradient sat on one of them."""
     start = threading.Barrier(8)
@@ -254,6 +256,7 @@ def test_o8_what_tensorflow_does_not_take_is_refused(name):
 DECLARED = '#include "tftoolkit/op.h"\nstatic XLA_FFI_Error* Handler(XLA_FFI_CallFrame*) { return nullptr; }\n'
 
 
+@pytest.mark.slow
 def test_o7_two_kernels_for_one_op_and_platform_are_refused(tmp_path):
     """Which one it got depended on the order of the sources."""
     (tmp_path / "a.cc").write_text(

@@ -84,6 +84,7 @@ def test_xla_says_that_it_has_no_such_kernel(path: str) -> None:
         tf.function(custom_ops.read_records, jit_compile=True)(path, OFFSETS, LENGTHS)
 
 
+@pytest.mark.slow
 def test_from_many_threads(path: str) -> None:
     graph = tf.function(custom_ops.read_records)
 

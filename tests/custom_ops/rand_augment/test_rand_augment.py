@@ -44,6 +44,7 @@ def plain(magnitude: int, channels: int):
 
 
 @pytest.mark.parametrize("magnitude", [pytest.param(m, marks=[pytest.mark.slow] * (m != 9)) for m in MAGNITUDES])
+@pytest.mark.slow
 def test_every_change_gives_the_values_of_the_plain_code(magnitude: int) -> None:
     in_graph = {channels: plain(magnitude, channels) for channels in (1, 3)}
     for shape, _ in CASES:
@@ -62,6 +63,7 @@ def test_every_change_gives_the_values_of_the_plain_code(magnitude: int) -> None
     st.integers(0, 2**32 - 1),
 )
 @hypothesis.settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_any_changes_one_after_the_other(shape, changes, magnitude, seed) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     numbers = np.array([number for number, _ in changes], np.int32)

@@ -132,6 +132,7 @@ def test_digits_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(PHOTO_STAGES, "usual"))
+@pytest.mark.slow
 def test_photographs_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
     source = sources.arrays({"image": PHOTOS, "index": np.arange(len(PHOTOS))})
     assert_same_eagerly(source, list(PHOTOS), PHOTO_STAGES[name], [4])
@@ -145,6 +146,7 @@ FILE_STAGES = {
 
 
 @pytest.mark.parametrize("name", slow_but(FILE_STAGES, "decode a part"))
+@pytest.mark.slow
 def test_files_of_different_sizes_come_out_the_same_eagerly_and_in_every_batch(name: str) -> None:
     files = []
     for number, form in enumerate(["JPEG", "PNG", "BMP", "GIF", "JPEG", "PNG"]):

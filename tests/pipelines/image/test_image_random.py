@@ -156,6 +156,7 @@ def test_crop_window_where_nothing_fits() -> None:
         pytest.param("PNG", {}, 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_random_resized_crop_of_a_file_equals_that_of_the_picture(
     form: str, options: dict[str, Any], channels: int
 ) -> None:

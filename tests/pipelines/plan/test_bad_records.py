@@ -430,6 +430,7 @@ def jpeg_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_truncated_jpeg(tmp_path: Path) -> None:
     folder = jpeg_folder(tmp_path)
     bad = folder / "class" / "3.jpg"

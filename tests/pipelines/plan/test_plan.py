@@ -28,15 +28,19 @@ def test_t10_rows_taken_for_many_batches_at_once_are_those_of_each(source, monke
     if share:
         p = p.shard(*share)
     load, data = p.loader(), p.dataset(start, epochs=3)
-    assert p._plan._batches_at_once > 1
+    assert p._plan.batches_at_once > 1
     assert data.cardinality() == 3 * p.batches_per_epoch - start
     assert data.element_spec == p.element_spec
     index, count = share or (0, 1)
     assert data.element_spec["index"].shape[0] == (len(range(index, 8, count)) if drop_remainder else None)
-    for number, batch in enumerate(data, start):
-        expected = load(tf.constant(number, tf.int64))
-        for name, value in expected.items():
+    p._position = start
+    in_python = (batch for epoch in range(start // p.batches_per_epoch, 3) for batch in p.epoch())
+    for number, (batch, same) in enumerate(zip(data, in_python, strict=True), start):
+        assert list(batch) == list(same)
+        for name, value in load(tf.constant(number, tf.int64)).items():
             np.testing.assert_array_equal(batch[name], value)
+            np.testing.assert_array_equal(same[name], value)
+    assert p.position == 3 * p.batches_per_epoch
 
 
 def test_t10_batches_without_a_row_for_a_worker_are_loaded_one_by_one(source):
@@ -48,7 +52,7 @@ def test_t10_only_what_cannot_fail_is_taken_at_once(source):
     """Else an error would come some batches too early."""
     for p in (Pipeline(source).map(_plus_one), Pipeline(pipelines.sources.arrays({"x": [[1], [2, 3]] * 20}))):
         assert p.batch(2, padded=True).dataset() is not None
-        assert not p.batch(2, padded=True)._plan._batches_at_once
+        assert not p.batch(2, padded=True)._plan.batches_at_once
 
 
 def test_t10_a_second_data_set_of_an_equal_plan_is_not_traced_again(source):

@@ -266,6 +266,7 @@ def test_varied_features_are_the_same_in_memory_and_record_by_record(
         np.testing.assert_array_equal(first[name], second[name])
 
 
+@pytest.mark.slow
 def test_large_tfrecord_is_read_at_random_and_damage_costs_one_example(
     own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

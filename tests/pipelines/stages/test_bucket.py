@@ -160,6 +160,7 @@ def test_any_are_resumed_and_sharded(lengths: list[int], size: int, seed: int, d
     resumed_and_sharded(p, data.draw(st.integers(0, 2 * p.batches_per_epoch)), range(3))
 
 
+@pytest.mark.slow
 def test_resumed_and_sharded() -> None:
     resumed_and_sharded(ready().shuffle().bucket(4, BOUNDARIES), 5, (1,))
 

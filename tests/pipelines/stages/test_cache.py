@@ -112,6 +112,7 @@ def test_bad_examples_are_left_out_once(directory: Where) -> None:
         Pipeline(source()).map(checked).cache(directory / "other" if directory else None)
 
 
+@pytest.mark.slow
 def test_what_is_left_out_of_files_is_known_when_they_are_used_again(tmp_path: Path) -> None:
     def checked(example: dict[str, Any]) -> dict[str, Any]:
         with tf.control_dependencies([tf.debugging.assert_none_equal(example["index"] % 10, np.int64(3))]):

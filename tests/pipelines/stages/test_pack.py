@@ -102,6 +102,7 @@ def test_shuffled_epochs_hold_the_same_pieces_beside_others() -> None:
     assert not np.array_equal(epochs[0]["tokens"], windows_of(Pipeline(Sequences(LENGTHS)).pack(9).batch(3))["tokens"])
 
 
+@pytest.mark.slow
 def test_several_features_are_packed_alike() -> None:
     p = Pipeline(Sequences(LENGTHS), seed=2).shuffle()
     fills = {"pairs": 0.5, "words": "-"}
@@ -192,6 +193,7 @@ def test_equal_lengths_share_windows() -> None:
     assert plan.windows == 100
 
 
+@pytest.mark.slow
 def test_the_same_under_sharding_and_resumption() -> None:
     p = Pipeline(Sequences(LENGTHS), seed=2).shuffle().pack(9).batch(4)
     whole = list(p.dataset(epochs=3).take(9).as_numpy_iterator())

@@ -284,6 +284,7 @@ def test_padding_of_every_dtype(dtypes: list[str]) -> None:
             assert not any(empty.reshape(-1).tolist())
 
 
+@pytest.mark.slow
 def test_workers_without_rows_get_empty_batches_of_every_shape() -> None:
     base = Pipeline(Growing()).map(picture)
     for p in (base.batch(4, padded=True), Pipeline(Growing()).batch(4), Pipeline(Growing()).pack(3, "ragged").batch(4)):

@@ -192,6 +192,7 @@ def test_functional_keras_models_need_no_signature(tmp_path, library):
     np.testing.assert_allclose(run(tmp_path / "m.tflite", inputs)["score"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sequential_and_subclassed_keras_models(tmp_path):
     sequential = keras.Sequential([keras.Input([4], name="features"), keras.layers.Dense(3, activation="softmax")])
     export.tflite(sequential, tmp_path / "sequential.tflite")
@@ -216,6 +217,7 @@ def test_sequential_and_subclassed_keras_models(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "m.tflite", {"features": x})["output_0"], model(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_integer_inputs_lookup_table_and_half_precision(tmp_path):
     model = tf.Module()
     model.embedding = tf.Variable(tf.random.normal([50, 8]))

@@ -172,6 +172,7 @@ def test_half_an_export_is_done_again(finished, copy, environment):
     assert (copy / "export" / "model.tflite").read_bytes() == original.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(finished, copy, data):
     newest = max((copy / "checkpoints").glob("step-*"))
     file = next(path for path in newest.iterdir() if "data-" in path.name)

@@ -151,6 +151,7 @@ def test_it_gives_up_and_shows_the_end_of_the_log(launch):
     assert "[1] bad luck 2" in out
 
 
+@pytest.mark.slow
 def test_newer_checkpoints_count_as_progress(launch):
     program = """
 heartbeat.beat(saved_step=10 * min(attempt, 4))

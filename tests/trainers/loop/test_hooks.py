@@ -24,6 +24,7 @@ def _events(directory):
                 yield value.tag, event.step, value
 
 
+@pytest.mark.slow
 def test_hooks_write_for_tensorboard_and_only_look(tmp_path, example):
     def train(name, **options):
         step = example.Classifier(example.Mlp())

@@ -174,6 +174,7 @@ def test_t9_a_rate_that_is_compiled_into_the_step_says_how_to_change_it():
         Line().update.optimizer.learning_rate = 0.1
 
 
+@pytest.mark.slow
 def test_calls_end_where_something_is_to_be_done(tmp_path):
     events = []
     hooks = [(trainers.every(steps=11), lambda trainer: events.append(trainer.finished_steps))]
@@ -306,6 +307,7 @@ def test_the_seed_changes_what_the_step_draws(tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_a_pipeline_may_begin_in_the_middle(tmp_path):
     state = _pipeline().state(7)
     results = []
@@ -401,6 +403,7 @@ class Pausing(Line):
     ],
     ids=["data", "data in stacks", "step", "both"],
 )
+@pytest.mark.slow
 def test_the_share_of_time_spent_waiting_for_data(tmp_path, capsys, runner, data, step, least, most):
     # What was prepared while the step was compiled is used up before the second report, the first that tells rates.
     pipeline = pipelines.Pipeline(OneAtATime(data)).batch(4, drop_remainder=True).prefetch(1)

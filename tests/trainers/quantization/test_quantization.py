@@ -245,6 +245,7 @@ class Tower(tf.Module):
 @pytest.mark.parametrize(
     "layer", [Layer, lambda: keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])], ids=["module", "keras"]
 )
+@pytest.mark.slow
 def test_refuses_rematerialised_products(layer):
     tower = Tower(layer())
     trainers.rematerialize(tower, "layer")

@@ -58,6 +58,7 @@ def _assert_same_bits(found, expected):
 
 
 @pytest.mark.parametrize("model", ["Mlp", *(pytest.param(model, marks=SLOW) for model in ("Cnn", "Attention"))])
+@pytest.mark.slow
 def test_a_chunk_equals_single_compiled_steps_bit_for_bit(example, model):
     single = _run(example, example.Classifier(getattr(example, model)()), "xla", stop=24)
     step = example.Classifier(getattr(example, model)())

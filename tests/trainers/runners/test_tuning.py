@@ -127,6 +127,7 @@ def test_find_lr_restores_after_an_error_and_names_what_is_wrong(example):
         trainers.find_lr(step, example.pipeline())
 
 
+@pytest.mark.slow
 def test_find_batch_size_doubles_until_it_does_not_pay(example):
     step = example.Classifier(example.Mlp())
     before = example.values(step)

@@ -77,6 +77,7 @@ def test_fused_equals_plain_but_for_rounding(example, tmp_path, kind, options):
 @pytest.mark.parametrize(
     "kind", [pytest.param("eager", marks=EXHAUSTIVE), "graph", pytest.param("xla_chunk", marks=SLOW)]
 )
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(example, tmp_path, kind):
     options = OPTIONS["everything"]
     whole = _train(example, tmp_path / "whole", _Classifier(example, True, **options), kind)

@@ -182,6 +182,7 @@ def test_constraints_hold_or_are_refused(package):
 
 
 @pytest.mark.parametrize("package", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow), None])
+@pytest.mark.slow
 def test_learning_rate_factors_and_weight_decay_exclusions(package):
     package = PACKAGES.get(package)
     source = package or tf_keras

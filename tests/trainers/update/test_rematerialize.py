@@ -78,6 +78,7 @@ def test_the_same_gradients(mode, precision, rounding):
 
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
 @pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.slow
 def test_layers_of_keras(package, mode):
     package = pytest.importorskip(package)
     outcomes = []

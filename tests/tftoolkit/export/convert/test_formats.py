@@ -120,6 +120,7 @@ def test_layers_that_stay_in_float(tmp_path, saved, representative):
     assert types["first"] == types["depthwise"] == types["hidden"] == np.int8
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ai_edge_quantizer(tmp_path, saved, representative):
     from ai_edge_quantizer import recipe
 

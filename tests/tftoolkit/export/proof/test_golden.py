@@ -43,6 +43,7 @@ def copy(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_what_lies_beside(exported):
     proof = json.loads((exported / "m.onnx.proof.json").read_text())
     assert proof["file_sha256"] == golden.checksum(exported / "m.onnx")

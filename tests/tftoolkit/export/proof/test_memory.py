@@ -18,6 +18,7 @@ def peak_memory():
     ("exporter", "file"),
     [(export.tflite, "m.tflite"), pytest.param(export.onnx, "m.onnx", marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_file(tmp_path, exporter, file):
     """A few megabytes for a small model; with an intermediate result of 16 MiB that and a few more."""
     spec, size = tf.TensorSpec([1, 2048], tf.float32, "x"), 4 * 2048**2

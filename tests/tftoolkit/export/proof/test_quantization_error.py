@@ -104,6 +104,7 @@ def test_values(tmp_path):
     assert row.own == row.output == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_pattern_finds_its_op_alone():
     """Names that begin alike, and another signature before the one looked at."""
     holder = tf.Module()
@@ -140,6 +141,7 @@ def test_the_search_finds_exactly_what_is_needed(count):
         assert len(set(search.trials)) == len(search.trials)
 
 
+@pytest.mark.slow
 def test_when_only_float_is_good_enough(model, representative):
     with pytest.raises(export.ExportError, match="no quantised file is good enough, not even with one"):
         export.propose_keep_float(model, representative, max_error=0.0)
