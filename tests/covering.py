@@ -6,6 +6,7 @@
     @pytest.mark.parametrize(("source", "count", "dtype"), pairwise(SOURCES, COUNTS, DTYPES))
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,4 +40,15 @@ def pairwise(*factors: Iterable[Any], allowed: Callable[..., bool] = lambda *row
         return len(indices) < len(values) or allowed(*row(indices))
 
     # By index, since allpairspy compares values and an array or a lambda cannot be compared.
-    return [tuple(row(indices)) for indices in AllPairs([range(len(of)) for of in values], filter_func=kept)]
+    covering = [tuple(indices) for indices in AllPairs([range(len(of)) for of in values], filter_func=kept)]
+    # Where it has filled a row so far that ``allowed`` refuses what is left, it gives up pairs that other rows hold.
+    covered = set().union(*map(_pairs, covering))
+    for indices in itertools.product(*(range(len(of)) for of in values)):
+        if not _pairs(indices) <= covered and kept(list(indices)):
+            covering.append(indices)
+            covered |= _pairs(indices)
+    return [tuple(row(list(indices))) for indices in covering]
+
+
+def _pairs(indices: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+    return set(itertools.combinations(enumerate(indices), 2))

@@ -19,8 +19,8 @@ from loaders.data import (
 )  # fmt: skip
 
 
-def _sizes(dataset: Any, feature: str, unit: int = 1) -> Batches:
-    for batch in dataset:
+def _sizes(batches: Any, feature: str, unit: int = 1) -> Batches:
+    for batch in batches:
         yield int(batch[feature].shape[0]) * unit
 
 
@@ -30,7 +30,7 @@ def _sizes(dataset: Any, feature: str, unit: int = 1) -> Batches:
 def _ours(source: Any, batch_size: int, feature: str, unit: int = 1) -> Batches:
     from tftoolkit.pipelines import Pipeline
 
-    return _sizes(Pipeline(source).shuffle().batch(batch_size, drop_remainder=True).dataset(), feature, unit)
+    return _sizes(Pipeline(source).shuffle().batch(batch_size, drop_remainder=True), feature, unit)
 
 
 def ours_records(folder: Path) -> Batches:
@@ -44,7 +44,7 @@ def ours_images(folder: Path) -> Batches:
 
     p = Pipeline(sources.images(folder / "pictures")).shuffle().map(image.decode(channels=3))
     p = p.map(_with_shape).map(image.rand_augment(2, 9)).map(image.normalize(255.0))
-    return _sizes(p.batch(PICTURE_BATCH, drop_remainder=True).dataset(), "image")
+    return _sizes(p.batch(PICTURE_BATCH, drop_remainder=True), "image")
 
 
 def ours_tokens(folder: Path) -> Batches:
@@ -75,7 +75,7 @@ def ours_shifted(folder: Path) -> Batches:
     from tftoolkit.pipelines import Pipeline, image, sources
 
     p = Pipeline(sources.arrays(read_digits(folder))).shuffle().map(image.random_shift(1)).map(image.normalize(16))
-    return _sizes(p.batch(DIGITS_BATCH, drop_remainder=True).dataset(), "image")
+    return _sizes(p.batch(DIGITS_BATCH, drop_remainder=True), "image")
 
 
 # --- tf.data ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from covering import pairwise
 
 from tftoolkit import trainers
 from tftoolkit.trainers import naming
@@ -82,16 +83,17 @@ OPTIMIZERS = {
 
 
 FAST = [("keras", "schedule", "graph"), ("tf_keras", "AdamW", "eager")]
-SLOW = [
-    *[("keras", "SGD", "eager"), ("keras", "AdamW", "xla"), ("keras", "Nadam", "graph")],
-    *[("tf_keras", "SGD", "graph"), ("tf_keras", "AdamW", "xla"), ("tf_keras", "schedule", "eager")],
-]
+
+
+def _not_refused(package, optimizer, mode):
+    return (package, optimizer) != ("tf_keras", "Nadam")
 
 
 def _cases():
+    pairs = pairwise(PACKAGES, OPTIMIZERS, MODES, allowed=_not_refused)
     for case in itertools.product(PACKAGES, OPTIMIZERS, MODES):
-        if case[:2] != ("tf_keras", "Nadam"):  # which is refused
-            marks = () if case in FAST else pytest.mark.slow if case in SLOW else pytest.mark.exhaustive
+        if _not_refused(*case):
+            marks = () if case in FAST else pytest.mark.slow if case in pairs else pytest.mark.exhaustive
             yield pytest.param(*case, marks=marks)
 
 
