@@ -13,6 +13,7 @@ from tftoolkit.pipelines.sources.parquet_types import Layout, stored
 from tftoolkit.pipelines.sources.source import Spec, varies
 
 _KEPT_BYTES = 1 << 30
+_TABLE_BYTES = 1 << 27
 _OBJECT_BYTES = 50  # of a bytes object and the pointer to it, beside its content
 
 
@@ -26,7 +27,7 @@ class Rows:
       layouts: name -> how tensors lie in memory, where not as their shape tells.
       defaults: name -> what stands in place of a missing value; without it a missing float is NaN.
       kept: how many row groups are kept; None: as many as take about 1 GiB, but at least two.
-      row_bytes: what the texts and lists of a row take, about.
+      row_bytes: what the texts and lists of a row take in the file, about.
       describe: row -> where it lies, for messages.
     """
 
@@ -45,9 +46,11 @@ class Rows:
         self._defaults, self._describe = defaults, describe
         self._first, self._largest = first, int(np.diff(first).max())
         texts = {name: one for name, one in spec.items() if one.dtype == tf.string and not varies(one)}
+        row_bytes += _OBJECT_BYTES * sum(math.prod(one.shape) for one in texts.values())
+        row_bytes += _numbers_dtype(spec).itemsize
+        self._is_small = kept is None and row_bytes * first[-1] <= _TABLE_BYTES
         if kept is None:
-            row_bytes += _OBJECT_BYTES * sum(math.prod(one.shape) for one in texts.values())
-            kept = max(2, int(_KEPT_BYTES / self._largest / max(1, row_bytes + _numbers_dtype(spec).itemsize)))
+            kept = max(2, int(_KEPT_BYTES / self._largest / max(1, row_bytes)))
         self._count = min(kept, len(first) - 1)
         # Each row group that is kept has a slot. The numbers of a row lie side by side: one copy, and one miss of the
         # processor's caches. Memory is taken only where slots are filled.
@@ -64,6 +67,29 @@ class Rows:
     def kept(self) -> list[int]:
         """The row groups in memory."""
         return [int(group) for group in np.flatnonzero(self._slots >= 0)]
+
+    def table(self) -> dict[str, tf.Tensor] | None:
+        """All rows, decoded now; None where that takes more than 128 MiB, a row cannot be read, or there are lists."""
+        if not self._is_small or any(varies(one) for one in self._spec.values()):
+            return None
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._spec}
+        size = 0
+        try:
+            for group in range(len(self._first) - 1):
+                arrays = self._read(group)
+                size += sum(array.nbytes for array in arrays.values())
+                if size > _TABLE_BYTES:  # the file may hold each text once that the rows hold many times
+                    return None
+                for name, spec in self._spec.items():
+                    column, lacking = _column(name, arrays[name], spec, self._layouts[name], self._defaults.get(name))
+                    if lacking:
+                        return None
+                    assert isinstance(column, np.ndarray)
+                    parts[name].append(column)
+        except SourceError:
+            return None  # told when one of its rows is wanted
+        with tf.device("CPU:0"):
+            return {name: tf.constant(np.concatenate(parts.pop(name)), spec.dtype) for name, spec in self._spec.items()}
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """The columns of ``rows``, in the order of the spec: an array with a value per row, of objects for lists.

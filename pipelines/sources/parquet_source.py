@@ -1,5 +1,6 @@
 """A source over Parquet files (https://parquet.apache.org/docs/file-format/), read row group by row group."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from tftoolkit.pipelines.errors import SourceError, message_of
 from tftoolkit.pipelines.sources.files import FilePath, identity, is_remote, list_files, names_and_sizes
 from tftoolkit.pipelines.sources.parquet_rows import Rows
 from tftoolkit.pipelines.sources.parquet_types import column_spec, layout, plain
-from tftoolkit.pipelines.sources.source import Example, Spec, fetch_in_python, varies
+from tftoolkit.pipelines.sources.source import Example, Spec, bytes_per_row, fetch_in_python, varies
 
 
 class ParquetSource:
@@ -63,7 +64,18 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    @functools.cached_property
+    def _table(self) -> dict[str, tf.Tensor] | None:
+        return self._rows.table()
+
+    @property
+    def row_bytes(self) -> int | None:
+        """Bytes of a row, where the whole table is in memory."""
+        return None if self._table is None else bytes_per_row(self._table.values())
+
     def fetch(self, indices: tf.Tensor) -> Example:
+        if self._table is not None:
+            return {name: tf.gather(column, indices) for name, column in self._table.items()}
         return fetch_in_python(self._rows.take, indices, self.element_spec)
 
     def fingerprint(self) -> dict[str, Any]:

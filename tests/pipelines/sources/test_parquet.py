@@ -313,3 +313,26 @@ def test_t6_what_is_missing_deep_inside_costs_one_row(tmp_path: Path) -> None:
     assert found[0][0][0] == 3.0
     assert math.isnan(found[0][0][1])
     assert found[1] == []
+
+
+def test_small_whole_tables_are_read_as_tensors_and_others_row_by_row(tmp_path):
+    """A dictionary makes a file small that is not so in memory."""
+    texts = ["x" * 1000 + str(number % 3) for number in range(300_000)]
+    plain = {"x": list(range(300)), "city": [f"c{number}" for number in range(300)]}
+    cases = {
+        "small": (plain, True),
+        "lists": ({"x": [[1], [2, 3]] * 150}, False),
+        "lacking": ({"x": [None, *range(299)]}, False),
+        "texts": ({"text": texts}, False),
+    }
+    for name, (columns, whole) in cases.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table(columns), path, row_group_size=100_000 if name == "texts" else 100)
+        source = sources.parquet(path)
+        assert (source.row_bytes is not None) == whole, name
+    assert not sources.parquet(tmp_path / "small.parquet", row_groups_in_memory=1).row_bytes
+    small = Pipeline(sources.parquet(tmp_path / "small.parquet"), seed=1).shuffle().batch(8)
+    rows = [
+        (int(x), city) for batch in small.epoch() for x, city in zip(batch["x"], batch["city"].numpy(), strict=True)
+    ]
+    assert sorted(rows) == [(number, f"c{number}".encode()) for number in range(300)]
