@@ -3,13 +3,14 @@
 .. math:: o = \\mathrm{softmax}(\\mathrm{scale} \\cdot q k^T + \\mathrm{bias})\\, v
 
 Ops ``TfToolkit>FlashAttention`` and ``TfToolkit>FlashAttentionVarlen``, and ``...Grad`` of both with kernels of their
-own. They compute in float32 whatever they load and store, in tiles that fit the caches: memory grows with the length and
-not with its square, forward and backward.
+own. They compute in float32 whatever they load and store, in tiles that fit the caches: memory grows with the length
+and not with its square, forward and backward.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tftoolkit.custom_ops.engine import library
@@ -42,7 +43,8 @@ def flash_attention(
     """Scaled dot product attention.
 
     The last query stands at the last key, also where there are fewer queries than keys: query i is at key
-    ``i + keys - queries``. Queries that see no key get zeros. NaN in what a query sees makes its output NaN.
+    ``i + keys - queries``. Queries that see no key get zeros. NaN in what a query sees makes its output
+    NaN, and may do so to queries of that sequence that don't see it, as a masked zero times NaN does.
 
     Args:
       q: [batch, queries, heads, depth]; float32, bfloat16 or float16.
@@ -51,8 +53,8 @@ def flash_attention(
       v: [batch, keys, kv_heads, value_depth].
       causal: a query sees no key behind its own place.
       scale: of the scores; default 1 / sqrt(depth).
-      bias: added to the scaled scores: [batch or 1, heads or 1, queries or 1, keys], of q's dtype; -inf is a mask. It has
-        a gradient, for which tasks that add to one element run one after the other.
+      bias: added to the scaled scores: [batch or 1, heads or 1, queries or 1, keys], of q's dtype; -inf is a mask. It
+        has a gradient, for which tasks that add to one element run one after the other.
       lengths: int32[batch], how many keys of each sequence there are; what stands behind them is not looked at.
       window: a query sees the last ``window`` keys up to its place, its own included; without ``causal`` also as many
         from there on.
@@ -61,8 +63,8 @@ def flash_attention(
 
     Returns:
       [batch, queries, heads, value_depth] of q's dtype; with ``return_lse`` also float32[batch, queries, heads], -inf
-      where nothing is seen. Differentiable to any order (the second by the plain computation, with all scores). The same
-      bits for any number of threads.
+      where nothing is seen. Differentiable to any order (the second by the plain computation, with all scores). The
+      same bits for any number of threads.
 
     Raises:
       tf.errors.InvalidArgumentError: shapes that do not fit together, or a length below 0 or above the number of keys.
@@ -112,8 +114,7 @@ def flash_attention_varlen(
 
 def _settings(q: Any, causal: bool, scale: float | None, window: int | None, softcap: float | None) -> dict[str, Any]:
     if scale is None:
-        shape = getattr(q, "shape", None)
-        depth = shape[-1] if shape is not None and getattr(shape, "rank", len(shape)) else None
+        depth = _depth(q)
         if depth is None:
             raise ValueError("scale: the depth of q is not known here; give a scale, such as depth ** -0.5")
         scale = 1 / math.sqrt(max(1, depth))
@@ -126,6 +127,16 @@ def _settings(q: Any, causal: bool, scale: float | None, window: int | None, sof
     return {"causal": bool(causal), "scale": float(scale), "window": window or 0, "softcap": float(softcap or 0)}
 
 
+def _depth(q: Any) -> int | None:
+    """The last dimension, as far as it is known."""
+    import numpy as np
+    import tensorflow as tf
+
+    shape = q.shape if hasattr(q, "shape") else np.shape(q)
+    rank = shape.rank if isinstance(shape, tf.TensorShape) else len(shape)
+    return shape[-1] if rank else None
+
+
 _ATTRIBUTES = ("causal", "scale", "window", "softcap")
 
 
@@ -135,21 +146,27 @@ def _(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, bias: Any, lengths: Any, *, has_
     return o, score_max, inv_sum, lse if has_lse else None
 
 
+def _dlse(op: Any, gradients: Sequence[Any]) -> Any:
+    """By the log-sum-exp, of those by all outputs: 1 / sum is a power of it. The largest score moves nothing, since all
+    that is made of it is divided by it again."""
+    d_inv_sum = gradients[2] * op.outputs[2]
+    return gradients[3] - d_inv_sum if op.get_attr("has_lse") else -d_inv_sum
+
+
 @_forward.gradient
-def _(op: Any, d_o: tf.Tensor, *rest: Any) -> Any:
-    q, k, v, bias, lengths = op.inputs
-    o, score_max, inv_sum = op.outputs[:3]
-    has_bias, has_lengths, has_lse = (op.get_attr(f"has_{name}") for name in ("bias", "lengths", "lse"))
+def _(op: Any, *gradients: Any) -> Any:
     import tensorflow as tf
 
-    gradients = _backward(
+    q, k, v, bias, lengths = op.inputs
+    has_bias, has_lengths = op.get_attr("has_bias"), op.get_attr("has_lengths")
+    found = _backward(
         *(q, k, v, bias if has_bias else tf.zeros([0, 0, 0, tf.shape(k)[1]], k.dtype)),
-        *(lengths if has_lengths else None, o, score_max, inv_sum, d_o, rest[2] if has_lse else None),
+        *(lengths if has_lengths else None, *op.outputs[:3], gradients[0], _dlse(op, gradients)),
         **{name: op.get_attr(name) for name in _ATTRIBUTES},
         biased=has_bias,
         has_dbias=has_bias,
     )
-    return gradients.dq, gradients.dk, gradients.dv, gradients.dbias, None
+    return found.dq, found.dk, found.dv, found.dbias, None
 
 
 @_backward.reference
@@ -164,26 +181,31 @@ def _(q, k, v, bias, lengths, o, score_max, inv_sum, d_o, dlse, *, biased, has_d
 
 @_forward_varlen.reference
 def _(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, *, has_lse: bool, **settings: Any) -> Any:
-    seen = plain.seen_varlen(q, k, cu_seqlens_q, cu_seqlens_k, **settings)
-    o, score_max, inv_sum, lse = (one[0] for one in plain.attention(q[None], k[None], v[None], seen, None, **settings))
+    of_q, of_k = plain.Padded(cu_seqlens_q), plain.Padded(cu_seqlens_k)
+    padded = of_q.pad(q), of_k.pad(k), of_k.pad(v)
+    seen = plain.seen_varlen(of_q, of_k, *padded[:2], settings["causal"], settings["window"])
+    found = plain.attention(*padded, seen, None, **settings)
+    o, score_max, inv_sum, lse = (of_q.unpad(one, q) for one in found)
     return o, score_max, inv_sum, lse if has_lse else None
 
 
 @_forward_varlen.gradient
-def _(op: Any, d_o: tf.Tensor, *rest: Any) -> Any:
-    gradients = _backward_varlen(
-        *(*op.inputs, *op.outputs[:3], d_o, rest[2] if op.get_attr("has_lse") else None),
+def _(op: Any, *gradients: Any) -> Any:
+    found = _backward_varlen(
+        *(*op.inputs, *op.outputs[:3], gradients[0], _dlse(op, gradients)),
         **{name: op.get_attr(name) for name in _ATTRIBUTES},
     )
-    return *gradients, None, None
+    return *found, None, None
 
 
 @_backward_varlen.reference
 def _(q, k, v, cu_seqlens_q, cu_seqlens_k, o, score_max, inv_sum, d_o, dlse, **settings) -> Any:  # type: ignore[no-untyped-def]
-    seen = plain.seen_varlen(q, k, cu_seqlens_q, cu_seqlens_k, **settings)
-    one = [None if x is None else x[None] for x in (q, k, v, o, score_max, inv_sum, d_o, dlse)]
-    found = plain.gradients(*one[:3], seen, None, *one[3:], **settings)
-    return tuple(gradient[0] for gradient in found[:3])
+    of_q, of_k = plain.Padded(cu_seqlens_q), plain.Padded(cu_seqlens_k)
+    padded = of_q.pad(q), of_k.pad(k), of_k.pad(v)
+    seen = plain.seen_varlen(of_q, of_k, *padded[:2], settings["causal"], settings["window"])
+    rows = (None if one is None else of_q.pad(one) for one in (o, score_max, inv_sum, d_o, dlse))
+    dq, dk, dv, _ = plain.gradients(*padded, seen, None, *rows, **settings)
+    return of_q.unpad(dq, q), of_k.unpad(dk, k), of_k.unpad(dv, v)
 
 
 _backward.differentiate_reference()

@@ -194,6 +194,10 @@ std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::
   const int64_t count = q_borders.dimensions()[0] - 1;
   const std::pair<const int32_t*, int64_t> both[] = {{Data<int32_t>(q_borders), q.dimensions()[0]},
                                                      {Data<int32_t>(k_borders), k.dimensions()[0]}};
+  if (both[0].second == 0) {  // no query: whatever k is, its gradients are zeros
+    p.sequences.push_back({0, k.dimensions()[0], 0, 0, 0, 0});
+    return "";
+  }
   for (int side = 0; side < 2; ++side) {
     const auto [borders, rows] = both[side];
     const std::string name = side == 0 ? "cu_seqlens_q" : "cu_seqlens_k";

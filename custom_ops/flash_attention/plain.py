@@ -1,4 +1,4 @@
-"""Attention in plain TensorFlow, with all scores at once: what the kernels are compared with, and second derivatives."""
+"""Attention in plain TensorFlow, with all scores: what the kernels are compared with, and second derivatives."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 
-def seen(
-    q: tf.Tensor, k: tf.Tensor, lengths: Any, *, causal: bool, window: int, **_: Any
-) -> tf.Tensor:
+def seen(q: tf.Tensor, k: tf.Tensor, lengths: Any, *, causal: bool, window: int, **_: Any) -> tf.Tensor:
     """bool[batch or 1, queries, keys]: which keys a query sees."""
     queries, keys = tf.shape(q)[1], tf.shape(k)[1]
     key = tf.range(keys)
@@ -18,16 +16,33 @@ def seen(
     return allowed if lengths is None else allowed & (key < lengths[:, None, None])
 
 
-def seen_varlen(
-    q: tf.Tensor, k: tf.Tensor, cu_seqlens_q: tf.Tensor, cu_seqlens_k: tf.Tensor, *, causal: bool, window: int, **_: Any
-) -> tf.Tensor:
-    """bool[1, rows, key_rows], for sequences one behind the other."""
-    row, key = tf.range(tf.shape(q)[0]), tf.range(tf.shape(k)[0])
-    of_row = tf.searchsorted(cu_seqlens_q, row, side="right")
-    of_key = tf.searchsorted(cu_seqlens_k, key, side="right")
-    shift = tf.concat([[0], cu_seqlens_k[1:] - cu_seqlens_q[1:]], 0)  # from a row to its key, at the sequence's end
-    place = row + tf.gather(shift, of_row)
-    return ((of_row[:, None] == of_key) & _near(place[:, None], key, causal, window))[None]
+class Padded:
+    """Sequences one behind the other, each in a row of its own: [sequences, longest, …]."""
+
+    def __init__(self, borders: tf.Tensor) -> None:
+        self._borders = borders
+        self.lengths = borders[1:] - borders[:-1]
+        self._longest = tf.maximum(0, tf.reduce_max(tf.concat([[0], self.lengths], 0)))
+
+    def pad(self, rows: tf.Tensor) -> tf.Tensor:
+        """[rows, …] -> [sequences, longest, …], with zeros behind each sequence."""
+        place = tf.range(self._longest)
+        index = tf.where(place < self.lengths[:, None], self._borders[:-1, None] + place, tf.shape(rows)[0])
+        with_zeros = tf.concat([rows, tf.zeros([1, *tf.unstack(tf.shape(rows))[1:]], rows.dtype)], 0)
+        return tf.gather(with_zeros, tf.minimum(index, tf.shape(rows)[0]))
+
+    def unpad(self, padded: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+        """[sequences, longest, …] -> as many rows as ``like``."""
+        row = tf.range(tf.shape(like)[0])
+        sequence = tf.searchsorted(self._borders, row, side="right") - 1
+        return tf.gather_nd(padded, tf.stack([sequence, row - tf.gather(self._borders, sequence)], 1))
+
+
+def seen_varlen(of_q: Padded, of_k: Padded, q: tf.Tensor, k: tf.Tensor, causal: bool, window: int) -> tf.Tensor:
+    """bool[sequences, queries, keys], of padded q and k."""
+    key = tf.range(tf.shape(k)[1])
+    place = tf.range(tf.shape(q)[1]) + (of_k.lengths - of_q.lengths)[:, None]
+    return _near(place[..., None], key, causal, window) & (key < of_k.lengths[:, None, None])
 
 
 def _near(place: tf.Tensor, key: tf.Tensor, causal: bool, window: int) -> tf.Tensor:
@@ -70,13 +85,13 @@ def attention(
     **_: Any,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Output, largest score (in units of log 2), 1 / sum of powers, log-sum-exp."""
-    scores, _slope = _scores(*_wide(tf.shape(q)[2], q, k), allowed, bias, scale, softcap)
+    wide_q, wide_k, wide_v = _wide(tf.shape(q)[2], q, k, v)
+    scores, _ = _scores(wide_q, wide_k, allowed, bias, scale, softcap)
     top = tf.stop_gradient(tf.reduce_max(scores, -1, keepdims=True))
     base = tf.where(tf.math.is_inf(top) & (top < 0), 0.0, top)
     powers = tf.exp(scores - base)
     total = tf.reduce_sum(powers, -1, keepdims=True)
     empty = total == 0
-    (wide_v,) = _wide(tf.shape(q)[2], v)
     weights = powers / tf.where(empty, 1.0, total)
     o = tf.einsum("bhqk,bkhe->bqhe", weights, _where_seen(wide_v, allowed))
 
@@ -86,12 +101,12 @@ def attention(
     lse = by_query(tf.where(empty, -math.inf, base + tf.math.log(tf.where(empty, 1.0, total))))
     inverse = by_query(tf.where(empty, 0.0, 1 / tf.where(empty, 1.0, total)))
     largest = by_query(base) / math.log(2)
-    return tf.cast(o, q.dtype), tf.stop_gradient(largest), tf.stop_gradient(inverse), lse
+    return tf.cast(o, q.dtype), tf.stop_gradient(largest), inverse, lse
 
 
-def _where_seen(v: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
-    """Zero times NaN is NaN: values that no query sees become zeros."""
-    return tf.where(tf.reduce_any(allowed, 1)[:, :, None, None], v, 0.0)
+def _where_seen(rows: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
+    """Of keys that no query sees, zeros: zero times NaN is NaN."""
+    return tf.where(tf.reduce_any(allowed, 1)[:, :, None, None], rows, tf.zeros([], rows.dtype))
 
 
 def gradients(
@@ -112,9 +127,8 @@ def gradients(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Any]:
     """By q, k, v and the bias."""
     heads = tf.shape(q)[2]
-    wide_q, wide_k, wide_v = _wide(heads, q, k, v)
-    wide_v = _where_seen(wide_v, allowed)
-    scores, slope = _scores(wide_q, _where_seen(wide_k, allowed), allowed, bias, scale, softcap)
+    wide_q, wide_k, wide_v = _wide(heads, q, _where_seen(k, allowed), _where_seen(v, allowed))
+    scores, slope = _scores(wide_q, wide_k, allowed, bias, scale, softcap)
     by_head = [tf.transpose(one, [0, 2, 1])[..., None] for one in (score_max * math.log(2), inv_sum)]
     p = tf.exp(scores - by_head[0]) * by_head[1]
     d_o = tf.cast(d_o, tf.float32)
@@ -124,8 +138,8 @@ def gradients(
     ds = p * (dp - tf.transpose(delta, [0, 2, 1])[..., None])
     inner = ds * slope * scale
     dq = tf.einsum("bhqk,bkhd->bqhd", inner, wide_k)
-    dk = _summed(tf.einsum("bhqk,bqhd->bkhd", inner, wide_q), k)
-    dv = _summed(tf.einsum("bhqk,bqhe->bkhe", p, d_o), v)
+    dk = _where_seen(_summed(tf.einsum("bhqk,bqhd->bkhd", inner, wide_q), k), allowed)
+    dv = _where_seen(_summed(tf.einsum("bhqk,bqhe->bkhe", p, d_o), v), allowed)
     dbias = None
     if bias is not None:
         dbias = tf.cast(_reduced(ds, tf.shape(bias)), bias.dtype)
@@ -141,11 +155,5 @@ def _summed(wide: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 def _reduced(gradient: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """Over what the bias was broadcast along."""
-    sizes = tf.shape(gradient)
-    for axis in range(3):
-        gradient = tf.cond(
-            tf.equal(shape[axis], sizes[axis]),
-            lambda g=gradient: g,
-            lambda g=gradient, a=axis: tf.reduce_sum(g, a, keepdims=True),
-        )
-    return gradient
+    axes = tf.raw_ops.BroadcastGradientArgs(s0=shape, s1=tf.shape(gradient)).r0
+    return tf.reshape(tf.reduce_sum(gradient, axes), shape)

@@ -117,7 +117,7 @@ void BackwardKeys(const Problem<T>& p, const KeyHead& head, int64_t from, int64_
                   float* dq) {
   const Sequence& s = *head.sequence;
   std::fill_n(dq, p.rows(s) * p.depth, 0.0f);
-  const int64_t block = std::max(kBackKeys, kBackElements / p.depth / kBackKeys * kBackKeys);
+  const int64_t block = std::max(kBackKeys, kBackElements / std::max<int64_t>(1, p.depth) / kBackKeys * kBackKeys);
   for (int64_t key = from; key < std::min(to, s.valid); key += block) {
     BackwardBlock(p, s, head.kv, key, std::min({block, to - key, s.valid - key}), g, dq);
   }
