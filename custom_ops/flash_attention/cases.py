@@ -29,6 +29,16 @@ class Case:
         """That of q."""
         return self.batch, self.queries, self.heads, self.depth
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """By the names of the schemas; the bias' too."""
+        names = ("batch", "queries", "keys", "heads", "kv_heads", "depth", "value_depth")
+        bias = self.bias or (1, 1, 1)
+        return {
+            **{name: getattr(self, name) for name in names},
+            **dict(zip(("bias_batch", "bias_heads", "bias_queries"), bias, strict=True)),
+        }
+
     def __str__(self) -> str:
         sizes = f"{self.batch}x{self.queries}x{self.keys}, {self.heads}/{self.kv_heads} heads of "
         sizes += f"{self.depth}/{self.value_depth}"

@@ -4,8 +4,8 @@
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// 2^x for x <= 0 with an error of 1 ulp; 0 from -127 on down, NaN for NaN. x = n + f with |f| <= 1/2; of 2^f a
-// polynomial of degree 6 (fitted, relative error 2^-29), of 2^n the exponent's bits.
+// 2^x for x <= 0 (of larger x anything) with an error of 1 ulp; 0 from -127 on down, NaN for NaN. x = n + f with |f| <=
+// 1/2; of 2^f a polynomial of degree 6 (fitted, relative error 2^-29), of 2^n the exponent's bits.
 TK_INLINE Vector Exp2(Vector x) {
   x = x < -127.0f ? Broadcast(-127.0f) : x;
   const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, which the low bits then hold
@@ -16,7 +16,7 @@ TK_INLINE Vector Exp2(Vector x) {
   y = y * f + 2.4022647738456726e-1f;
   y = y * f + 6.931471824645996e-1f;
   y = y * f + 1.0f;
-  IntVector whole, bits;
+  BitsVector whole, bits;
   std::memcpy(&whole, &shifted, sizeof whole);
   std::memcpy(&bits, &y, sizeof bits);
   bits += whole << 23;

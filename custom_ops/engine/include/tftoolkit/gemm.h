@@ -12,6 +12,7 @@
 
 using Vector = float __attribute__((vector_size(4 * TK_LANES)));
 using IntVector = int32_t __attribute__((vector_size(4 * TK_LANES)));
+using BitsVector = uint32_t __attribute__((vector_size(4 * TK_LANES)));
 using UnalignedVector = float __attribute__((vector_size(4 * TK_LANES), aligned(4), may_alias));
 using UnalignedIntVector = int32_t __attribute__((vector_size(4 * TK_LANES), aligned(4), may_alias));
 
