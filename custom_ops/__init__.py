@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
+    from tftoolkit.custom_ops.flash_attention import flash_attention, flash_attention_varlen
     from tftoolkit.custom_ops.global_norm import global_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
@@ -31,6 +32,8 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "flash_attention",
+    "flash_attention_varlen",
     "global_norm",
     "index_records",
     "load",
@@ -55,6 +58,7 @@ _LAZY = {
     "opcheck": "opcheck",
     "OpCheckError": "opcheck",
     "OpReport": "opcheck",
+    "flash_attention_varlen": "flash_attention",
 }
 
 

@@ -14,11 +14,11 @@ import pytest
 from allpairspy import AllPairs
 
 
-def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
-    """Parameters for ``pytest.mark.parametrize``, each its own id; all are marked slow but the ``fast`` ones."""
+def slow_but(names: Iterable[Any], *fast: Any) -> list[Any]:
+    """Parameters for ``pytest.mark.parametrize``, their texts as ids; all are marked slow but the ``fast`` ones."""
     names = list(names)
     assert set(fast) <= set(names), f"{set(fast) - set(names)} are none of {names}"
-    return [pytest.param(name, id=name, marks=() if name in fast else pytest.mark.slow) for name in names]
+    return [pytest.param(name, id=str(name), marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 def pairwise(*factors: Iterable[Any], allowed: Callable[..., bool] = lambda *row: True) -> list[tuple[Any, ...]]:

@@ -72,8 +72,11 @@ def sample(schema: Schema, rng: random.Random, *, sizes: Sequence[int] = SIZES, 
     return Call(schema, dtypes, tuple(inputs), attributes)
 
 
-def resized(call: Call, shape: Shape) -> Call:
+def resized(call: Call, shape: Shape, dims: Mapping[str, int] | None = None) -> Call:
     """The call with the first input of this shape, and all that shares its dimensions; for schemas without lists.
+
+    Args:
+      dims: other dimensions, by name.
 
     Raises ValueError when the shape does not fit the first input.
     """
@@ -81,7 +84,7 @@ def resized(call: Call, shape: Shape) -> Call:
     rest = len(shape) - (len(first.dims) - 1)
     if rest < 0 or (REST not in first.dims and len(shape) != len(first.dims)):
         raise ValueError(f"{list(shape)} does not fit {first}")
-    known: dict[str, int | Shape] = {}
+    known: dict[str, int | Shape] = {**(dims or {})}
     axis = 0
     for dim in first.dims:
         if dim == REST:
@@ -90,7 +93,10 @@ def resized(call: Call, shape: Shape) -> Call:
             known[one[0]] = shape[axis] - one[1]
         axis += rest if dim == REST else 1
     rng = random.Random(0)
-    inputs = tuple(_shape(argument, known, rng, SIZES, 1 << 62) for argument in call.schema.inputs)
+    inputs = tuple(
+        None if given is None else _shape(argument, known, rng, SIZES, 1 << 62)
+        for argument, given in zip(call.schema.inputs, call.inputs, strict=True)
+    )
     return Call(call.schema, call.dtypes, inputs, call.attributes)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -170,9 +170,19 @@ def vectorized_map(subject: Subject) -> str:
     return f"{found}, {'in one call on stacked inputs' if subject.op.schema.batchable else 'one call after the other'}"
 
 
+def _other(function: Callable[..., Any], case: Case) -> Sequence[Array]:
+    """Another example of the same shapes; with the integers of ``case``, if the op refuses those of others."""
+    other = resampled(case)
+    try:
+        evaluate(function, other)
+    except tf.errors.InvalidArgumentError:
+        return [one if is_inexact(one.dtype) else own for one, own in zip(other, case.flat, strict=True)]
+    return other
+
+
 def _vectorized(subject: Subject, case: Case) -> list[str]:
     function = subject.function(case)
-    examples = [case.flat, resampled(case), case.flat]
+    examples = [case.flat, _other(function, case), case.flat]
 
     def map_all(*flat: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return cast(tuple[tf.Tensor, ...], tf.vectorized_map(lambda one: tuple(function(*one)), flat))

@@ -40,3 +40,8 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path, blocks, run):
     output = run("import matplotlib\nmatplotlib.use('Agg')\n" + "".join(blocks("text_audio_tabular")), tmp_path)
     assert "(8, 256) (8, 256)" in output
     assert (tmp_path / "spectrograms.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_on_attention_runs(tmp_path, blocks, run):
+    run("".join(blocks("attention")), tmp_path)

@@ -6,8 +6,9 @@ import argparse
 import importlib
 import math
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tftoolkit.cli import import_tensorflow
 from tftoolkit.cli.parser import Parser, path
@@ -103,11 +104,13 @@ def check(options: argparse.Namespace) -> int:
     from tftoolkit.custom_ops.opcheck import CHECKS, KERNEL_CHECKS, OpCheckError, arguments
 
     shape, dtype, own = None, None, None
+    by_op: Mapping[str, Callable[[], tuple[list[Any], dict[str, Any]]]] = {}
     if builtin:
         importlib.import_module(f"tftoolkit.custom_ops.{target}")  # attaches references and gradients
         opened = library.load_builtin(target)
         cases = importlib.import_module(f"tftoolkit.custom_ops.{target}.cases")
         own = getattr(cases, "arguments", None)  # of an op that doesn't take any numbers
+        by_op = getattr(cases, "ARGUMENTS", {})  # where there are several
         # Small, since checks make odd and large inputs of it by themselves.
         shape, dtype = next((case.shape, case.dtype) for case in cases.CASES if 16 <= math.prod(case.shape) <= 256)
     else:
@@ -118,7 +121,8 @@ def check(options: argparse.Namespace) -> int:
         if "CPU" not in op.handlers:
             print(f"{name} has no CPU kernel to check\n")
             continue
-        inputs, attributes = own() if own else arguments.make(op, shape, dtype)
+        own_of_op = by_op.get(name, own)
+        inputs, attributes = own_of_op() if own_of_op else arguments.make(op, shape, dtype)
         try:
             print(opcheck(op, *inputs, checks=CHECKS if builtin else KERNEL_CHECKS, **attributes), end="\n\n")
         except OpCheckError as error:

@@ -79,7 +79,10 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
         rng = random.Random(f"{seed} {name}")
         calls = [sampling.sample(schema, rng) for _ in range(count)]
         for case in cases_of(Path(source).parent):
-            call = with_lists(calls[0], case.shapes) if schema.has_lists else sampling.resized(calls[0], case.shape)
+            try:
+                call = with_case(calls[0], case)
+            except ValueError:
+                continue  # it is one of another op of the folder
             dtype = {long: short for short, long in DTYPES.items()}[case.dtype]
             calls.append(replace(call, dtypes=dict.fromkeys(schema.dtype_vars, dtype)))
         for call in calls:
@@ -87,6 +90,12 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
                 yield " ".join([name, *words(call)])
             except ValueError:
                 continue  # attributes and shapes that no output fits
+
+
+def with_case(call: sampling.Call, case: Any) -> sampling.Call:
+    if call.schema.has_lists:
+        return with_lists(call, case.shapes)
+    return sampling.resized(call, case.shape, getattr(case, "dims", None))
 
 
 def with_lists(call: sampling.Call, shapes: Sequence[Shape]) -> sampling.Call:

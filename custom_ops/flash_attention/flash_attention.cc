@@ -1,0 +1,407 @@
+// Attention without a buffer of scores, and its gradient, on the CPU (Dao et al. 2022, Dao 2023: FlashAttention 1, 2).
+//
+//   s = scale * q k^T      s <- softcap * tanh(s / softcap)      s <- s + bias      p = softmax(s)      o = p v
+//
+//   dp = do v^T    ds = p (dp - delta)    delta = sum(do * o) - dlse    dv = p^T do    dk = ds^T q    dq = ds k
+//
+// The floor is arithmetic: 4 queries * keys * depth operations forward (two products), 10 backward (five, one of which
+// computes the scores again), half of it with a causal mask; at 512 queries and a depth of 64 that is some 60
+// operations per byte of q, k, v and o. Scores of one tile live in the first-level cache. What the backward pass keeps
+// of the forward pass is o, the largest score and 1 / sum of each query: from the log-sum-exp alone, at large scores, p
+// would lose its digits. Scores are computed there bit for bit as in the forward pass.
+//
+// problem.h: what is asked for. scores.h: mask, softcap, bias, softmax of a tile. kernels.h: the passes over tiles.
+// tasks.h: who does which tiles.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "problem.h"
+#include "tftoolkit/float_types.h"
+#include "tftoolkit/isa.h"
+#include "tftoolkit/op.h"
+#include "tftoolkit/parallel.h"
+
+namespace {
+
+using tftoolkit::BFloat16;
+using tftoolkit::Half;
+using tftoolkit::Isa;
+using tftoolkit::Load;
+using tftoolkit::Store;
+
+#define TK_LANES 4
+namespace baseline {
+#include "tftoolkit/gemm.h"
+//
+#include "scores.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace baseline
+#undef TK_LANES
+
+#ifdef TK_HAS_ISAS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define TK_LANES 8
+namespace avx2 {
+#include "tftoolkit/gemm.h"
+//
+#include "scores.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace avx2
+#undef TK_LANES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define TK_LANES 16
+namespace avx512 {
+#include "tftoolkit/gemm.h"
+//
+#include "scores.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace avx512
+#undef TK_LANES
+#pragma GCC pop_options
+#endif
+
+template <typename T>
+const T* Data(const ffi::AnyBuffer& buffer) {
+  return static_cast<const T*>(buffer.untyped_data());
+}
+
+template <typename T>
+T* Data(ffi::Result<ffi::AnyBuffer>& buffer) {
+  return static_cast<T*>(buffer->untyped_data());
+}
+
+template <typename T>
+void Forward(ffi::ThreadPool& pool, const Problem<T>& p, const Outputs<T>& outputs) {
+#ifdef TK_HAS_ISAS
+  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Forward(pool, p, outputs);
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward(pool, p, outputs);
+#endif
+  baseline::Forward(pool, p, outputs);
+}
+
+template <typename T>
+void Backward(ffi::ThreadPool& pool, const Problem<T>& p, const Gradients<T>& gradients, T* dq) {
+#ifdef TK_HAS_ISAS
+  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Backward(pool, p, gradients, dq);
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward(pool, p, gradients, dq);
+#endif
+  baseline::Backward(pool, p, gradients, dq);
+}
+
+// delta of each row of [rows, heads], see the top.
+template <typename T>
+std::vector<float> Delta(ffi::ThreadPool& pool, const T* o, const T* d_o, const float* dlse, int64_t rows,
+                         int64_t depth) {
+  constexpr int64_t kAtOnce = 512;
+  std::vector<float> delta(rows);
+  tftoolkit::ParallelFor(pool, (rows + kAtOnce - 1) / kAtOnce, [&](int64_t task) {
+    for (int64_t row = task * kAtOnce; row < std::min(rows, (task + 1) * kAtOnce); ++row) {
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < depth; ++i) sum += Load(o[row * depth + i]) * Load(d_o[row * depth + i]);
+      delta[row] = sum - (dlse == nullptr ? 0 : dlse[row]);
+    }
+  });
+  return delta;
+}
+
+struct Settings {
+  bool causal;
+  int64_t window;
+  float scale, softcap;
+};
+
+// The shapes of q [..., heads, depth], k [..., kv_heads, depth] and v [..., kv_heads, value_depth].
+template <typename T>
+Problem<T> Tensors(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const Settings& s) {
+  const size_t last = q.dimensions().size() - 1;
+  return {Data<T>(q),
+          Data<T>(k),
+          Data<T>(v),
+          {},
+          q.dimensions()[last - 1],
+          k.dimensions()[last - 1],
+          q.dimensions()[last],
+          v.dimensions()[last],
+          s.causal,
+          s.window,
+          s.scale,
+          s.softcap,
+          {}};
+}
+
+std::string CheckHeads(int64_t heads, int64_t kv_heads) {
+  if (kv_heads == 0 ? heads == 0 : heads % kv_heads == 0) return "";
+  return "q has " + std::to_string(heads) + " heads, which must be a multiple of the " + std::to_string(kv_heads) +
+         " of k and v";
+}
+
+// [batch, length, heads, depth], with all that may be given; returns what is wrong with it.
+template <typename T>
+std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer* bias,
+                    const ffi::AnyBuffer* lengths, Problem<T>& p) {
+  const int64_t batch = q.dimensions()[0], queries = q.dimensions()[1], keys = k.dimensions()[1];
+  if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
+  if (bias != nullptr) {
+    const auto dims = bias->dimensions();
+    const int64_t wanted[] = {batch, p.heads, queries};
+    for (int i = 0; i < 3; ++i) {
+      if (dims[i] != 1 && dims[i] != wanted[i]) {
+        return "dimension " + std::to_string(i) + " of bias is " + std::to_string(dims[i]) + ", but must be 1 or " +
+               std::to_string(wanted[i]);
+      }
+    }
+    const int64_t strides[] = {dims[1] * dims[2] * keys, dims[2] * keys, keys};
+    p.bias = {Data<T>(*bias), dims[0] == 1 ? 0 : strides[0], dims[1] == 1 ? 0 : strides[1],
+              dims[2] == 1 ? 0 : strides[2]};
+  }
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t valid = lengths == nullptr ? keys : Data<int32_t>(*lengths)[i];
+    if (valid < 0 || valid > keys) {
+      return "lengths[" + std::to_string(i) + "] is " + std::to_string(valid) + ", but must be from 0 to the " +
+             std::to_string(keys) + " keys";
+    }
+    p.sequences.push_back({queries, keys, valid, i * queries, i * keys, i});
+  }
+  return "";
+}
+
+// Sequences one behind the other: their borders, from 0 to the number of rows.
+template <typename T>
+std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& q_borders,
+                   const ffi::AnyBuffer& k_borders, Problem<T>& p) {
+  if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
+  const int64_t count = q_borders.dimensions()[0] - 1;
+  const std::pair<const int32_t*, int64_t> both[] = {{Data<int32_t>(q_borders), q.dimensions()[0]},
+                                                     {Data<int32_t>(k_borders), k.dimensions()[0]}};
+  if (both[0].second == 0) {  // no query: whatever k is, its gradients are zeros
+    p.sequences.push_back({0, k.dimensions()[0], 0, 0, 0, 0});
+    return "";
+  }
+  for (int side = 0; side < 2; ++side) {
+    const auto [borders, rows] = both[side];
+    const std::string name = side == 0 ? "cu_seqlens_q" : "cu_seqlens_k";
+    if (count < 0 || borders[0] != 0 || borders[count] != rows) {
+      return name + " must begin with 0 and end with the " + std::to_string(rows) + " rows";
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (borders[i] > borders[i + 1]) return name + " falls at " + std::to_string(i + 1) + "; it must not";
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t *of_q = both[0].first + i, *of_k = both[1].first + i;
+    const int64_t keys = of_k[1] - of_k[0];
+    p.sequences.push_back({of_q[1] - of_q[0], keys, keys, of_q[0], of_k[0], i});
+  }
+  return "";
+}
+
+template <typename T, typename Sequences>
+ffi::Error RunForward(ffi::ThreadPool& pool, Problem<T> p, const Sequences& sequences, ffi::Result<ffi::AnyBuffer>& o,
+                      ffi::Result<ffi::AnyBuffer>& score_max, ffi::Result<ffi::AnyBuffer>& inv_sum,
+                      ffi::Result<ffi::AnyBuffer>& lse, bool has_lse) {
+  if (std::string wrong = sequences(p); !wrong.empty()) return ffi::Error::InvalidArgument(wrong);
+  Forward<T>(pool, p, {Data<T>(o), Data<float>(score_max), Data<float>(inv_sum), has_lse ? Data<float>(lse) : nullptr});
+  return ffi::Error::Success();
+}
+
+// Calls run(T{}) with the dtype of a buffer.
+template <typename Run>
+ffi::Error WithDtype(ffi::DataType dtype, const Run& run) {
+  if (dtype == ffi::F32) return run(float{});
+  if (dtype == ffi::BF16) return run(BFloat16{});
+  if (dtype == ffi::F16) return run(Half{});
+  return ffi::Error::InvalidArgument("attention takes f32, bf16 or f16");
+}
+
+ffi::Error FlashAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                          ffi::AnyBuffer bias, ffi::AnyBuffer lengths, ffi::Result<ffi::AnyBuffer> o,
+                          ffi::Result<ffi::AnyBuffer> score_max, ffi::Result<ffi::AnyBuffer> inv_sum,
+                          ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_bias, bool has_lengths, bool has_lse,
+                          float scale, float softcap, int64_t window) {
+  return WithDtype(q.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto sequences = [&](Problem<T>& p) {
+      return Batched(q, k, has_bias ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+    };
+    return RunForward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum,
+                      lse, has_lse);
+  });
+}
+
+ffi::Error FlashAttentionVarlen(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                                ffi::AnyBuffer q_borders, ffi::AnyBuffer k_borders, ffi::Result<ffi::AnyBuffer> o,
+                                ffi::Result<ffi::AnyBuffer> score_max, ffi::Result<ffi::AnyBuffer> inv_sum,
+                                ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_lse, float scale, float softcap,
+                                int64_t window) {
+  return WithDtype(q.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto sequences = [&](Problem<T>& p) { return Packed(q, k, q_borders, k_borders, p); };
+    return RunForward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum,
+                      lse, has_lse);
+  });
+}
+
+// What both backward passes get and give beside the sequences.
+struct Back {
+  ffi::AnyBuffer &o, &score_max, &inv_sum, &d_o;
+  ffi::AnyBuffer* dlse;  // may be null
+  ffi::Result<ffi::AnyBuffer>&dq, &dk, &dv;
+};
+
+template <typename T, typename Sequences>
+ffi::Error RunBackward(ffi::ThreadPool& pool, Problem<T> p, const Sequences& sequences, const Back& b,
+                       ffi::AnyBuffer* dbias = nullptr) {
+  if (std::string wrong = sequences(p); !wrong.empty()) return ffi::Error::InvalidArgument(wrong);
+  const int64_t rows = static_cast<int64_t>(b.score_max.element_count());
+  const std::vector<float> delta = Delta(pool, Data<T>(b.o), Data<T>(b.d_o),
+                                         b.dlse == nullptr ? nullptr : Data<float>(*b.dlse), rows, p.value_depth);
+  std::vector<float> bias_sums(dbias == nullptr ? 0 : dbias->element_count());
+  const Gradients<T> gradients{Data<T>(b.d_o),
+                               Data<float>(b.score_max),
+                               Data<float>(b.inv_sum),
+                               delta.data(),
+                               Data<T>(b.dk),
+                               Data<T>(b.dv),
+                               dbias == nullptr ? nullptr : bias_sums.data()};
+  Backward(pool, p, gradients, Data<T>(b.dq));
+  for (size_t i = 0; i < bias_sums.size(); ++i) static_cast<T*>(dbias->untyped_data())[i] = Store<T>(bias_sums[i]);
+  return ffi::Error::Success();
+}
+
+ffi::Error FlashAttentionGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                              ffi::AnyBuffer bias, ffi::AnyBuffer lengths, ffi::AnyBuffer o, ffi::AnyBuffer score_max,
+                              ffi::AnyBuffer inv_sum, ffi::AnyBuffer d_o, ffi::AnyBuffer dlse,
+                              ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
+                              ffi::Result<ffi::AnyBuffer> dv, ffi::Result<ffi::AnyBuffer> dbias, bool biased,
+                              bool causal, bool has_dbias, bool has_dlse, bool has_lengths, float scale, float softcap,
+                              int64_t window) {
+  if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
+  return WithDtype(q.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto sequences = [&](Problem<T>& p) {
+      return Batched(q, k, biased ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+    };
+    return RunBackward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences,
+                       {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv},
+                       has_dbias ? &*dbias : nullptr);
+  });
+}
+
+ffi::Error FlashAttentionVarlenGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                                    ffi::AnyBuffer q_borders, ffi::AnyBuffer k_borders, ffi::AnyBuffer o,
+                                    ffi::AnyBuffer score_max, ffi::AnyBuffer inv_sum, ffi::AnyBuffer d_o,
+                                    ffi::AnyBuffer dlse, ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
+                                    ffi::Result<ffi::AnyBuffer> dv, bool causal, bool has_dlse, float scale,
+                                    float softcap, int64_t window) {
+  return WithDtype(q.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto sequences = [&](Problem<T>& p) { return Packed(q, k, q_borders, k_borders, p); };
+    return RunBackward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences,
+                       {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv});
+  });
+}
+
+}  // namespace
+
+#define TK_IN .Arg<ffi::AnyBuffer>()
+#define TK_OUT .Ret<ffi::AnyBuffer>()
+
+XLA_FFI_DEFINE_HANDLER(FlashAttentionCpu, FlashAttention,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT.Attr<bool>("causal")
+                           .Attr<bool>("has_bias")
+                           .Attr<bool>("has_lengths")
+                           .Attr<bool>("has_lse")
+                           .Attr<float>("scale")
+                           .Attr<float>("softcap")
+                           .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER(FlashAttentionGradCpu, FlashAttentionGrad,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT
+                           .Attr<bool>("biased")
+                           .Attr<bool>("causal")
+                           .Attr<bool>("has_dbias")
+                           .Attr<bool>("has_dlse")
+                           .Attr<bool>("has_lengths")
+                           .Attr<float>("scale")
+                           .Attr<float>("softcap")
+                           .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER(FlashAttentionVarlenCpu, FlashAttentionVarlen,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT.Attr<bool>("causal")
+                           .Attr<bool>("has_lse")
+                           .Attr<float>("scale")
+                           .Attr<float>("softcap")
+                           .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER(FlashAttentionVarlenGradCpu, FlashAttentionVarlenGrad,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT
+                           .Attr<bool>("causal")
+                           .Attr<bool>("has_dlse")
+                           .Attr<float>("scale")
+                           .Attr<float>("softcap")
+                           .Attr<int64_t>("window"));
+
+#define TK_SETTINGS "scale: f32, causal: bool = False, window: i64 = 0, softcap: f32 = 0.0"
+
+TK_OP(FlashAttention,
+      "<T: f32 | bf16 | f16>"
+      "(q: T[batch queries heads depth], k: T[batch keys kv_heads depth], v: T[batch keys kv_heads value_depth],"
+      " bias?: T[bias_batch bias_heads bias_queries keys], lengths?: i32[batch], *, " TK_SETTINGS
+      ") -> (o: T[batch queries heads value_depth], score_max: f32[batch queries heads],"
+      " inv_sum: f32[batch queries heads], lse?: f32[batch queries heads])");
+// `biased`: the bias counts. It is no optional input, since the shape of an output follows from it.
+TK_OP(FlashAttentionGrad,
+      "<T: f32 | bf16 | f16>"
+      "(q: T[batch queries heads depth], k: T[batch keys kv_heads depth], v: T[batch keys kv_heads value_depth],"
+      " bias: T[bias_batch bias_heads bias_queries keys], lengths?: i32[batch],"
+      " o: T[batch queries heads value_depth], score_max: f32[batch queries heads],"
+      " inv_sum: f32[batch queries heads], d_o: T[batch queries heads value_depth],"
+      " dlse?: f32[batch queries heads], *, biased: bool, " TK_SETTINGS
+      ") -> (dq: T[batch queries heads depth], dk: T[batch keys kv_heads depth],"
+      " dv: T[batch keys kv_heads value_depth], dbias?: T[bias_batch bias_heads bias_queries keys])");
+TK_OP(FlashAttentionVarlen,
+      "<T: f32 | bf16 | f16>"
+      "(q: T[queries heads depth], k: T[keys kv_heads depth], v: T[keys kv_heads value_depth],"
+      " cu_seqlens_q: i32[sequences+1], cu_seqlens_k: i32[sequences+1], *, " TK_SETTINGS
+      ") -> (o: T[queries heads value_depth], score_max: f32[queries heads], inv_sum: f32[queries heads],"
+      " lse?: f32[queries heads])");
+TK_OP(FlashAttentionVarlenGrad,
+      "<T: f32 | bf16 | f16>"
+      "(q: T[queries heads depth], k: T[keys kv_heads depth], v: T[keys kv_heads value_depth],"
+      " cu_seqlens_q: i32[sequences+1], cu_seqlens_k: i32[sequences+1], o: T[queries heads value_depth],"
+      " score_max: f32[queries heads], inv_sum: f32[queries heads], d_o: T[queries heads value_depth],"
+      " dlse?: f32[queries heads], *, " TK_SETTINGS
+      ") -> (dq: T[queries heads depth], dk: T[keys kv_heads depth], dv: T[keys kv_heads value_depth])");
+TK_KERNEL(FlashAttention, CPU, FlashAttentionCpu);
+TK_KERNEL(FlashAttentionGrad, CPU, FlashAttentionGradCpu);
+TK_KERNEL(FlashAttentionVarlen, CPU, FlashAttentionVarlenCpu);
+TK_KERNEL(FlashAttentionVarlenGrad, CPU, FlashAttentionVarlenGradCpu);

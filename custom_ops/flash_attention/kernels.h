@@ -1,0 +1,230 @@
+// The two passes over tiles; once for each instruction set (see gemm.h).
+//
+// Lanes are queries: a panel holds kPanel queries side by side, scores are [key][query], so the largest score, the sum
+// and the mask are vertical operations, and the powers are already in the form in which the second product reads them.
+
+constexpr int64_t kQueries = 256;     // in a block of the forward pass
+constexpr int64_t kKeys = 192;        // in a tile of the forward pass
+constexpr int64_t kBackQueries = 64;  // in a block of the backward pass
+constexpr int64_t kBackKeys = 48;     // in a tile of the backward pass: 64 x 48 scores and their gradients, 24 kB
+constexpr int64_t kBackElements = 768 * 64;  // of k in a block of the backward pass
+
+inline int64_t Panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// Memory of a thread, kept from call to call: fresh pages cost more than the arithmetic on them.
+class Scratch {
+ public:
+  float* Get(int64_t floats) {
+    if (static_cast<int64_t>(memory_.size()) < floats + 16) memory_.resize(floats + 16);
+    float* data = memory_.data();
+    return data + (-reinterpret_cast<uintptr_t>(data) % 64) / sizeof(float);
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+// Parts of one piece of scratch memory, each at a multiple of 64 bytes.
+class Parts {
+ public:
+  int64_t Add(int64_t floats) { return std::exchange(size_, size_ + (floats + 15) / 16 * 16); }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_ = 0;
+};
+
+// Contiguous float32 rows of k or v: a row stride of many kB would map all of them to few lines of the cache.
+template <typename T>
+void Pack(const T* from, int64_t stride, int64_t rows, int64_t depth, float* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r, from += stride, to += to_stride) {
+#pragma omp simd
+    for (int64_t i = 0; i < depth; ++i) to[i] = Load(from[i]);
+  }
+}
+
+// A row into its lane of panels [depth][step].
+template <typename T>
+void PackLane(const T* from, int64_t depth, float scale, float* to, int64_t step) {
+  for (int64_t i = 0; i < depth; ++i) to[i * step] = Load(from[i]) * scale;
+}
+
+template <typename T>
+float QueryScale(const Problem<T>& p) {
+  return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E;
+}
+
+// What a block of rows has seen, not yet divided by the sum: acc is [panels][value_depth][kPanel].
+struct Partial {
+  float *largest, *sum, *acc;
+
+  static int64_t Size(int64_t rows, int64_t value_depth) { return Panels(rows) * kPanel * (value_depth + 2); }
+  Partial(float* memory, int64_t panels)
+      : largest(memory), sum(memory + panels * kPanel), acc(memory + 2 * panels * kPanel) {}
+};
+
+// Rows [row, row + count) of a sequence and a head of k and v, over the keys [from, to).
+template <typename T>
+void ForwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, int64_t from,
+                  int64_t to, float* result) {
+  thread_local Scratch scratch;
+  thread_local Lanes lanes;
+  lanes.Set(p, s, kv, row, count);
+  const int64_t d = p.depth, e = p.value_depth, panels = lanes.panels;
+  Parts parts;
+  const int64_t q_at = parts.Add(panels * kPanel * d), k_at = parts.Add(kKeys * d), v_at = parts.Add(kKeys * e),
+                s_at = parts.Add(kKeys * kPanel), alpha_at = parts.Add(kPanel);
+  float* memory = scratch.Get(parts.size());
+  float *q = memory + q_at, *k = memory + k_at, *v = memory + v_at, *scores = memory + s_at, *alpha = memory + alpha_at;
+  const Partial out(result, panels);
+  std::fill_n(out.largest, panels * kPanel, kMinusInfinity);
+  std::fill_n(out.sum, panels * kPanel * (e + 1), 0.0f);  // and acc behind it
+  std::fill_n(q + (panels - 1) * kPanel * d, kPanel * d, 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    PackLane(p.q + p.place(s, kv, row + i) * d, d, QueryScale(p), q + i / kPanel * kPanel * d + i % kPanel, kPanel);
+  }
+  from = std::max(from, lanes.from);
+  to = std::min(to, lanes.to);
+  for (int64_t key = from; key < to; key += kKeys) {
+    const int64_t n = std::min(kKeys, to - key);
+    Pack(p.k + p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
+    Pack(p.v + p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (!lanes.Sees(panel, key, n)) continue;
+      Product<Into::kStore>(n, 1, d, {k, d, 1}, q + panel * kPanel * d, kPanel, scores, kPanel);
+      Scores(p, lanes, panel, key, n, scores, kPanel);
+      SoftmaxStep(scores, n, out.largest + panel * kPanel, out.sum + panel * kPanel, alpha);
+      Product<Into::kScale>(e, 1, n, {v, 1, e}, scores, kPanel, out.acc + panel * kPanel * e, kPanel, alpha);
+    }
+  }
+}
+
+// Puts parts of the keys together, in their order, into the first.
+inline void Combine(float* results, int64_t splits, int64_t size, int64_t panels, int64_t value_depth) {
+  const Partial all(results, panels);
+  for (int64_t split = 1; split < splits; ++split) {
+    const Partial one(results + split * size, panels);
+    for (int64_t lane = 0; lane < panels * kPanel; lane += kLanes) {
+      const Vector a = LoadVector(all.largest + lane), b = LoadVector(one.largest + lane);
+      const Vector top = a > b ? a : b, base = top == kMinusInfinity ? Broadcast(0.0f) : top;
+      const Vector left = Exp2(a - base), right = Exp2(b - base);
+      StoreVector(all.largest + lane, top);
+      StoreVector(all.sum + lane, LoadVector(all.sum + lane) * left + LoadVector(one.sum + lane) * right);
+      const int64_t begin = lane / kPanel * kPanel * value_depth + lane % kPanel;
+      for (int64_t i = 0; i < value_depth; ++i) {
+        float* to = all.acc + begin + i * kPanel;
+        StoreVector(to, LoadVector(to) * left + LoadVector(one.acc + begin + i * kPanel) * right);
+      }
+    }
+  }
+}
+
+template <typename T>
+void StoreBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, float* result,
+                const Outputs<T>& outputs) {
+  const Partial in(result, Panels(count));
+  const int64_t e = p.value_depth;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t place = p.place(s, kv, row + i);
+    const bool empty = in.sum[i] == 0;
+    const float inverse = empty ? 0.0f : 1.0f / in.sum[i];
+    outputs.largest[place] = empty ? 0.0f : in.sum[i] == in.sum[i] ? in.largest[i] : in.sum[i];  // NaN if a score is
+    outputs.inverse[place] = inverse;
+    if (outputs.lse != nullptr) {
+      outputs.lse[place] = empty ? kMinusInfinity : in.largest[i] * (1 / kLog2E) + std::log(in.sum[i]);
+    }
+    const float* acc = in.acc + i / kPanel * kPanel * e + i % kPanel;
+    T* to = outputs.o + place * e;
+    for (int64_t j = 0; j < e; ++j) to[j] = Store<T>(acc[j * kPanel] * inverse);
+  }
+}
+
+// The backward pass of a block of keys [key, key + n) of a sequence and a head of k and v: their dk and dv, and what
+// they add to dq, [rows][depth].
+template <typename T>
+void BackwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t key, int64_t n, const Gradients<T>& g,
+                   float* dq) {
+  thread_local Scratch scratch;
+  thread_local Lanes lanes;
+  const int64_t d = p.depth, e = p.value_depth, dp = Panels(d) * kPanel, ep = Panels(e) * kPanel;
+  constexpr int64_t kStep = kBackQueries;
+  Parts parts;
+  const int64_t k_at = parts.Add(n * d), v_at = parts.Add(n * e), dk_at = parts.Add(n * dp), dv_at = parts.Add(n * ep),
+                qt_at = parts.Add(d * kStep), q_at = parts.Add(kStep * dp), dot_at = parts.Add(e * kStep),
+                do_at = parts.Add(kStep * ep), dqt_at = parts.Add(d * kStep), p_at = parts.Add(kBackKeys * kStep),
+                ds_at = parts.Add(kBackKeys * kStep), slope_at = parts.Add(kBackKeys * kStep),
+                row_at = parts.Add(3 * kStep);
+  float* m = scratch.Get(parts.size());
+  float *k = m + k_at, *v = m + v_at, *dk = m + dk_at, *dv = m + dv_at, *qt = m + qt_at, *q = m + q_at,
+        *dot = m + dot_at, *d_o = m + do_at, *dqt = m + dqt_at, *powers = m + p_at, *ds = m + ds_at,
+        *slope = p.softcap > 0 ? m + slope_at : nullptr, *largest = m + row_at, *inverse = largest + kStep,
+        *delta = inverse + kStep;
+  Pack(p.k + p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
+  Pack(p.v + p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
+  std::fill_n(dk, n * dp, 0.0f);
+  std::fill_n(dv, n * ep, 0.0f);
+  const int64_t rows = p.rows(s);
+  for (int64_t row = 0; row < rows; row += kStep) {
+    const int64_t count = std::min(kStep, rows - row);
+    lanes.Set(p, s, kv, row, count);
+    if (lanes.from >= key + n || lanes.to <= key) continue;
+    const int64_t panels = lanes.panels;
+    std::fill_n(qt, d * kStep, 0.0f);
+    std::fill_n(q, kStep * dp, 0.0f);
+    std::fill_n(dot, e * kStep, 0.0f);
+    std::fill_n(d_o, kStep * ep, 0.0f);
+    std::fill_n(largest, 3 * kStep, 0.0f);
+    std::fill_n(dqt, d * kStep, 0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t place = p.place(s, kv, row + i);
+      PackLane(p.q + place * d, d, QueryScale(p), qt + i, kStep);
+      Pack(p.q + place * d, 0, 1, d, q + i * dp, 0);
+      PackLane(g.d_o + place * e, e, 1.0f, dot + i, kStep);
+      Pack(g.d_o + place * e, 0, 1, e, d_o + i * ep, 0);
+      largest[i] = g.largest[place];
+      inverse[i] = g.inverse[place];
+      delta[i] = g.delta[place];
+    }
+    const int64_t begin = std::max(key, lanes.from), end = std::min(key + n, lanes.to);
+    for (int64_t tile = begin; tile < end; tile += kBackKeys) {
+      const int64_t keys = std::min(kBackKeys, end - tile), at = tile - key;
+      Product<Into::kStore>(keys, panels, d, {k + at * d, d, 1}, qt, kStep, powers, kStep);
+      Product<Into::kStore>(keys, panels, e, {v + at * e, e, 1}, dot, kStep, ds, kStep);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        Scores(p, lanes, panel, tile, keys, powers + panel * kPanel, kStep,
+               slope == nullptr ? nullptr : slope + panel * kPanel);
+      }
+      for (int64_t lane = 0; lane < panels * kPanel; lane += kLanes) {
+        const Vector base = LoadVector(largest + lane), factor = LoadVector(inverse + lane),
+                     less = LoadVector(delta + lane);
+        for (int64_t j = 0; j < keys; ++j) {
+          const Vector power = Exp2(LoadVector(powers + j * kStep + lane) - base) * factor;
+          StoreVector(powers + j * kStep + lane, power);
+          StoreVector(ds + j * kStep + lane, power * (LoadVector(ds + j * kStep + lane) - less));
+        }
+      }
+      if (g.dbias != nullptr) {
+        for (int64_t i = 0; i < count; ++i) {
+          float* to = g.dbias + lanes.bias[i] + tile;
+          for (int64_t j = 0; j < keys; ++j) to[j] += ds[j * kStep + i];
+        }
+      }
+      if (slope != nullptr) {
+        for (int64_t i = 0; i < keys * kStep; ++i) ds[i] *= slope[i];
+      }
+      const int64_t depth = panels * kPanel;
+      Product<Into::kAdd>(keys, ep / kPanel, depth, {powers, kStep, 1}, d_o, ep, dv + at * ep, ep);
+      Product<Into::kAdd>(keys, dp / kPanel, depth, {ds, kStep, 1}, q, dp, dk + at * dp, dp);
+      Product<Into::kAdd>(d, panels, keys, {k + at * d, 1, d}, ds, kStep, dqt, kStep);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t j = 0; j < d; ++j) dq[(row + i) * d + j] += dqt[j * kStep + i];
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    T* to_k = g.dk + p.kv_place(s, kv, key + i) * d;
+    T* to_v = g.dv + p.kv_place(s, kv, key + i) * e;
+    for (int64_t j = 0; j < d; ++j) to_k[j] = Store<T>(dk[i * dp + j] * p.scale);
+    for (int64_t j = 0; j < e; ++j) to_v[j] = Store<T>(dv[i * ep + j]);
+  }
+}
