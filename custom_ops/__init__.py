@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
     from tftoolkit.custom_ops.global_norm import global_norm
+    from tftoolkit.custom_ops.layer_norm import layer_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
+    from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
 
 __all__ = [
     "BuildError",
@@ -33,6 +35,7 @@ __all__ = [
     "available",
     "global_norm",
     "index_records",
+    "layer_norm",
     "load",
     "load_inline",
     "opcheck",
@@ -40,6 +43,7 @@ __all__ = [
     "rand_augment",
     "read_records",
     "rms_norm",
+    "rotary_embedding",
 ]
 
 # Built-in ops import TensorFlow and may have to be compiled, so each is loaded when it is first asked for.
