@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
+    from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
     from tftoolkit.custom_ops.layer_norm import layer_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
+    from tftoolkit.custom_ops.swiglu import swiglu
 
 __all__ = [
     "BuildError",
@@ -33,6 +35,7 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "geglu",
     "global_norm",
     "index_records",
     "layer_norm",
@@ -44,6 +47,7 @@ __all__ = [
     "read_records",
     "rms_norm",
     "rotary_embedding",
+    "swiglu",
 ]
 
 # Built-in ops import TensorFlow and may have to be compiled, so each is loaded when it is first asked for.
