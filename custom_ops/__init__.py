@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
+    from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
     from tftoolkit.custom_ops.swiglu import swiglu
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "read_records",
     "rms_norm",
     "rotary_embedding",
+    "softmax_cross_entropy",
     "swiglu",
 ]
 
