@@ -13,6 +13,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
@@ -36,6 +37,7 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "dropout_add",
     "geglu",
     "global_norm",
     "index_records",

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
+
+from tftoolkit.custom_ops.engine.ops import Op
 
 MODES: dict[str, Callable[[Any], Any]] = {
     "eager": lambda f: f,
@@ -19,6 +22,12 @@ Function = Callable[..., Any]  # tensors → a tensor or several
 def normal(shape: Sequence[int], dtype: str, seed: int = 0) -> tf.Tensor:
     """Standard normal numbers."""
     return tf.cast(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def opcheck_parameter(op: Op) -> Any:
+    """For a test that runs ``opcheck``; gradients' own, which take longest, in ``make test-all`` alone."""
+    marks = [pytest.mark.exhaustive] if op.name.endswith("Grad") else []
+    return pytest.param(op, id=op.name, marks=marks)
 
 
 def with_gradients(function: Function) -> Function:

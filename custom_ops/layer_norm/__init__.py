@@ -115,7 +115,7 @@ def _(
     dy, x, gamma = (tf.cast(tensor, tf.float32) for tensor in (dy, x, gamma))
     d_mean, d_inv, mean, inv = (tensor[..., tf.newaxis] for tensor in (d_mean, d_inv_std, mean, inv_std))
     d = tf.cast(length, tf.float32)
-    centred = x - mean
+    centred = x - tf.stop_gradient(mean)  # the next line makes up for any other
     centred -= tf.reduce_mean(centred, axis=-1, keepdims=True)  # what rounding the mean to float32 left
     g, h = dy * gamma, centred * inv
     sums = tf.reduce_sum(g, axis=-1, keepdims=True), tf.reduce_sum(g * h, axis=-1, keepdims=True)

@@ -57,7 +57,7 @@ def test_with_beta_alone():
     op_values.check(lambda *all: custom_ops.layer_norm(*all, epsilon=EPSILON), plain, [x, gamma, beta], "eager")
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op_values.opcheck_parameter(op) for op in OPS])
 @pytest.mark.slow
 def test_opcheck(op):
     inputs, attributes = arguments.make(op, (3, 5, 8), "float32")

@@ -49,7 +49,7 @@ def test_values_and_gradients(case, mode):
     op_values.check(with_both, plain_with_residual, [x, residual, gamma, bias], mode)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op_values.opcheck_parameter(op) for op in OPS])
 @pytest.mark.slow
 def test_opcheck(op):
     inputs, attributes = arguments.make(op, (3, 5, 8), "float32")

@@ -94,7 +94,7 @@ def test_masked_classes_and_what_is_not_finite():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op_values.opcheck_parameter(op) for op in OPS])
 def test_opcheck(op):
     inputs, attributes = arguments.make(op, (3, 5, 8), "float32")
     custom_ops.opcheck(op, *inputs, **attributes)

@@ -41,7 +41,7 @@ def test_what_is_huge_and_what_is_no_number():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op_values.opcheck_parameter(op) for op in OPS])
 def test_opcheck(op):
     inputs, attributes = arguments.make(op, (3, 5, 8), "float32")
     custom_ops.opcheck(op, *inputs, **attributes)

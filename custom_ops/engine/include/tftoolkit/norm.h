@@ -13,9 +13,8 @@
 // cache. Rows are cut into tasks by their number and length alone, and partial sums of dgamma and dbias are added in
 // task order, so results do not depend on the number of threads.
 //
-// A mean that is large against the deviation costs no digits: a first sum gives a value near the mean, the moments are
-// taken around that and then corrected (Chan, Golub & LeVeque 1983, the corrected two-pass algorithm), and the mean is
-// kept as the sum of two floats until it has been subtracted.
+// A mean that is large against the deviation costs no digits: it is summed in double, the variance is taken around it
+// in a second pass, and it stays the sum of two floats until it has been subtracted.
 
 #ifndef TFTOOLKIT_NORM_H_
 #define TFTOOLKIT_NORM_H_
@@ -102,22 +101,22 @@ struct Three {
   Value a, b, c;
 };
 
-// Adds up the first kSums of terms(i) over [0, d): in float32 over blocks, and the blocks' sums in double. Each half of
-// a block has sums of its own, since an addition has to wait for the one before.
-template <int kSums, typename Terms>
+// Adds up the first kSums of terms(i) over [0, d): in Value over blocks, and the blocks' sums in double. Each half of a
+// block has sums of its own, since an addition has to wait for the one before.
+template <int kSums, typename Value, typename Terms>
 TK_INLINE Three<double> RowSums(int64_t d, const Terms& terms) {
   Three<double> total = {0, 0, 0};
   for (int64_t begin = 0; begin < d; begin += kBlock) {
     const int64_t size = std::min(kBlock, d - begin), half = size / 2, middle = begin + half;
-    float a = 0, b = 0, c = 0, a2 = 0, b2 = 0, c2 = 0;
+    Value a = 0, b = 0, c = 0, a2 = 0, b2 = 0, c2 = 0;
 #pragma omp simd reduction(+ : a, b, c, a2, b2, c2)
     for (int64_t i = begin; i < middle; ++i) {
-      const Three<float> one = terms(i), two = terms(i + half);
+      const Three<Value> one = terms(i), two = terms(i + half);
       a += one.a, a2 += two.a;
       if (kSums > 1) b += one.b, b2 += two.b;
       if (kSums > 2) c += one.c, c2 += two.c;
     }
-    const Three<float> last = size % 2 ? terms(begin + size - 1) : Three<float>{0, 0, 0};
+    const Three<Value> last = size % 2 ? terms(begin + size - 1) : Three<Value>{0, 0, 0};
     total.a += a + a2 + last.a;
     if (kSums > 1) total.b += b + b2 + last.b;
     if (kSums > 2) total.c += c + c2 + last.c;
@@ -133,18 +132,17 @@ struct Moments {
 template <bool kCentred, typename T>
 TK_INLINE Moments RowMoments(const T* x, int64_t d) {
   const double n = static_cast<double>(d);
-  float shift = 0;
+  double mean = 0;
   if (kCentred) {
-    const auto value = [x](int64_t i) TK_INLINE_LAMBDA { return Three<float>{Load(x[i]), 0, 0}; };
-    shift = static_cast<float>(RowSums<1>(d, value).a / n);
+    const auto value = [x](int64_t i) TK_INLINE_LAMBDA { return Three<double>{Load(x[i]), 0, 0}; };
+    mean = RowSums<1, double>(d, value).a / n;
   }
-  const auto powers = [x, shift](int64_t i) TK_INLINE_LAMBDA {
-    const float centred = Load(x[i]) - shift;
-    return Three<float>{centred * centred, centred, 0};
+  const float shift = static_cast<float>(mean), rest = static_cast<float>(mean - shift);
+  const auto square = [x, shift, rest](int64_t i) TK_INLINE_LAMBDA {
+    const float centred = (Load(x[i]) - shift) - rest;
+    return Three<float>{centred * centred, 0, 0};
   };
-  const Three<double> sums = RowSums < kCentred ? 2 : 1 > (d, powers);
-  const double first = sums.b, variance = (sums.a - first * first / n) / n;
-  return {shift, static_cast<float>(first / n), static_cast<float>(variance < 0 ? 0 : variance)};  // NaN stays
+  return {shift, rest, static_cast<float>(RowSums<1, float>(d, square).a / n)};
 }
 
 template <bool kCentred, typename T>
@@ -165,7 +163,7 @@ TK_INLINE void ForwardRows(Forward<T> all, int64_t rows) {
     const float shift = moments.shift, rest = moments.rest;
     const float inv = 1.0f / std::sqrt(moments.variance + all.epsilon);
     all.inv[r] = inv;
-    if (kCentred) all.mean[r] = shift + rest;
+    if (kCentred) all.mean[r] = shift;
     T* y = all.y + r * d;
     if (bias) {
 #pragma omp simd
@@ -196,30 +194,34 @@ TK_INLINE void BackwardRows(Backward<T> all, int64_t rows, float* dgamma, float*
       const float centred = Load(x[i]) - shift;
       return Three<float>{g * centred, g, centred};
     };
-    const Three<double> sums = RowSums < kCentred ? 3 : 1 > (d, products);
+    constexpr int kSums = kCentred ? 3 : 1;
+    const Three<double> sums = RowSums<kSums, float>(d, products);
     const float sum_gx = static_cast<float>(sums.a);
     const float sum_g = static_cast<float>(sums.b);
     const float sum_x = static_cast<float>(sums.c);
     const float rest = kCentred ? sum_x / n : 0;  // what rounding the mean to one float left
     const float sum_gh = (sum_gx - rest * sum_g) * inv;
     const float scale = (inv * sum_gh + inv * inv * all.d_inv[r]) / n;
-    const float offset = kCentred ? (all.d_mean[r] - inv * sum_g) / n : 0;
+    const float mean_g = kCentred ? sum_g / n : 0;
+    const float offset = kCentred ? all.d_mean[r] / n : 0;
     if (all.d_sum) {
       const T* d_sum = all.d_sum + r * d;
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) {
-        const float h = ((Load(x[i]) - shift) - rest) * inv;
-        dx[i] = Store<T>(inv * (Load(dy[i]) * Load(gamma[i])) - h * scale + offset + Load(d_sum[i]));
-        dgamma[i] += Load(dy[i]) * h;
-        dbias[i] += Load(dy[i]);
+        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
+        dx[i] = Store<T>(whitened + offset + Load(d_sum[i]));
+        dgamma[i] += above * centred * inv;
+        dbias[i] += above;
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) {
-        const float h = ((Load(x[i]) - shift) - rest) * inv;
-        dx[i] = Store<T>(inv * (Load(dy[i]) * Load(gamma[i])) - h * scale + offset);
-        dgamma[i] += Load(dy[i]) * h;
-        dbias[i] += Load(dy[i]);
+        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
+        dx[i] = Store<T>(whitened + offset);
+        dgamma[i] += above * centred * inv;
+        dbias[i] += above;
       }
     }
   }
