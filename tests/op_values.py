@@ -1,4 +1,4 @@
-"""Values and gradients of an op against float64, with the error of the plain TensorFlow computation as the yardstick."""
+"""Values and gradients of an op against float64; the yardstick is the error of the plain TensorFlow computation."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def at(dtype: tf.DType, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def check(op: Function, plain: Function, inputs: Sequence[tf.Tensor], mode: str, slack: float = 2.0**-22) -> None:
     """Compares the op with ``plain``, which computes the same in TensorFlow and in the dtype that it gets.
 
-    The error may be twice that of ``plain`` in float32 (with results rounded to the op's dtypes), which is what one writes
-    without the op, and ``slack`` of the largest value.
+    The error may be twice that of ``plain`` in float32 (with results rounded to the op's dtypes), which is what one
+    writes without the op, and ``slack`` of the largest value.
     """
     outputs = tf.nest.flatten(op(*inputs))
     upstream = [normal(output.shape, output.dtype, seed=7 + i) for i, output in enumerate(outputs)]

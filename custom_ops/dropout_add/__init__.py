@@ -3,8 +3,8 @@
 .. math:: y = \\mathrm{residual} + m \\cdot x / (1 - \\mathrm{rate})
 
 where m is 0 with probability rate and else 1. The mask is a pure function of a key and an element's index, by a
-counter-based generator, Philox4x32-10 (Salmon et al. 2011), so it is computed again in the gradient and never stored. Two
-ops with kernels of their own, ``TfToolkit>DropoutAdd`` and ``TfToolkit>DropoutAddGrad``, which is its own gradient.
+counter-based generator, Philox4x32-10 (Salmon et al. 2011), so it is computed again in the gradient and never stored.
+Two ops with kernels of their own, ``TfToolkit>DropoutAdd`` and ``TfToolkit>DropoutAddGrad``, which is its own gradient.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def dropout_add(x: Any, residual: Any, key: Any, *, rate: float, name: str | Non
       x: any shape; float32, bfloat16 or float16.
       residual: of x's shape and dtype.
       key: [2], int32 or int64: two numbers, such as a seed and the step. The same numbers give the same mask, in both
-        dtypes; other numbers another, independent one. Use a key once for each layer and step.
+        dtypes; other numbers another, independent one. Use a key for one layer in one step.
       rate: the probability, at least 0 and less than 1.
 
     Returns:
-      A tensor of x's shape and dtype. Differentiable to any order by x and residual. Whether element i of x laid flat is
-      kept depends on key, rate and i alone: not on the shape, threads, eager mode, XLA or JAX.
+      A tensor of x's shape and dtype. Differentiable to any order by x and residual. Whether element i of x laid flat
+      is kept depends on key, rate and i alone: not on the shape, threads, eager mode, XLA or JAX.
 
     Raises:
       tf.errors.InvalidArgumentError: residual is not of x's shape, or key not of shape [2].
@@ -75,7 +75,7 @@ def _dropped(x: tf.Tensor, key: tf.Tensor, rate: float) -> tf.Tensor:
     threshold = tf.constant(min(round(rate * 2**32), 2**32 - 1), tf.uint64)
     keep = tf.reshape(_philox(key, (size + 3) // 4)[:size] >= threshold, tf.shape(x))
     wide = tf.cast(x, tf.float32)
-    return tf.where(keep, wide * (1 / (1 - rate)), tf.zeros_like(wide))
+    return tf.where(keep, wide / (1 - rate), tf.zeros_like(wide))
 
 
 def _philox(key: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

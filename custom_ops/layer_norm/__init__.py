@@ -41,12 +41,13 @@ def layer_norm(
       epsilon: added to the variance; not negative.
 
     Returns:
-      A tensor of x's shape and dtype; with a residual a pair of it and x + residual, rounded to x's dtype, which is what
-      the next residual connection takes. Differentiable to any order; NaN in a row makes that row NaN. A mean that is
-      large against the deviation costs no digits.
+      A tensor of x's shape and dtype; with a residual a pair of it and x + residual, rounded to x's dtype, which is
+      what the next residual connection takes. Differentiable to any order; NaN in a row makes that row NaN. A mean that
+      is large against the deviation costs no digits.
 
     Raises:
-      tf.errors.InvalidArgumentError: x has no last axis, residual is not of x's shape, or gamma or beta not of length d.
+      tf.errors.InvalidArgumentError: x has no last axis, residual is not of x's shape, or gamma or beta not of
+        length d.
       ValueError: epsilon is negative or NaN.
     """
     if not epsilon >= 0:
@@ -85,7 +86,9 @@ def _(op: Any, dy: Any, d_mean: Any, d_inv_std: Any) -> tuple[Any, ...]:
 def _(
     x: tf.Tensor, residual: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor | None, *, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    total = x + residual
+    import tensorflow as tf
+
+    total = tf.add(x, residual)
     y, mean, inv_std = _forward.run_reference(total, gamma, beta, epsilon=epsilon)
     return y, total, mean, inv_std
 

@@ -12,7 +12,7 @@ class Case(NamedTuple):
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Odd lengths end inside a vector register; 1024 elements are one block of a sum; 4100 and 20 000 rows are several tasks.
+# Odd lengths end inside a vector register; 1024 elements are one block of a sum; 4100 rows are several tasks.
 SHAPES = ((3, 5, 8), (8,), (2, 1), (7, 13), (4100, 17), (33, 1024), (3, 4099), (20_000, 3))
 EMPTY_SHAPES = ((0, 8), (3, 0), (0, 0))
 

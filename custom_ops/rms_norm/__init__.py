@@ -3,10 +3,10 @@
 .. math:: y = s \\cdot r \\cdot \\gamma + \\mathrm{bias}, \\qquad s = x + \\mathrm{residual}, \\quad
    r = 1 / \\sqrt{\\mathrm{mean}(s^2) + \\epsilon}
 
-with the mean over the last axis; bias and residual may be left out. ``TfToolkit>RmsNorm`` has neither, has kernels for CPU
-and CUDA and returns y and r; ``TfToolkit>BiasRmsNorm`` has a bias, ``TfToolkit>AddRmsNorm`` a residual, too, and returns s
-as well: CPU only. ``TfToolkit>RmsNormGrad`` and ``TfToolkit>AddRmsNormGrad`` are their gradients. All compute in float32
-whatever they load and store.
+with the mean over the last axis; bias and residual may be left out. ``TfToolkit>RmsNorm`` has neither, has kernels for
+CPU and CUDA and returns y and r. On the CPU alone, ``TfToolkit>BiasRmsNorm`` has a bias, and ``TfToolkit>AddRmsNorm`` a
+residual, too, and returns s as well. ``TfToolkit>RmsNormGrad`` and ``TfToolkit>AddRmsNormGrad`` are their gradients.
+All compute in float32 whatever they load and store.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def rms_norm(
       residual: of x's shape and dtype, added to x first; None for nothing.
 
     Returns:
-      A tensor of x's shape and dtype; with a residual a pair of it and x + residual, rounded to x's dtype, which is what
-      the next residual connection takes. Differentiable to any order; NaN in a row makes that row NaN.
+      A tensor of x's shape and dtype; with a residual a pair of it and x + residual, rounded to x's dtype, which is
+      what the next residual connection takes. Differentiable to any order; NaN in a row makes that row NaN.
 
     Raises:
-      tf.errors.InvalidArgumentError: x has no last axis, residual is not of x's shape, or gamma or bias not of length d.
+      tf.errors.InvalidArgumentError: x has no last axis, residual is not of x's shape, or gamma or bias not of
+        length d.
       ValueError: epsilon is negative or NaN.
     """
     if not epsilon >= 0:
@@ -105,7 +106,9 @@ def _(x: tf.Tensor, gamma: tf.Tensor, bias: tf.Tensor, *, epsilon: float) -> tup
 def _(
     x: tf.Tensor, residual: tf.Tensor, gamma: tf.Tensor, bias: tf.Tensor | None, *, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    total = x + residual
+    import tensorflow as tf
+
+    total = tf.add(x, residual)
     y, inv_rms = _plain(total, gamma, bias, epsilon)
     return y, total, inv_rms
 
@@ -146,10 +149,12 @@ def _(
     dy, x, gamma = (tf.cast(tensor, tf.float32) for tensor in (dy, x, gamma))
     d_inv, inv = d_inv_rms[..., tf.newaxis], inv_rms[..., tf.newaxis]
     g, h = dy * gamma, x * inv
-    dx = inv * g - h * (inv * tf.reduce_sum(g * h, axis=-1, keepdims=True) + inv**2 * d_inv) / tf.cast(length, tf.float32)
+    dx = inv * g - h * (inv * tf.reduce_sum(g * h, axis=-1, keepdims=True) + inv**2 * d_inv) / tf.cast(
+        length, tf.float32
+    )
     if d_sum is not None:
         dx += tf.cast(d_sum, tf.float32)
-    dgamma, dbias = (tf.reduce_sum(tf.reshape(tensor, [-1, length]), axis=0) for tensor in (dy * h, dy))
+    dgamma, dbias = (tf.reduce_sum(tf.reshape(tensor, [-1, length]), axis=0) for tensor in (dy * x * inv, dy))
     return tf.cast(dx, dtype), tf.cast(dgamma, dtype), tf.cast(dbias, dtype)
 
 

@@ -37,9 +37,9 @@ def rotary_embedding(
       x: [batch, length, heads, depth]; float32, bfloat16 or float16.
       positions: [length] for all rows, [batch, length] or [1, length]; int32 or int64, in 32 bits. None for start,
         start + 1, …
-      base: what the wavelengths, 2 pi to 2 pi * base, grow to; positive.
+      base: wavelengths go from 2 pi up to nearly 2 pi * base positions; positive.
       dim: how many numbers of each head are turned, even; the rest stay as they are. None for all.
-      interleaved: pairs are (x[2i], x[2i + 1]), as in the paper; otherwise (x[i], x[i + dim/2]), as in most models since.
+      interleaved: pairs are (x[2i], x[2i + 1]), as in the paper; otherwise (x[i], x[i + dim/2]), as in most models.
       start: the first position, when tokens before it are in a cache.
 
     Returns:
@@ -47,8 +47,8 @@ def rotary_embedding(
       cosines are right to float32 at any position below 2^20, and to 1e-6 at all.
 
     Raises:
-      tf.errors.InvalidArgumentError: x is not of rank 4, dim (or the depth) is odd or larger than the depth, positions do
-        not fit x or into 32 bits.
+      tf.errors.InvalidArgumentError: x is not of rank 4, dim (or the depth) is odd or larger than the depth, or
+        positions fit neither x nor 32 bits.
       ValueError: base or dim is not positive, or both positions and start are given.
     """
     if not base > 0:
@@ -81,7 +81,7 @@ def _(
     length, depth = tf.shape(x)[1], tf.shape(x)[3]
     if positions is None:
         positions = tf.cast(tf.range(length), tf.int64)[tf.newaxis] + start
-    pairs = depth // 2 if dim == 0 else dim // 2
+    pairs = (dim or depth) // 2
     exponents = tf.cast(tf.range(pairs), tf.float64) / tf.cast(pairs, tf.float64)
     angles = tf.cast(positions, tf.float64)[..., tf.newaxis] * tf.pow(tf.constant(base, tf.float64), -exponents)
     # For all heads: [rows, length, 1, pairs].

@@ -22,6 +22,6 @@ CASES = tuple(Case(shape, dtype) for shape in SHAPES + EMPTY_SHAPES for dtype in
 
 
 def arguments() -> tuple[list[Any], dict[str, Any]]:
-    """What ``ops check`` calls the op with: a depth that is even, one row of positions, and part of the depth turned."""
+    """What ``ops check`` calls the op with: an even depth, part of which is turned, and one row of positions."""
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     return [x, np.array([[0, 3, 5, 1_000_000, 7]], np.int32)], {"dim": 6, "base": 100.0}

@@ -1,11 +1,11 @@
 """Cross-entropy of a softmax with whole labels: the loss of classifiers and language models.
 
-.. math:: \\mathrm{loss} = \\mathrm{lse} - (1 - s)\\, x_{label} - s \\cdot \\mathrm{mean}(x) + z \\cdot \\mathrm{lse}^2, \\qquad
-   \\mathrm{lse} = \\log \\sum_j e^{x_j}
+.. math:: \\mathrm{loss} = \\mathrm{lse} - (1 - s)\\, x_{label} - s \\cdot \\mathrm{mean}(x)
+   + z \\cdot \\mathrm{lse}^2, \\qquad \\mathrm{lse} = \\log \\sum_j e^{x_j}
 
-with label smoothing s (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567) and z-loss z (PaLM, Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311). ``TfToolkit>SoftmaxCrossEntropy`` returns, beside the losses, the largest logit of each
-row and the sum of the exponentials below it, from which ``TfToolkit>SoftmaxCrossEntropyGrad`` makes the gradient:
+with label smoothing s (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567) and z-loss z (PaLM, Chowdhery et al.
+2022, https://arxiv.org/abs/2204.02311). ``TfToolkit>SoftmaxCrossEntropy`` returns, beside the losses, the largest logit
+m of each row and the sum of e^(x - m), from which ``TfToolkit>SoftmaxCrossEntropyGrad`` makes the gradient:
 probabilities are never stored. Both compute in float32 whatever the logits are.
 """
 

@@ -21,15 +21,17 @@ TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& functio
   for (int64_t i = 0; i < n; ++i) y[i] = function(x[i]);
 }
 
-#define EACH(name)                                                                                                     \\
-  static void name(const double* x, float* y, int64_t n, int64_t which) {                                             \\
-    using namespace tftoolkit;                                                                                         \\
-    if (which == kExp) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return Exp(static_cast<float>(v)); });              \\
-    if (which == kSigmoid) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return Sigmoid(static_cast<float>(v)); });      \\
-    if (which == kBelow) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return StandardNormal(float(v)).below; });        \\
-    if (which == kDensity) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return StandardNormal(float(v)).density; });    \\
-    if (which == kSine) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return SinCos(v).sine; });                         \\
-    if (which == kCosine) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return SinCos(v).cosine; });                     \\
+#define MAP(which_, value) \\
+  if (which == which_) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return value; });
+#define EACH(name)                                                        \\
+  static void name(const double* x, float* y, int64_t n, int64_t which) { \\
+    using namespace tftoolkit;                                            \\
+    MAP(kExp, Exp(static_cast<float>(v)))                                 \\
+    MAP(kSigmoid, Sigmoid(static_cast<float>(v)))                         \\
+    MAP(kBelow, StandardNormal(static_cast<float>(v)).below)              \\
+    MAP(kDensity, StandardNormal(static_cast<float>(v)).density)          \\
+    MAP(kSine, SinCos(v).sine)                                            \\
+    MAP(kCosine, SinCos(v).cosine)                                        \\
   }
 TK_SIMD EACH(Fused)
 EACH(Plain)

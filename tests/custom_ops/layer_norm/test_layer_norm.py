@@ -44,7 +44,9 @@ def label(case) -> str:
 
 
 @pytest.mark.parametrize("mode", op_values.MODES)
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in FAST), id=label(c)) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in FAST), id=label(c)) for c in CASES]
+)
 def test_values_and_gradients(case, mode):
     x, residual, gamma, beta = tensors(case)
     without = lambda x, gamma: custom_ops.layer_norm(x, gamma, epsilon=EPSILON)  # noqa: E731

@@ -121,7 +121,9 @@ def test_second_order_gradient():
 @pytest.mark.parametrize("label", [5, -1, 2**31 - 1])
 def test_a_label_that_is_no_class(label, mode):
     run = op_values.MODES[mode](lambda labels: custom_ops.softmax_cross_entropy(labels, tf.zeros([2, 5])))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"labels holds {label} \(element 1\), but must hold classes"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=rf"labels holds {label} \(element 1\), but must hold classes"
+    ):
         run(tf.constant([0, label]))
 
 

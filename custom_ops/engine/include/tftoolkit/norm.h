@@ -253,7 +253,7 @@ ffi::Error RunBackward(ffi::ThreadPool& pool, const Backward<T>& all, int64_t co
   constexpr int64_t kMaxTasks = 64;  // each holds partial sums
   // Per task the sums over its blocks of rows, and those of the block at hand: adding thousands of rows one by one
   // would lose digits that the plain computation keeps.
-  constexpr int64_t kRowsPerBlock = 64;
+  constexpr int64_t kRowsPerBlock = 8;
   const int64_t d = all.d, both = 2 * d;
   const int64_t rows_per_task =
       std::max({int64_t{1}, kElementsPerTask / std::max<int64_t>(1, d), (count + kMaxTasks - 1) / kMaxTasks});
