@@ -23,7 +23,9 @@
 namespace {
 
 using tftoolkit::BFloat16;
+using tftoolkit::BitsFloat;
 using tftoolkit::Data;
+using tftoolkit::FloatBits;
 using tftoolkit::Half;
 using tftoolkit::Load;
 using tftoolkit::PhiloxWords;
@@ -40,8 +42,11 @@ struct Mask {
   float scale;
 };
 
+// For a chunk of elements, from `first` on, all bits set or none: so that a kept number stays, and of others, NaN too,
+// nothing is left.
 TK_INLINE void Bits(const Mask& mask, int64_t first, uint32_t* bits) {
   const uint32_t key_0 = mask.key[0], key_1 = mask.key[1], upper_0 = mask.upper[0], upper_1 = mask.upper[1];
+  const uint32_t threshold = mask.threshold;
   const uint64_t counter = static_cast<uint64_t>(first) / 4;
 #pragma omp simd
   for (int64_t i = 0; i < kChunk / 4; ++i) {
@@ -53,12 +58,13 @@ TK_INLINE void Bits(const Mask& mask, int64_t first, uint32_t* bits) {
     bits[4 * i + 2] = words.c;
     bits[4 * i + 3] = words.d;
   }
+#pragma omp simd
+  for (int64_t i = 0; i < kChunk; ++i) bits[i] = bits[i] >= threshold ? ~0u : 0u;
 }
 
 // Elements `first` and following; `x`, `residual` and `y` point at the first of them. No residual: it is 0.
 template <typename T>
 TK_INLINE void Apply(const T* x, const T* residual, T* y, Mask mask, int64_t first, int64_t count) {
-  const uint32_t threshold = mask.threshold;
   const float scale = mask.scale;
   uint32_t bits[kChunk];
   for (int64_t done = 0; done < count; done += kChunk, x += kChunk, y += kChunk) {
@@ -68,11 +74,11 @@ TK_INLINE void Apply(const T* x, const T* residual, T* y, Mask mask, int64_t fir
       const T* others = residual + done;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        y[i] = Store<T>(Load(others[i]) + (bits[i] >= threshold ? Load(x[i]) * scale : 0.0f));
+        y[i] = Store<T>(Load(others[i]) + BitsFloat(FloatBits(Load(x[i]) * scale) & bits[i]));
       }
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) y[i] = Store<T>(bits[i] >= threshold ? Load(x[i]) * scale : 0.0f);
+      for (int64_t i = 0; i < n; ++i) y[i] = Store<T>(BitsFloat(FloatBits(Load(x[i]) * scale) & bits[i]));
     }
   }
 }

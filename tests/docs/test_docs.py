@@ -1,4 +1,4 @@
-"""Links in docs/ lead somewhere, and the code on the pages about data runs, as a reader would run it."""
+"""Links in docs/ lead somewhere, and the code on the pages about data and ops runs, as a reader would run it."""
 
 import re
 from pathlib import Path
@@ -40,3 +40,9 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path, blocks, run):
     output = run("import matplotlib\nmatplotlib.use('Agg')\n" + "".join(blocks("text_audio_tabular")), tmp_path)
     assert "(8, 256) (8, 256)" in output
     assert (tmp_path / "spectrograms.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
+    output = run("".join(blocks("transformer_ops")) + "print(y.shape, loss.numpy() > 6)", tmp_path)
+    assert "(2, 16, 64) True" in output

@@ -14,15 +14,14 @@
 
 namespace tftoolkit {
 
-// e^(x + low), for a |low| of at most 0.05 that x has no room for. At most 2 ulp; below -87.3, where the result is
-// subnormal, it may be flushed to 0.
-TK_INLINE float Exp(float x, float low = 0) {
+// e^(x + low) for x from -105 to 89, and a |low| of at most 0.11 that x has no room for. At most 2 ulp; below -87.3,
+// where the result is subnormal, it may be flushed to 0.
+TK_INLINE float ExpWithin(float x, float low = 0) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float clamped = x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x;  // beyond, it is infinity and 0; NaN stays
-  const float shifted = (clamped + low) * 1.44269504f + kRound;
+  const float shifted = (x + low) * 1.44269504f + kRound;
   const float k = shifted - kRound;
   // The first part of ln 2 has 9 bits, so that its product with k is exact.
-  const float r = ((clamped - k * 0.693359375f) + k * 2.12194440e-4f) + low;
+  const float r = ((x - k * 0.693359375f) + k * 2.12194440e-4f) + low;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -38,6 +37,9 @@ TK_INLINE float Exp(float x, float low = 0) {
   return p * first * second;
 }
 
+// e^x for any x: beyond the range of ExpWithin it is infinity and 0.
+TK_INLINE float Exp(float x) { return ExpWithin(x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x); }
+
 // 1 / (1 + e^-x). At most 3 ulp.
 TK_INLINE float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 
@@ -49,10 +51,10 @@ struct Normal {
 // At most 8 ulp each, on both sides: the left tail is not a difference of larger numbers.
 TK_INLINE Normal StandardNormal(float x) {
   const float magnitude = BitsFloat(FloatBits(x) & 0x7fffffffu);
-  const float t = magnitude > 15.0f ? 15.0f : magnitude;  // from 14.2 on everything is 0; NaN stays
+  const float t = magnitude > 14.4f ? 14.4f : magnitude;  // from here on everything is 0; NaN stays
   // The square of 12 bits is exact.
   const float high = BitsFloat(FloatBits(t) & 0xfffff000u);
-  const float bell = Exp(-0.5f * high * high, -0.5f * (t - high) * (t + high));
+  const float bell = ExpWithin(-0.5f * high * high, -0.5f * (t - high) * (t + high));
   // Mills' ratio times 1 + t, a polynomial in (t - 3.5) / (t + 3.5), fitted to a relative error of 2e-8 on [0, 15].
   const float inverse = 1.0f / ((1.0f + t) * (t + 3.5f));
   const float q = (t - 3.5f) * (1.0f + t) * inverse;

@@ -14,14 +14,17 @@ struct PhiloxWords {
   uint32_t a, b, c, d;
 };
 
+constexpr uint32_t kFactorA = 0xD2511F53u, kFactorC = 0xCD9E8D57u;
+
 template <int kRounds = 10>
 TK_INLINE PhiloxWords Philox(PhiloxWords x, uint32_t key_0, uint32_t key_1) {
   if constexpr (kRounds == 0) {
     return x;
   } else {
-    const uint64_t p = uint64_t{0xD2511F53u} * x.a, q = uint64_t{0xCD9E8D57u} * x.c;
-    const PhiloxWords next{static_cast<uint32_t>(q >> 32) ^ x.b ^ key_0, static_cast<uint32_t>(q),
-                           static_cast<uint32_t>(p >> 32) ^ x.d ^ key_1, static_cast<uint32_t>(p)};
+    // Halves of products as 32-bit numbers: with 64-bit ones, vectors would be taken apart and put together every time.
+    const uint32_t high_a = static_cast<uint32_t>((uint64_t{x.a} * kFactorA) >> 32), low_a = x.a * kFactorA;
+    const uint32_t high_c = static_cast<uint32_t>((uint64_t{x.c} * kFactorC) >> 32), low_c = x.c * kFactorC;
+    const PhiloxWords next{high_c ^ x.b ^ key_0, low_c, high_a ^ x.d ^ key_1, low_a};
     return Philox<kRounds - 1>(next, key_0 + 0x9E3779B9u, key_1 + 0xBB67AE85u);
   }
 }
