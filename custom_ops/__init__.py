@@ -13,14 +13,20 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
     from tftoolkit.custom_ops.flash_attention import flash_attention, flash_attention_varlen
+    from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
+    from tftoolkit.custom_ops.layer_norm import layer_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
+    from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
+    from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
+    from tftoolkit.custom_ops.swiglu import swiglu
 
 __all__ = [
     "BuildError",
@@ -32,10 +38,13 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "dropout_add",
     "flash_attention",
     "flash_attention_varlen",
+    "geglu",
     "global_norm",
     "index_records",
+    "layer_norm",
     "load",
     "load_inline",
     "opcheck",
@@ -43,6 +52,9 @@ __all__ = [
     "rand_augment",
     "read_records",
     "rms_norm",
+    "rotary_embedding",
+    "softmax_cross_entropy",
+    "swiglu",
 ]
 
 # Built-in ops import TensorFlow and may have to be compiled, so each is loaded when it is first asked for.

@@ -19,7 +19,21 @@ x, gamma, dy = (tf.constant(rng.standard_normal(s), tf.float32) for s in [(20000
 with tf.GradientTape() as tape:
     tape.watch([x, gamma])
     y = custom_ops.rms_norm(x, gamma)
-gradients = tape.gradient(y, [x, gamma], output_gradients=dy)
+gradients = list(tape.gradient(y, [x, gamma], output_gradients=dy))
+labels = tf.range(20000) % 33
+for function in (
+    lambda: custom_ops.layer_norm(x, gamma, gamma, dy),
+    lambda: custom_ops.rms_norm(x, gamma, residual=dy),
+    lambda: custom_ops.rotary_embedding(tf.reshape(x[:, :32], [2, 10000, 4, 8])),
+    lambda: custom_ops.swiglu(x, dy),
+    lambda: custom_ops.geglu(x, dy),
+    lambda: custom_ops.softmax_cross_entropy(labels, x),
+    lambda: custom_ops.dropout_add(x, dy, [1, 2], rate=0.5),
+):
+    with tf.GradientTape() as tape:
+        tape.watch([x, gamma])
+        outputs = tf.nest.flatten(function())
+    gradients += outputs + tape.gradient(outputs, [x, gamma], unconnected_gradients="zero")
 np.savez(sys.argv[2], custom_ops.global_norm(g), *(tensor for each in new for tensor in each), y, *gradients)
 """
 
@@ -29,6 +43,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 5):
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    assert len(one.files) == 13
+    assert len(one.files) == 13 + 7 * 3 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])

@@ -1,4 +1,4 @@
-"""Links in docs/ lead somewhere, and the code on the pages about data runs, as a reader would run it."""
+"""Links in docs/ lead somewhere, and the code on the pages about data and ops runs, as a reader would run it."""
 
 import re
 from pathlib import Path
@@ -45,3 +45,9 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path, blocks, run):
 @pytest.mark.slow
 def test_the_page_on_attention_runs(tmp_path, blocks, run):
     run("".join(blocks("attention")), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
+    output = run("".join(blocks("transformer_ops")) + "print(y.shape, loss.numpy() > 6)", tmp_path)
+    assert "(2, 16, 64) True" in output

@@ -20,6 +20,7 @@ struct Half {
 };
 
 #define TK_INLINE inline __attribute__((always_inline))
+#define TK_INLINE_LAMBDA __attribute__((always_inline))  // behind a lambda's parameters
 
 TK_INLINE uint32_t FloatBits(float value) {
   uint32_t bits;

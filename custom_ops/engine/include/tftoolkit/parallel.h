@@ -76,6 +76,16 @@ void ParallelFor(xla::ffi::ThreadPool& pool, int64_t count, const Task& task) {
   if (error) std::rethrow_exception(std::move(error));
 }
 
+// Cuts [0, total) into ranges of `per_task` and calls task(begin, count) for each. The cuts depend on these two numbers
+// alone.
+template <typename Task>
+void ParallelRanges(xla::ffi::ThreadPool& pool, int64_t total, int64_t per_task, const Task& task) {
+  ParallelFor(pool, (total + per_task - 1) / per_task, [&](int64_t i) {
+    const int64_t begin = i * per_task;
+    task(begin, std::min(per_task, total - begin));
+  });
+}
+
 }  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_PARALLEL_H_

@@ -1,0 +1,286 @@
+// LayerNorm and RMSNorm, and their gradients, on the CPU: what ops with and without bias and residual share. Per row of
+// d values, in float32; RMSNorm has no mean, so there it is 0:
+//
+//   s = x + residual (rounded as it is stored)    mean = mean(s)    inv = 1 / sqrt(mean((s - mean)^2) + epsilon)
+//   h = (s - mean) * inv                          y = h * gamma + bias
+//
+//   g = dy * gamma
+//   ds = inv * (g - mean(g) - h * mean(g * h)) + d_mean / d - h * inv^2 * d_inv / d + d_sum
+//   dgamma = sum over rows of dy * h              dbias = sum over rows of dy
+//
+// The floor is memory traffic: forward reads x and writes y once, with a residual it reads that and writes s, too;
+// backward reads dy and s and writes ds once, with a residual it reads d_sum, too. Later passes over a row hit the
+// cache. Rows are cut into tasks by their number and length alone, and partial sums of dgamma and dbias are added in
+// task order, so results do not depend on the number of threads.
+//
+// A mean that is large against the deviation costs no digits: it is summed in double, the variance is taken around it
+// in a second pass, and it stays the sum of two floats until it has been subtracted.
+
+#ifndef TFTOOLKIT_NORM_H_
+#define TFTOOLKIT_NORM_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "tftoolkit/float_types.h"
+#include "tftoolkit/op.h"
+#include "tftoolkit/parallel.h"
+#include "tftoolkit/simd.h"
+
+namespace tftoolkit {
+namespace norm {
+
+constexpr int64_t kElementsPerTask = 1 << 15;  // some 10 µs: well above the price of a task
+constexpr int64_t kBlock = 1 << 10;            // elements added up in float32 before double takes over
+
+// Rows to normalise. No `residual`: none is added, and `sum` is unused. No `bias`: there is none. No `mean`: RMSNorm.
+template <typename T>
+struct Forward {
+  const T* x;
+  const T* residual;
+  const T* gamma;
+  const T* bias;
+  T* y;
+  T* sum;
+  float* mean;
+  float* inv;
+  int64_t d;
+  float epsilon;
+
+  // The same from another row on.
+  Forward From(int64_t row) const {
+    const int64_t offset = row * d;
+    return {x + offset,
+            residual ? residual + offset : nullptr,
+            gamma,
+            bias,
+            y + offset,
+            sum ? sum + offset : nullptr,
+            mean ? mean + row : nullptr,
+            inv + row,
+            d,
+            epsilon};
+  }
+};
+
+// Rows of the gradient; `x` is what was normalised. No `d_sum`: nothing came back from the sum with the residual.
+template <typename T>
+struct Backward {
+  const T* dy;
+  const float* d_mean;
+  const float* d_inv;
+  const T* d_sum;
+  const T* x;
+  const T* gamma;
+  const float* mean;
+  const float* inv;
+  T* dx;
+  int64_t d;
+
+  Backward From(int64_t row) const {
+    const int64_t offset = row * d;
+    return {dy + offset,
+            d_mean ? d_mean + row : nullptr,
+            d_inv + row,
+            d_sum ? d_sum + offset : nullptr,
+            x + offset,
+            gamma,
+            mean ? mean + row : nullptr,
+            inv + row,
+            dx + offset,
+            d};
+  }
+};
+
+// Up to three sums over a row, or terms of them.
+template <typename Value>
+struct Three {
+  Value a, b, c;
+};
+
+// Adds up the first kSums of terms(i) over [0, d): in Value over blocks, and the blocks' sums in double. Each half of a
+// block has sums of its own, since an addition has to wait for the one before.
+template <int kSums, typename Value, typename Terms>
+TK_INLINE Three<double> RowSums(int64_t d, const Terms& terms) {
+  Three<double> total = {0, 0, 0};
+  for (int64_t begin = 0; begin < d; begin += kBlock) {
+    const int64_t size = std::min(kBlock, d - begin), half = size / 2, middle = begin + half;
+    Value a = 0, b = 0, c = 0, a2 = 0, b2 = 0, c2 = 0;
+#pragma omp simd reduction(+ : a, b, c, a2, b2, c2)
+    for (int64_t i = begin; i < middle; ++i) {
+      const Three<Value> one = terms(i), two = terms(i + half);
+      a += one.a, a2 += two.a;
+      if (kSums > 1) b += one.b, b2 += two.b;
+      if (kSums > 2) c += one.c, c2 += two.c;
+    }
+    const Three<Value> last = size % 2 ? terms(begin + size - 1) : Three<Value>{0, 0, 0};
+    total.a += a + a2 + last.a;
+    if (kSums > 1) total.b += b + b2 + last.b;
+    if (kSums > 2) total.c += c + c2 + last.c;
+  }
+  return total;
+}
+
+// The mean is shift + rest.
+struct Moments {
+  float shift, rest, variance;
+};
+
+template <bool kCentred, typename T>
+TK_INLINE Moments RowMoments(const T* x, int64_t d) {
+  const double n = static_cast<double>(d);
+  double mean = 0;
+  if (kCentred) {
+    const auto value = [x](int64_t i) TK_INLINE_LAMBDA { return Three<double>{Load(x[i]), 0, 0}; };
+    mean = RowSums<1, double>(d, value).a / n;
+  }
+  const float shift = static_cast<float>(mean), rest = static_cast<float>(mean - shift);
+  const auto square = [x, shift, rest](int64_t i) TK_INLINE_LAMBDA {
+    const float centred = (Load(x[i]) - shift) - rest;
+    return Three<float>{centred * centred, 0, 0};
+  };
+  return {shift, rest, static_cast<float>(RowSums<1, float>(d, square).a / n)};
+}
+
+template <bool kCentred, typename T>
+TK_INLINE void ForwardRows(Forward<T> all, int64_t rows) {
+  const T* gamma = all.gamma;
+  const T* bias = all.bias;
+  const int64_t d = all.d;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* x = all.x + r * d;
+    if (all.residual) {
+      const T* residual = all.residual + r * d;
+      T* sum = all.sum + r * d;
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) sum[i] = Store<T>(Load(x[i]) + Load(residual[i]));
+      x = sum;
+    }
+    const Moments moments = RowMoments<kCentred>(x, d);
+    const float shift = moments.shift, rest = moments.rest;
+    const float inv = 1.0f / std::sqrt(moments.variance + all.epsilon);
+    all.inv[r] = inv;
+    if (kCentred) all.mean[r] = shift;
+    T* y = all.y + r * d;
+    if (bias) {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) {
+        y[i] = Store<T>(((Load(x[i]) - shift) - rest) * inv * Load(gamma[i]) + Load(bias[i]));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) y[i] = Store<T>(((Load(x[i]) - shift) - rest) * inv * Load(gamma[i]));
+    }
+  }
+}
+
+// Adds the rows' shares to dgamma and dbias, d floats each.
+template <bool kCentred, typename T>
+TK_INLINE void BackwardRows(Backward<T> all, int64_t rows, float* dgamma, float* dbias) {
+  const T* gamma = all.gamma;
+  const int64_t d = all.d;
+  const float n = static_cast<float>(d);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* dy = all.dy + r * d;
+    const T* x = all.x + r * d;
+    T* dx = all.dx + r * d;
+    const float shift = kCentred ? all.mean[r] : 0;
+    const float inv = all.inv[r];
+    const auto products = [=](int64_t i) TK_INLINE_LAMBDA {
+      const float g = Load(dy[i]) * Load(gamma[i]);
+      const float centred = Load(x[i]) - shift;
+      return Three<float>{g * centred, g, centred};
+    };
+    constexpr int kSums = kCentred ? 3 : 1;
+    const Three<double> sums = RowSums<kSums, float>(d, products);
+    const float sum_gx = static_cast<float>(sums.a);
+    const float sum_g = static_cast<float>(sums.b);
+    const float sum_x = static_cast<float>(sums.c);
+    const float rest = kCentred ? sum_x / n : 0;  // what rounding the mean to one float left
+    const float sum_gh = (sum_gx - rest * sum_g) * inv;
+    const float scale = (inv * sum_gh + inv * inv * all.d_inv[r]) / n;
+    const float mean_g = kCentred ? sum_g / n : 0;
+    const float offset = kCentred ? all.d_mean[r] / n : 0;
+    if (all.d_sum) {
+      const T* d_sum = all.d_sum + r * d;
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) {
+        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
+        dx[i] = Store<T>(whitened + offset + Load(d_sum[i]));
+        dgamma[i] += above * centred * inv;
+        dbias[i] += above;
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) {
+        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
+        dx[i] = Store<T>(whitened + offset);
+        dgamma[i] += above * centred * inv;
+        dbias[i] += above;
+      }
+    }
+  }
+}
+
+inline int64_t RowCount(const ffi::AnyBuffer& x) {
+  const auto dims = x.dimensions();
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= dims[i];
+  return rows;
+}
+
+// Calls rows(part, count), a TK_SIMD function that holds ForwardRows, for the parts of `all`.
+template <typename T, typename Rows>
+ffi::Error RunForward(ffi::ThreadPool& pool, const Forward<T>& all, int64_t count, const Rows& rows) {
+  const int64_t rows_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, all.d));
+  ParallelRanges(pool, count, rows_per_task, [&](int64_t begin, int64_t n) { rows(all.From(begin), n); });
+  return ffi::Error::Success();
+}
+
+inline void Add(const float* values, float* sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += values[i];
+}
+
+// Calls rows(part, count, dgamma, dbias), a TK_SIMD function that holds BackwardRows.
+template <typename T, typename Rows>
+ffi::Error RunBackward(ffi::ThreadPool& pool, const Backward<T>& all, int64_t count, T* dgamma, T* dbias,
+                       const Rows& rows) {
+  constexpr int64_t kMaxTasks = 64;  // each holds partial sums
+  // Per task the sums over its blocks of rows, and those of the block at hand: adding thousands of rows one by one
+  // would lose digits that the plain computation keeps.
+  constexpr int64_t kRowsPerBlock = 8;
+  const int64_t d = all.d, both = 2 * d;
+  const int64_t rows_per_task =
+      std::max({int64_t{1}, kElementsPerTask / std::max<int64_t>(1, d), (count + kMaxTasks - 1) / kMaxTasks});
+  const int64_t tasks = std::max<int64_t>(1, (count + rows_per_task - 1) / rows_per_task);
+  const std::unique_ptr<float[]> partials(new (std::nothrow) float[2 * tasks * both]());
+  if (!partials) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma and dbias");
+  }
+  ParallelRanges(pool, count, rows_per_task, [&](int64_t first, int64_t n) {
+    float* sum = partials.get() + first / rows_per_task * 2 * both;
+    float* block = sum + both;
+    for (int64_t done = 0; done < n; done += kRowsPerBlock) {
+      std::fill_n(block, both, 0.0f);
+      rows(all.From(first + done), std::min(kRowsPerBlock, n - done), block, block + d);
+      Add(block, sum, both);
+    }
+  });
+  float* sum = partials.get();
+  for (int64_t task = 1; task < tasks; ++task) Add(partials.get() + 2 * task * both, sum, both);
+  for (int64_t i = 0; i < d; ++i) {
+    dgamma[i] = Store<T>(sum[i]);
+    dbias[i] = Store<T>(sum[d + i]);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace norm
+}  // namespace tftoolkit
+
+#endif  // TFTOOLKIT_NORM_H_
