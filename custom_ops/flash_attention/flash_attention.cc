@@ -30,8 +30,6 @@
 
 namespace {
 
-using tftoolkit::BFloat16;
-using tftoolkit::Half;
 using tftoolkit::Isa;
 using tftoolkit::Load;
 using tftoolkit::Store;
@@ -90,8 +88,7 @@ T* Data(ffi::Result<ffi::AnyBuffer>& buffer) {
   return static_cast<T*>(buffer->untyped_data());
 }
 
-template <typename T>
-void Forward(ffi::ThreadPool& pool, const Problem<T>& p, const Outputs<T>& outputs) {
+void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
 #ifdef TK_HAS_ISAS
   if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Forward(pool, p, outputs);
   if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward(pool, p, outputs);
@@ -99,30 +96,12 @@ void Forward(ffi::ThreadPool& pool, const Problem<T>& p, const Outputs<T>& outpu
   baseline::Forward(pool, p, outputs);
 }
 
-template <typename T>
-void Backward(ffi::ThreadPool& pool, const Problem<T>& p, const Gradients<T>& gradients, T* dq) {
+void Backward(ffi::ThreadPool& pool, const Problem& p, const Gradients& gradients, void* dq) {
 #ifdef TK_HAS_ISAS
   if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Backward(pool, p, gradients, dq);
   if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward(pool, p, gradients, dq);
 #endif
   baseline::Backward(pool, p, gradients, dq);
-}
-
-// delta of each row of [rows, heads], see the top.
-template <typename T>
-std::vector<float> Delta(ffi::ThreadPool& pool, const T* o, const T* d_o, const float* dlse, int64_t rows,
-                         int64_t depth) {
-  constexpr int64_t kAtOnce = 512;
-  std::vector<float> delta(rows);
-  tftoolkit::ParallelFor(pool, (rows + kAtOnce - 1) / kAtOnce, [&](int64_t task) {
-    for (int64_t row = task * kAtOnce; row < std::min(rows, (task + 1) * kAtOnce); ++row) {
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < depth; ++i) sum += Load(o[row * depth + i]) * Load(d_o[row * depth + i]);
-      delta[row] = sum - (dlse == nullptr ? 0 : dlse[row]);
-    }
-  });
-  return delta;
 }
 
 struct Settings {
@@ -131,13 +110,16 @@ struct Settings {
   float scale, softcap;
 };
 
-// The shapes of q [..., heads, depth], k [..., kv_heads, depth] and v [..., kv_heads, value_depth].
-template <typename T>
-Problem<T> Tensors(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const Settings& s) {
+// The shapes of q [..., heads, depth], k [..., kv_heads, depth] and v [..., kv_heads, value_depth]; the schema has seen
+// to it that they have one dtype, and which.
+Problem Tensors(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const Settings& s) {
   const size_t last = q.dimensions().size() - 1;
-  return {Data<T>(q),
-          Data<T>(k),
-          Data<T>(v),
+  const ffi::DataType dtype = q.element_type();
+  const Type type = dtype == ffi::F32 ? Type::kFloat : dtype == ffi::BF16 ? Type::kBFloat16 : Type::kHalf;
+  return {type,
+          q.untyped_data(),
+          k.untyped_data(),
+          v.untyped_data(),
           {},
           q.dimensions()[last - 1],
           k.dimensions()[last - 1],
@@ -157,9 +139,8 @@ std::string CheckHeads(int64_t heads, int64_t kv_heads) {
 }
 
 // [batch, length, heads, depth], with all that may be given; returns what is wrong with it.
-template <typename T>
 std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer* bias,
-                    const ffi::AnyBuffer* lengths, Problem<T>& p) {
+                    const ffi::AnyBuffer* lengths, Problem& p) {
   const int64_t batch = q.dimensions()[0], queries = q.dimensions()[1], keys = k.dimensions()[1];
   if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
   if (bias != nullptr) {
@@ -172,7 +153,7 @@ std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi:
       }
     }
     const int64_t strides[] = {dims[1] * dims[2] * keys, dims[2] * keys, keys};
-    p.bias = {Data<T>(*bias), dims[0] == 1 ? 0 : strides[0], dims[1] == 1 ? 0 : strides[1],
+    p.bias = {bias->untyped_data(), dims[0] == 1 ? 0 : strides[0], dims[1] == 1 ? 0 : strides[1],
               dims[2] == 1 ? 0 : strides[2]};
   }
   for (int64_t i = 0; i < batch; ++i) {
@@ -187,9 +168,8 @@ std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi:
 }
 
 // Sequences one behind the other: their borders, from 0 to the number of rows.
-template <typename T>
 std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& q_borders,
-                   const ffi::AnyBuffer& k_borders, Problem<T>& p) {
+                   const ffi::AnyBuffer& k_borders, Problem& p) {
   if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
   const int64_t count = q_borders.dimensions()[0] - 1;
   const std::pair<const int32_t*, int64_t> both[] = {{Data<int32_t>(q_borders), q.dimensions()[0]},
@@ -216,22 +196,14 @@ std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::
   return "";
 }
 
-template <typename T, typename Sequences>
-ffi::Error RunForward(ffi::ThreadPool& pool, Problem<T> p, const Sequences& sequences, ffi::Result<ffi::AnyBuffer>& o,
+template <typename Sequences>
+ffi::Error RunForward(ffi::ThreadPool& pool, Problem p, const Sequences& sequences, ffi::Result<ffi::AnyBuffer>& o,
                       ffi::Result<ffi::AnyBuffer>& score_max, ffi::Result<ffi::AnyBuffer>& inv_sum,
                       ffi::Result<ffi::AnyBuffer>& lse, bool has_lse) {
   if (std::string wrong = sequences(p); !wrong.empty()) return ffi::Error::InvalidArgument(wrong);
-  Forward<T>(pool, p, {Data<T>(o), Data<float>(score_max), Data<float>(inv_sum), has_lse ? Data<float>(lse) : nullptr});
+  Forward(pool, p,
+          {o->untyped_data(), Data<float>(score_max), Data<float>(inv_sum), has_lse ? Data<float>(lse) : nullptr});
   return ffi::Error::Success();
-}
-
-// Calls run(T{}) with the dtype of a buffer.
-template <typename Run>
-ffi::Error WithDtype(ffi::DataType dtype, const Run& run) {
-  if (dtype == ffi::F32) return run(float{});
-  if (dtype == ffi::BF16) return run(BFloat16{});
-  if (dtype == ffi::F16) return run(Half{});
-  return ffi::Error::InvalidArgument("attention takes f32, bf16 or f16");
 }
 
 ffi::Error FlashAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
@@ -239,14 +211,11 @@ ffi::Error FlashAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer
                           ffi::Result<ffi::AnyBuffer> score_max, ffi::Result<ffi::AnyBuffer> inv_sum,
                           ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_bias, bool has_lengths, bool has_lse,
                           float scale, float softcap, int64_t window) {
-  return WithDtype(q.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto sequences = [&](Problem<T>& p) {
-      return Batched(q, k, has_bias ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
-    };
-    return RunForward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum,
-                      lse, has_lse);
-  });
+  const auto sequences = [&](Problem& p) {
+    return Batched(q, k, has_bias ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+  };
+  return RunForward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum, lse,
+                    has_lse);
 }
 
 ffi::Error FlashAttentionVarlen(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
@@ -254,12 +223,9 @@ ffi::Error FlashAttentionVarlen(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
                                 ffi::Result<ffi::AnyBuffer> score_max, ffi::Result<ffi::AnyBuffer> inv_sum,
                                 ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_lse, float scale, float softcap,
                                 int64_t window) {
-  return WithDtype(q.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto sequences = [&](Problem<T>& p) { return Packed(q, k, q_borders, k_borders, p); };
-    return RunForward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum,
-                      lse, has_lse);
-  });
+  const auto sequences = [&](Problem& p) { return Packed(q, k, q_borders, k_borders, p); };
+  return RunForward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum, lse,
+                    has_lse);
 }
 
 // What both backward passes get and give beside the sequences.
@@ -269,23 +235,26 @@ struct Back {
   ffi::Result<ffi::AnyBuffer>&dq, &dk, &dv;
 };
 
-template <typename T, typename Sequences>
-ffi::Error RunBackward(ffi::ThreadPool& pool, Problem<T> p, const Sequences& sequences, const Back& b,
+template <typename Sequences>
+ffi::Error RunBackward(ffi::ThreadPool& pool, Problem p, const Sequences& sequences, const Back& b,
                        ffi::AnyBuffer* dbias = nullptr) {
   if (std::string wrong = sequences(p); !wrong.empty()) return ffi::Error::InvalidArgument(wrong);
-  const int64_t rows = static_cast<int64_t>(b.score_max.element_count());
-  const std::vector<float> delta = Delta(pool, Data<T>(b.o), Data<T>(b.d_o),
-                                         b.dlse == nullptr ? nullptr : Data<float>(*b.dlse), rows, p.value_depth);
   std::vector<float> bias_sums(dbias == nullptr ? 0 : dbias->element_count());
-  const Gradients<T> gradients{Data<T>(b.d_o),
-                               Data<float>(b.score_max),
-                               Data<float>(b.inv_sum),
-                               delta.data(),
-                               Data<T>(b.dk),
-                               Data<T>(b.dv),
-                               dbias == nullptr ? nullptr : bias_sums.data()};
-  Backward(pool, p, gradients, Data<T>(b.dq));
-  for (size_t i = 0; i < bias_sums.size(); ++i) static_cast<T*>(dbias->untyped_data())[i] = Store<T>(bias_sums[i]);
+  const Gradients gradients{static_cast<int64_t>(b.score_max.element_count()),
+                            b.o.untyped_data(),
+                            b.d_o.untyped_data(),
+                            b.dlse == nullptr ? nullptr : Data<float>(*b.dlse),
+                            Data<float>(b.score_max),
+                            Data<float>(b.inv_sum),
+                            nullptr,
+                            b.dk->untyped_data(),
+                            b.dv->untyped_data(),
+                            dbias == nullptr ? nullptr : bias_sums.data()};
+  Backward(pool, p, gradients, b.dq->untyped_data());
+  WithType(p.type, [&](auto zero) {
+    using T = decltype(zero);
+    for (size_t i = 0; i < bias_sums.size(); ++i) static_cast<T*>(dbias->untyped_data())[i] = Store<T>(bias_sums[i]);
+  });
   return ffi::Error::Success();
 }
 
@@ -297,15 +266,12 @@ ffi::Error FlashAttentionGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBu
                               bool causal, bool has_dbias, bool has_dlse, bool has_lengths, float scale, float softcap,
                               int64_t window) {
   if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
-  return WithDtype(q.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto sequences = [&](Problem<T>& p) {
-      return Batched(q, k, biased ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
-    };
-    return RunBackward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences,
-                       {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv},
-                       has_dbias ? &*dbias : nullptr);
-  });
+  const auto sequences = [&](Problem& p) {
+    return Batched(q, k, biased ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+  };
+  return RunBackward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences,
+                     {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv},
+                     has_dbias ? &*dbias : nullptr);
 }
 
 ffi::Error FlashAttentionVarlenGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
@@ -314,12 +280,9 @@ ffi::Error FlashAttentionVarlenGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi:
                                     ffi::AnyBuffer dlse, ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
                                     ffi::Result<ffi::AnyBuffer> dv, bool causal, bool has_dlse, float scale,
                                     float softcap, int64_t window) {
-  return WithDtype(q.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto sequences = [&](Problem<T>& p) { return Packed(q, k, q_borders, k_borders, p); };
-    return RunBackward(pool, Tensors<T>(q, k, v, {causal, window, scale, softcap}), sequences,
-                       {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv});
-  });
+  const auto sequences = [&](Problem& p) { return Packed(q, k, q_borders, k_borders, p); };
+  return RunBackward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences,
+                     {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv});
 }
 
 }  // namespace

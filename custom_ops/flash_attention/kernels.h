@@ -34,25 +34,35 @@ class Parts {
   int64_t size_ = 0;
 };
 
-// Contiguous float32 rows of k or v: a row stride of many kB would map all of them to few lines of the cache.
-template <typename T>
-void Pack(const T* from, int64_t stride, int64_t rows, int64_t depth, float* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r, from += stride, to += to_stride) {
+// `rows` rows of a tensor, the first at element `place` and the next ones `stride` elements on, as float32: contiguous,
+// since a row stride of many kB would map all of them to few lines of the cache.
+inline void Pack(Type type, const void* from, int64_t place, int64_t stride, int64_t rows, int64_t depth, float* to) {
+  WithType(type, [&](auto zero) {
+    const auto* row = static_cast<const decltype(zero)*>(from) + place;
+    for (int64_t r = 0; r < rows; ++r, row += stride, to += depth) {
 #pragma omp simd
-    for (int64_t i = 0; i < depth; ++i) to[i] = Load(from[i]);
-  }
+      for (int64_t i = 0; i < depth; ++i) to[i] = Load(row[i]);
+    }
+  });
 }
 
-// A row into its lane of panels [depth][step].
-template <typename T>
-void PackLane(const T* from, int64_t depth, float scale, float* to, int64_t step) {
-  for (int64_t i = 0; i < depth; ++i) to[i * step] = Load(from[i]) * scale;
+// The row at element `place` into its lane of panels [depth][step].
+inline void PackLane(Type type, const void* from, int64_t place, int64_t depth, float scale, float* to, int64_t step) {
+  WithType(type, [&](auto zero) {
+    const auto* row = static_cast<const decltype(zero)*>(from) + place;
+    for (int64_t i = 0; i < depth; ++i) to[i * step] = Load(row[i]) * scale;
+  });
 }
 
-template <typename T>
-float QueryScale(const Problem<T>& p) {
-  return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E;
+// Every `step`-th of the floats, times `scale`, to the row at element `place`.
+inline void StoreRow(Type type, const float* from, int64_t step, int64_t depth, float scale, void* to, int64_t place) {
+  WithType(type, [&](auto zero) {
+    auto* row = static_cast<decltype(zero)*>(to) + place;
+    for (int64_t i = 0; i < depth; ++i) row[i] = Store<decltype(zero)>(from[i * step] * scale);
+  });
 }
+
+float QueryScale(const Problem& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
 
 // What a block of rows has seen, not yet divided by the sum: acc is [panels][value_depth][kPanel].
 struct Partial {
@@ -64,9 +74,8 @@ struct Partial {
 };
 
 // Rows [row, row + count) of a sequence and a head of k and v, over the keys [from, to).
-template <typename T>
-void ForwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, int64_t from,
-                  int64_t to, float* result) {
+void ForwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, int64_t from, int64_t to,
+                  float* result) {
   thread_local Scratch scratch;
   thread_local Lanes lanes;
   lanes.Set(p, s, kv, row, count);
@@ -81,14 +90,15 @@ void ForwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t ro
   std::fill_n(out.sum, panels * kPanel * (e + 1), 0.0f);  // and acc behind it
   std::fill_n(q + (panels - 1) * kPanel * d, kPanel * d, 0.0f);
   for (int64_t i = 0; i < count; ++i) {
-    PackLane(p.q + p.place(s, kv, row + i) * d, d, QueryScale(p), q + i / kPanel * kPanel * d + i % kPanel, kPanel);
+    PackLane(p.type, p.q, p.place(s, kv, row + i) * d, d, QueryScale(p), q + i / kPanel * kPanel * d + i % kPanel,
+             kPanel);
   }
   from = std::max(from, lanes.from);
   to = std::min(to, lanes.to);
   for (int64_t key = from; key < to; key += kKeys) {
     const int64_t n = std::min(kKeys, to - key);
-    Pack(p.k + p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
-    Pack(p.v + p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
+    Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k);
+    Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v);
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (!lanes.Sees(panel, key, n)) continue;
       Product<Into::kStore>(n, 1, d, {k, d, 1}, q + panel * kPanel * d, kPanel, scores, kPanel);
@@ -119,9 +129,8 @@ inline void Combine(float* results, int64_t splits, int64_t size, int64_t panels
   }
 }
 
-template <typename T>
-void StoreBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, float* result,
-                const Outputs<T>& outputs) {
+void StoreBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t row, int64_t count, float* result,
+                const Outputs& outputs) {
   const Partial in(result, Panels(count));
   const int64_t e = p.value_depth;
   for (int64_t i = 0; i < count; ++i) {
@@ -134,15 +143,33 @@ void StoreBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row,
       outputs.lse[place] = empty ? kMinusInfinity : in.largest[i] * (1 / kLog2E) + std::log(in.sum[i]);
     }
     const float* acc = in.acc + i / kPanel * kPanel * e + i % kPanel;
-    T* to = outputs.o + place * e;
-    for (int64_t j = 0; j < e; ++j) to[j] = Store<T>(acc[j * kPanel] * inverse);
+    StoreRow(p.type, acc, kPanel, e, inverse, outputs.o, place * e);
   }
+}
+
+// delta of a panel of the rows of [rows, heads]: in the order of the products that make dp, so that ds of a query with
+// one weight of 1 is exactly 0, as it should be.
+inline void DeltaPanel(const Problem& p, const Gradients& g, int64_t row, float* delta) {
+  thread_local Scratch scratch;
+  const int64_t e = p.value_depth, count = std::min<int64_t>(kPanel, g.rows - row);
+  float *o = scratch.Get(2 * e * kPanel), *d_o = o + e * kPanel;
+  std::fill_n(o, 2 * e * kPanel, 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    PackLane(p.type, g.o, (row + i) * e, e, 1.0f, o + i, kPanel);
+    PackLane(p.type, g.d_o, (row + i) * e, e, 1.0f, d_o + i, kPanel);
+  }
+  for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+    Vector sum = {};
+    for (int64_t i = 0; i < e; ++i) sum += LoadVector(o + i * kPanel + lane) * LoadVector(d_o + i * kPanel + lane);
+    StoreVector(delta + lane, sum);
+  }
+  if (g.dlse == nullptr) return;
+  for (int64_t i = 0; i < count; ++i) delta[i] -= g.dlse[row + i];
 }
 
 // The backward pass of a block of keys [key, key + n) of a sequence and a head of k and v: their dk and dv, and what
 // they add to dq, [rows][depth].
-template <typename T>
-void BackwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t key, int64_t n, const Gradients<T>& g,
+void BackwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t key, int64_t n, const Gradients& g,
                    float* dq) {
   thread_local Scratch scratch;
   thread_local Lanes lanes;
@@ -159,8 +186,8 @@ void BackwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t k
         *dot = m + dot_at, *d_o = m + do_at, *dqt = m + dqt_at, *powers = m + p_at, *ds = m + ds_at,
         *slope = p.softcap > 0 ? m + slope_at : nullptr, *largest = m + row_at, *inverse = largest + kStep,
         *delta = inverse + kStep;
-  Pack(p.k + p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
-  Pack(p.v + p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
+  Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k);
+  Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v);
   std::fill_n(dk, n * dp, 0.0f);
   std::fill_n(dv, n * ep, 0.0f);
   const int64_t rows = p.rows(s);
@@ -177,10 +204,10 @@ void BackwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t k
     std::fill_n(dqt, d * kStep, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t place = p.place(s, kv, row + i);
-      PackLane(p.q + place * d, d, QueryScale(p), qt + i, kStep);
-      Pack(p.q + place * d, 0, 1, d, q + i * dp, 0);
-      PackLane(g.d_o + place * e, e, 1.0f, dot + i, kStep);
-      Pack(g.d_o + place * e, 0, 1, e, d_o + i * ep, 0);
+      PackLane(p.type, p.q, place * d, d, QueryScale(p), qt + i, kStep);
+      Pack(p.type, p.q, place * d, 0, 1, d, q + i * dp);
+      PackLane(p.type, g.d_o, place * e, e, 1.0f, dot + i, kStep);
+      Pack(p.type, g.d_o, place * e, 0, 1, e, d_o + i * ep);
       largest[i] = g.largest[place];
       inverse[i] = g.inverse[place];
       delta[i] = g.delta[place];
@@ -222,9 +249,7 @@ void BackwardBlock(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t k
     }
   }
   for (int64_t i = 0; i < n; ++i) {
-    T* to_k = g.dk + p.kv_place(s, kv, key + i) * d;
-    T* to_v = g.dv + p.kv_place(s, kv, key + i) * e;
-    for (int64_t j = 0; j < d; ++j) to_k[j] = Store<T>(dk[i * dp + j] * p.scale);
-    for (int64_t j = 0; j < e; ++j) to_v[j] = Store<T>(dv[i * ep + j]);
+    StoreRow(p.type, dk + i * dp, 1, d, p.scale, g.dk, p.kv_place(s, kv, key + i) * d);
+    StoreRow(p.type, dv + i * ep, 1, e, 1.0f, g.dv, p.kv_place(s, kv, key + i) * e);
   }
 }

@@ -8,6 +8,24 @@
 #include <utility>
 #include <vector>
 
+#include "tftoolkit/float_types.h"
+
+// The dtype is no template parameter of the passes, which compute in float32: only reading and storing depend on it.
+enum class Type { kFloat, kBFloat16, kHalf };
+
+// run(T{}) with the C++ type of a dtype.
+template <typename Run>
+TK_INLINE auto WithType(Type type, const Run& run) {
+  switch (type) {
+    case Type::kBFloat16:
+      return run(tftoolkit::BFloat16{});
+    case Type::kHalf:
+      return run(tftoolkit::Half{});
+    default:
+      return run(float{});
+  }
+}
+
 // One sequence of queries over one of keys.
 struct Sequence {
   int64_t queries, keys;
@@ -17,27 +35,26 @@ struct Sequence {
 };
 
 // Added to the scores: strides are 0 where it is broadcast; keys are contiguous.
-template <typename T>
 struct Bias {
-  const T* data = nullptr;
+  const void* data = nullptr;
   int64_t batch = 0, head = 0, query = 0;
 };
 
 // q is [rows, heads, depth], k [rows, kv_heads, depth], v [rows, kv_heads, value_depth]: heads lie side by side, and
 // heads / kv_heads of q share one of k and v. All queries that share one are the *rows* of a task, head by head.
-template <typename T>
 struct Problem {
-  const T* q;
-  const T* k;
-  const T* v;
-  Bias<T> bias;
+  Type type;
+  const void* q;
+  const void* k;
+  const void* v;
+  Bias bias;
   int64_t heads, kv_heads, depth, value_depth;
   bool causal;
   int64_t window;  // 0: none
   float scale, softcap;
   std::vector<Sequence> sequences;
 
-  int64_t group() const { return heads / kv_heads; }
+  int64_t group() const { return heads / std::max<int64_t>(1, kv_heads); }
   int64_t rows(const Sequence& s) const { return group() * s.queries; }
   int64_t head(const Sequence& s, int64_t kv, int64_t row) const { return kv * group() + row / s.queries; }
   // Of [rows, heads]: times a depth, where the row's vector lies in q or in the output.
@@ -62,18 +79,19 @@ struct Problem {
 };
 
 // Outputs of the forward pass. Queries that see no key have zeros, 0 for the largest score and for 1 / sum.
-template <typename T>
 struct Outputs {
-  T* o;
+  void* o;
   float *largest, *inverse, *lse;  // lse may be null
 };
 
-// Inputs and outputs of the backward pass; `delta` is sum(dO * O) - dLSE for each row of [rows, heads].
-template <typename T>
+// Inputs and outputs of the backward pass.
 struct Gradients {
-  const T* d_o;
-  const float *largest, *inverse, *delta;
-  T *dk, *dv;
+  int64_t rows;  // queries times heads, of the next
+  const void *o, *d_o;
+  const float* dlse;  // may be null
+  const float *largest, *inverse;
+  const float* delta;  // sum(dO * O) - dLSE of each of the rows
+  void *dk, *dv;
   float* dbias;  // like the bias, or null
 };
 

@@ -47,8 +47,7 @@ struct Lanes {
   std::vector<int64_t> bias;  // per lane, where its row of the bias begins
   int64_t from = 0, to = 0;   // what any of them sees
 
-  template <typename T>
-  void Set(const Problem<T>& p, const Sequence& s, int64_t kv, int64_t row_begin, int64_t count) {
+  void Set(const Problem& p, const Sequence& s, int64_t kv, int64_t row_begin, int64_t count) {
     rows = count;
     panels = (count + kPanel - 1) / kPanel;
     const int64_t lanes = panels * kPanel;
@@ -90,9 +89,8 @@ struct Lanes {
 
 // From products of scaled queries and keys to scores, in place: [keys][step], a panel of it. Of softcapped scores
 // `slope`, of the same form, gets the derivative by what was capped.
-template <typename T>
-void Scores(const Problem<T>& p, const Lanes& lanes, int64_t panel, int64_t key, int64_t keys, float* scores,
-            int64_t step, float* slope = nullptr) {
+void Scores(const Problem& p, const Lanes& lanes, int64_t panel, int64_t key, int64_t keys, float* scores, int64_t step,
+            float* slope = nullptr) {
   if (p.softcap > 0) {
     for (int64_t j = 0; j < keys; ++j) {
       for (int half = 0; half < 2; ++half) {
@@ -105,10 +103,12 @@ void Scores(const Problem<T>& p, const Lanes& lanes, int64_t panel, int64_t key,
   }
   if (p.bias.data != nullptr) {
     const int64_t count = std::min<int64_t>(kPanel, lanes.rows - panel * kPanel);
-    for (int64_t lane = 0; lane < count; ++lane) {
-      const T* bias = p.bias.data + lanes.bias[panel * kPanel + lane] + key;
-      for (int64_t j = 0; j < keys; ++j) scores[j * step + lane] += Load(bias[j]) * kLog2E;
-    }
+    WithType(p.type, [&](auto zero) {
+      for (int64_t lane = 0; lane < count; ++lane) {
+        const auto* bias = static_cast<const decltype(zero)*>(p.bias.data) + lanes.bias[panel * kPanel + lane] + key;
+        for (int64_t j = 0; j < keys; ++j) scores[j * step + lane] += Load(bias[j]) * kLog2E;
+      }
+    });
   }
   if (lanes.SeesAll(panel, key, keys)) return;
   for (int half = 0; half < 2; ++half) {

@@ -9,8 +9,7 @@ struct QueryBlock {
 };
 
 // Blocks of queries, those with the most keys first.
-template <typename T>
-std::vector<QueryBlock> QueryBlocks(const Problem<T>& p) {
+std::vector<QueryBlock> QueryBlocks(const Problem& p) {
   const auto count_of = [&](int64_t size) {
     int64_t blocks = 0;
     for (const Sequence& s : p.sequences) blocks += (p.rows(s) + size - 1) / size * p.kv_heads;
@@ -33,15 +32,13 @@ std::vector<QueryBlock> QueryBlocks(const Problem<T>& p) {
   return blocks;
 }
 
-template <typename T>
-int64_t LongestKeys(const Problem<T>& p) {
+int64_t LongestKeys(const Problem& p) {
   int64_t keys = 0;
   for (const Sequence& s : p.sequences) keys = std::max(keys, s.valid);
   return keys;
 }
 
-template <typename T>
-void Forward(ffi::ThreadPool& pool, const Problem<T>& p, const Outputs<T>& outputs) {
+void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
   const std::vector<QueryBlock> blocks = QueryBlocks(p);
   const int64_t count = static_cast<int64_t>(blocks.size());
   if (count == 0) return;
@@ -81,8 +78,7 @@ struct KeyHead {
 };
 
 // What one task does one after the other: what adds to the same elements of the bias' gradient.
-template <typename T>
-std::vector<std::vector<KeyHead>> KeyHeads(const Problem<T>& p, bool bias_gradient) {
+std::vector<std::vector<KeyHead>> KeyHeads(const Problem& p, bool bias_gradient) {
   const bool by_sequence = !bias_gradient || p.bias.batch != 0, by_head = !bias_gradient || p.bias.head != 0;
   const int64_t heads = by_head ? p.kv_heads : 1;
   std::vector<std::vector<KeyHead>> groups(heads * (by_sequence ? p.sequences.size() : 1));
@@ -97,24 +93,19 @@ std::vector<std::vector<KeyHead>> KeyHeads(const Problem<T>& p, bool bias_gradie
 }
 
 // Adds up what the parts of the keys, `size` floats from one to the next, gave, and stores it.
-template <typename T>
-void StoreQueries(const Problem<T>& p, const KeyHead& head, const float* parts, int64_t count, int64_t size, T* dq) {
+void StoreQueries(const Problem& p, const KeyHead& head, float* parts, int64_t count, int64_t size, void* dq) {
   const Sequence& s = *head.sequence;
   for (int64_t row = 0; row < p.rows(s); ++row) {
-    T* to = dq + p.place(s, head.kv, row) * p.depth;
-    const float* from = parts + row * p.depth;
-    for (int64_t i = 0; i < p.depth; ++i) {
-      float sum = from[i];
-      for (int64_t part = 1; part < count; ++part) sum += from[part * size + i];
-      to[i] = Store<T>(sum * p.scale);
+    float* sum = parts + row * p.depth;
+    for (int64_t part = 1; part < count; ++part) {
+      for (int64_t i = 0; i < p.depth; ++i) sum[i] += sum[part * size + i];
     }
+    StoreRow(p.type, sum, 1, p.depth, p.scale, dq, p.place(s, head.kv, row) * p.depth);
   }
 }
 
 // dk, dv and the share in dq of the keys [from, to) of a sequence and a head.
-template <typename T>
-void BackwardKeys(const Problem<T>& p, const KeyHead& head, int64_t from, int64_t to, const Gradients<T>& g,
-                  float* dq) {
+void BackwardKeys(const Problem& p, const KeyHead& head, int64_t from, int64_t to, const Gradients& g, float* dq) {
   const Sequence& s = *head.sequence;
   std::fill_n(dq, p.rows(s) * p.depth, 0.0f);
   const int64_t block = std::max(kBackKeys, kBackElements / std::max<int64_t>(1, p.depth) / kBackKeys * kBackKeys);
@@ -123,13 +114,26 @@ void BackwardKeys(const Problem<T>& p, const KeyHead& head, int64_t from, int64_
   }
   for (int64_t key = std::max(from, s.valid); key < std::min(to, s.keys); ++key) {
     const int64_t place = p.kv_place(s, head.kv, key);
-    std::fill_n(g.dk + place * p.depth, p.depth, T{});
-    std::fill_n(g.dv + place * p.value_depth, p.value_depth, T{});
+    const float nothing = 0;
+    StoreRow(p.type, &nothing, 0, p.depth, 1.0f, g.dk, place * p.depth);
+    StoreRow(p.type, &nothing, 0, p.value_depth, 1.0f, g.dv, place * p.value_depth);
   }
 }
 
-template <typename T>
-void Backward(ffi::ThreadPool& pool, const Problem<T>& p, const Gradients<T>& g, T* dq) {
+std::vector<float> Delta(ffi::ThreadPool& pool, const Problem& p, const Gradients& g) {
+  constexpr int64_t kAtOnce = 16 * kPanel;
+  std::vector<float> delta(Panels(g.rows) * kPanel);
+  tftoolkit::ParallelFor(pool, (g.rows + kAtOnce - 1) / kAtOnce, [&](int64_t task) {
+    for (int64_t row = task * kAtOnce; row < std::min(g.rows, (task + 1) * kAtOnce); row += kPanel) {
+      DeltaPanel(p, g, row, delta.data() + row);
+    }
+  });
+  return delta;
+}
+
+void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients g, void* dq) {
+  const std::vector<float> delta = Delta(pool, p, g);
+  g.delta = delta.data();
   const std::vector<std::vector<KeyHead>> groups = KeyHeads(p, g.dbias != nullptr);
   const int64_t count = static_cast<int64_t>(groups.size());
   int64_t keys = 0, rows = 0;

@@ -36,12 +36,14 @@ def add_arguments(parser: Parser) -> None:
 
     building = commands.add_parser("build", help="compile the built-in ops and the op host now")
     building.describe(
-        "[OPTION ...]",
-        "Compiles the built-in ops and the op host into the cache, which otherwise happens on first use, and prints "
-        "the files.",
+        "[OP ...] [OPTION ...]",
+        "Compiles the op host and the built-in ops, or those that are named, into the cache, which otherwise happens "
+        "on first use, and prints the files.",
         "tftoolkit ops build",
+        "tftoolkit ops build rms_norm",
         "tftoolkit ops build --compile_commands=compile_commands.json",
     )
+    building.add_argument("ops", nargs="*", metavar="OP", help="built-in ops; all if none is named")
     building.add_switch("--cuda", "compile the CUDA kernels, too, though there be no GPU here")
     building.add_argument(
         "--compile_commands", type=path, metavar="FILE",
@@ -69,7 +71,11 @@ def build(options: argparse.Namespace) -> int:
     from tftoolkit.custom_ops.engine import builder, library
 
     cuda = True if options.cuda else "auto"
-    recipes = [builder.host_recipe(), *(library.builtin_recipe(name, cuda=cuda) for name in library.builtin_folders())]
+    known = library.builtin_folders()
+    unknown = sorted(set(options.ops) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no built-in op; those are {', '.join(known)}")
+    recipes = [builder.host_recipe(), *(library.builtin_recipe(name, cuda=cuda) for name in options.ops or known)]
     if options.compile_commands:
         Path(options.compile_commands).write_text(builder.compile_commands(recipes))
     else:
