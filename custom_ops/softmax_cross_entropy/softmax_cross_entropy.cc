@@ -8,7 +8,8 @@
 // The floor is memory traffic: forward reads the logits once, backward reads them and writes their gradient once; no
 // probabilities are stored. Forward takes a block that fits the first cache twice, for the maximum and for the sum, and
 // joins blocks by rescaling (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867), in double. Rows are computed
-// by themselves, so the result does not depend on the number of threads.
+// by themselves, so the result does not depend on the number of threads. An exponential costs 0.7 ns on an AVX2 core, so
+// it is that which binds few cores, and memory that binds many.
 
 #include <algorithm>
 #include <cmath>

@@ -12,6 +12,7 @@ from tftoolkit.custom_ops.opcheck import arguments
 
 assert custom_ops.dropout_add  # loads the library
 OPS = [ops.find(f"TfToolkit>{name}") for name in ("DropoutAdd", "DropoutAddGrad")]
+FAST = CASES[:9]
 KEY = np.array([2**40 + 17, -5])
 RATE = 0.3
 
@@ -28,7 +29,7 @@ def kept(shape, key=KEY, rate=RATE):
 
 
 @pytest.mark.parametrize("mode", op_values.MODES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in FAST)) for case in CASES])
 def test_values_and_gradients(case, mode):
     x, residual = (op_values.normal(case.shape, case.dtype, seed) for seed in (0, 1))
     mask = kept(case.shape)

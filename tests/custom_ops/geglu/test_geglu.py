@@ -13,12 +13,13 @@ from tftoolkit.custom_ops.opcheck import arguments
 
 assert custom_ops.geglu  # loads the library
 OPS = [ops.find(f"TfToolkit>{name}") for name in ("Geglu", "GegluGrad")]
+FAST = CASES[:9]
 APPROXIMATE = pytest.mark.parametrize("approximate", [False, True])
 
 
 @APPROXIMATE
 @pytest.mark.parametrize("mode", op_values.MODES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in FAST)) for case in CASES])
 def test_values_and_gradients(case, mode, approximate):
     gate, up = (2 * op_values.normal(case.shape, case.dtype, seed) for seed in (0, 1))
     op_values.check(

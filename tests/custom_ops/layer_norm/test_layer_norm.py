@@ -50,8 +50,10 @@ def label(case) -> str:
 def test_values_and_gradients(case, mode):
     x, residual, gamma, beta = tensors(case)
     without = lambda x, gamma: custom_ops.layer_norm(x, gamma, epsilon=EPSILON)  # noqa: E731
-    op_values.check(without, plain, [x, gamma], mode)
-    op_values.check(fused, plain_with_residual, [x, residual, gamma, beta], mode)
+    # The gradient of a row of one is 0, but a rounding of dy * gamma, times 1 / sqrt(epsilon), may be left.
+    absolute = 4 * 2.0**-24 / np.sqrt(EPSILON) if case.shape[-1] == 1 else 0.0
+    op_values.check(without, plain, [x, gamma], mode, absolute)
+    op_values.check(fused, plain_with_residual, [x, residual, gamma, beta], mode, absolute)
 
 
 def test_with_beta_alone():

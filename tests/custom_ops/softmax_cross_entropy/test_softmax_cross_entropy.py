@@ -21,7 +21,7 @@ def plain(logits, labels, ignore_index=-100, label_smoothing=0.0, z_loss=0.0):
     counts = labels != ignore_index
     logits = tf.where(counts[..., None], logits, 0)
     classes = logits.shape[-1]
-    target = tf.one_hot(labels, classes, dtype=logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
+    target = tf.one_hot(labels, classes, dtype=logits.dtype) * (1 - label_smoothing) + label_smoothing / max(1, classes)
     loss = -tf.reduce_sum(target * tf.nn.log_softmax(logits), -1) + z_loss * tf.reduce_logsumexp(logits, -1) ** 2
     return tf.where(counts, loss, 0)
 

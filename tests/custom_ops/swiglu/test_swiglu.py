@@ -12,6 +12,7 @@ from tftoolkit.custom_ops.swiglu.cases import CASES
 
 assert custom_ops.swiglu  # loads the library
 OPS = [ops.find(f"TfToolkit>{name}") for name in ("Swiglu", "SwigluGrad")]
+FAST = CASES[:9]
 
 
 def plain(gate, up):
@@ -19,7 +20,7 @@ def plain(gate, up):
 
 
 @pytest.mark.parametrize("mode", op_values.MODES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in FAST)) for case in CASES])
 def test_values_and_gradients(case, mode):
     gate, up = (4 * op_values.normal(case.shape, case.dtype, seed) for seed in (0, 1))
     op_values.check(custom_ops.swiglu, plain, [gate, up], mode)
