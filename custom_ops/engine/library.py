@@ -227,8 +227,8 @@ def load_inline(
         folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
-        _write(folder / f"{name}{suffix}", text)
-        _write(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
+        builder.write_once(folder / f"{name}{suffix}", text)
+        builder.write_once(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
     sources = [folder / f"inline-main{suffix}" for suffix in texts]
     return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
 
@@ -239,14 +239,6 @@ def _namespace(name: str) -> str:
     if not camel[:1].isupper():
         raise ValueError(f"name must be an identifier of ASCII letters, digits and _, such as 'my_ops', got {name!r}")
     return camel
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file that other processes may be writing just now, or reading."""
-    if not path.exists():
-        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
 
 
 _open: dict[tuple[str, str], OpLibrary] = {}

@@ -1,0 +1,372 @@
+#include "machine.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "report.h"
+
+namespace tftoolkit::emulation {
+namespace {
+
+constexpr uint64_t kMaxThreads = 1024;
+constexpr size_t kMaxStaticShared = 48 << 10;
+
+thread_local Stacks stacks;
+
+std::string Triple(uint3 index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+}  // namespace
+
+thread_local Machine* Machine::current_ = nullptr;
+
+Machine::Machine(const Program& program, const Settings& settings)
+    : program(program), settings(settings), random_(settings.seed) {}
+
+Machine* Machine::Current() { return current_; }
+
+bool Machine::Valid(const Launched& launch) {
+  const dim3 grid = launch.grid, block = launch.block;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  std::string wrong;
+  if (threads == 0 || threads > kMaxThreads || block.z > 64) {
+    wrong = "a block of " + Triple({block.x, block.y, block.z}) + " threads; it has 1 to 1024, 64 at most in z";
+  } else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    wrong = "a grid of " + Triple({grid.x, grid.y, grid.z}) + " blocks; each number is at least 1, and y and z at most 65535";
+  } else if (launch.shared_bytes > dynamic_limit) {
+    wrong = std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, more than " +
+            std::to_string(dynamic_limit) + "; cudaFuncSetAttribute allows more, up to 227 KiB";
+  }
+  if (wrong.empty()) return true;
+  Fail(cudaErrorInvalidConfiguration, std::string("kernel ") + launch.kernel + " is launched with " + wrong + ", " +
+                                          Describe(launch.place));
+  return false;
+}
+
+void Machine::Run(const Launched& launch, void (*body)(void*), void* data) {
+  if (error != cudaSuccess || !Valid(launch)) return;  // as on a GPU, a failed launch lets no later one run
+  launch_ = &launch;
+  body_ = body;
+  data_ = data;
+  kernel_pc_ = nullptr;
+  stopped_ = false;
+  const dim3 block = launch.block;
+  threads_.assign(block.x * block.y * block.z, Thread{});
+  warps_.assign((threads_.size() + kWarp - 1) / kWarp, Warp{});
+  order_.resize(warps_.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  memory_.BeginLaunch(block_number_ + 1);
+  // A random start and a stride that shares no factor with the grid: a random order without a list of all blocks.
+  const dim3 grid = launch.grid;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  uint64_t stride = settings.seed == 0 ? 1 : random_() % blocks | 1;
+  while (std::gcd(stride, blocks) != 1) stride += 2;
+  uint64_t place = settings.seed == 0 ? 0 : random_() % blocks;
+  for (uint64_t i = 0; i < blocks && !stopped_; ++i, place = (place + stride % blocks) % blocks) {
+    block_ = {static_cast<unsigned>(place % grid.x), static_cast<unsigned>(place / grid.x % grid.y),
+              static_cast<unsigned>(place / grid.x / grid.y)};
+    RunBlock();
+  }
+  for (const SharedArray& array : shared_) memory_.Drop(array.region);
+  shared_.clear();
+  launch_ = nullptr;
+}
+
+void Machine::StartBlock() {
+  const dim3 size = launch_->block;
+  ++block_number_;
+  epoch_ = 0;
+  static_bytes_ = 0;
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    Thread& thread = threads_[i];
+    const unsigned n = static_cast<unsigned>(i);
+    thread.state = State::kNew;
+    thread.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
+    thread.number = static_cast<uint16_t>(i);
+    thread.clock = 1;
+    std::fill(std::begin(thread.seen), std::end(thread.seen), 0);
+    thread.copies.clear();
+    thread.groups = 0;
+    thread.fenced = false;
+  }
+  for (Warp& warp : warps_) warp.meetings.clear();
+}
+
+void Machine::RunBlock() {
+  StartBlock();
+  do {
+    std::shuffle(order_.begin(), order_.end(), random_);
+    RunWarps();
+  } while (!stopped_ && OpenBarrier());
+  for (Thread& thread : threads_) {
+    if (thread.stack.low != nullptr) stacks.Return(thread.stack);
+    thread.stack = {};
+  }
+}
+
+// Until every thread has gone or waits for others.
+void Machine::RunWarps() {
+  int lanes[kWarp];
+  for (bool progress = true; progress && !stopped_;) {
+    progress = false;
+    for (const int warp : order_) {
+      const int first = warp * kWarp;
+      const int count = std::min<int>(kWarp, threads() - first);
+      std::iota(lanes, lanes + count, first);
+      std::shuffle(lanes, lanes + count, random_);
+      // A warp goes on until it waits: what it does in one go can be the most at odds with the others.
+      for (bool again = true; again && !stopped_;) {
+        again = false;
+        for (int i = 0; i < count && !stopped_; ++i) {
+          Thread& thread = threads_[lanes[i]];
+          if (thread.state != State::kNew && thread.state != State::kReady) continue;
+          Resume(&thread);
+          again = progress = true;
+        }
+      }
+      if (stopped_) return;
+    }
+  }
+}
+
+// Lets the threads at the barrier go on. False when the block has ended, or is stuck, which is a finding.
+bool Machine::OpenBarrier() {
+  const Thread* one = nullptr;
+  bool all_here = true;
+  int gone = 0;
+  for (const Thread& thread : threads_) {
+    if (thread.state == State::kGone) {
+      ++gone;
+    } else if (thread.state != State::kAtBarrier) {
+      all_here = false;
+    } else {
+      one = one ? one : &thread;
+      all_here &= one->place.line == thread.place.line && SameFile(one->place, thread.place);
+    }
+  }
+  if (gone == threads()) return false;
+  if (!all_here || gone > 0) {
+    ReportStuck();
+    return false;
+  }
+  ++epoch_;
+  for (Thread& thread : threads_) thread.state = State::kReady;
+  return true;
+}
+
+void Machine::Resume(Thread* thread) {
+  if (thread->state == State::kNew) {
+    thread->stack = stacks.Take();
+    Prepare(&thread->context, thread->stack, &ThreadMain);
+  }
+  thread->state = State::kReady;
+  thread_ = thread;
+  Switch(&scheduler_, &thread->context);
+  thread_ = nullptr;
+  if (thread->state == State::kGone) {  // the next thread's cache is warm with it
+    stacks.Return(thread->stack);
+    thread->stack = {};
+  }
+}
+
+void Machine::ThreadMain() {
+  Machine* machine = current_;
+  machine->body_(machine->data_);
+  machine->thread_->state = State::kGone;
+  Switch(&machine->thread_->context, &machine->scheduler_);
+}
+
+void Machine::Wait(State state, const char* what, Place place) {
+  Thread* self = thread_;
+  self->state = state;
+  self->place = place;
+  self->waits_for = what;
+  Switch(&self->context, &scheduler_);
+}
+
+void Machine::SyncThreads(const char* what, Place place) { Wait(State::kAtBarrier, what, place); }
+
+void Machine::Meet(const char* what, unsigned mask, Place place, void* exchange, Combine combine) {
+  Thread* self = thread_;
+  const unsigned lane = self->number % kWarp, bit = 1u << lane;
+  if ((mask & bit) == 0) {
+    FindAt(std::string(what) + " with a mask that lacks the calling lane " + std::to_string(lane), place);
+  }
+  Warp& warp = warps_[self->number / kWarp];
+  const auto same = [&](const Meeting& one) {
+    return one.mask == mask && one.place.line == place.line && SameFile(one.place, place);
+  };
+  auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(), same);
+  if (meeting == warp.meetings.end()) meeting = warp.meetings.insert(meeting, {place, mask, 0});
+  meeting->arrived |= bit;
+  self->exchange = exchange;
+  if (meeting->arrived != mask) {
+    Wait(State::kInWarp, what, place);
+    return;
+  }
+  warp.meetings.erase(meeting);
+  Thread* lanes = &threads_[self->number / kWarp * kWarp];
+  self->place = place;
+  combine(this, lanes, mask);
+  for (int i = 0; i < kWarp; ++i) {
+    if ((mask >> i & 1) != 0) lanes[i].state = State::kReady;
+  }
+}
+
+void Machine::OrderLanes(Thread* lanes, unsigned mask) {
+  uint16_t seen[kWarp] = {};
+  for (int i = 0; i < kWarp; ++i) {
+    if ((mask >> i & 1) == 0) continue;
+    for (int j = 0; j < kWarp; ++j) seen[j] = std::max(seen[j], lanes[i].seen[j]);
+    seen[i] = std::max(seen[i], lanes[i].clock);
+  }
+  for (int i = 0; i < kWarp; ++i) {
+    if ((mask >> i & 1) == 0) continue;
+    std::copy(std::begin(seen), std::end(seen), std::begin(lanes[i].seen));
+    ++lanes[i].clock;
+  }
+}
+
+void* Machine::Shared(const void* site, const char* name, size_t size, size_t alignment) {
+  for (SharedArray& array : shared_) {
+    if (array.site != site) continue;
+    if (array.block != block_number_) {  // another block's memory holds nothing
+      memory_.Renew(array.region);
+      array.block = block_number_;
+      static_bytes_ += size;
+    }
+    return array.region->begin;
+  }
+  static_bytes_ += size;
+  if (static_bytes_ > kMaxStaticShared) {
+    Find("its shared arrays, the last of which is " + std::string(name) + ", hold " + std::to_string(static_bytes_) +
+         " bytes, more than 48 KiB");
+  }
+  char* memory = memory_.Allocate(Space::kShared, name, size, alignment);
+  if (memory == nullptr) Find("no memory to emulate shared array " + std::string(name));
+  shared_.push_back({site, memory_.Find(memory), block_number_});
+  return memory;
+}
+
+void* Machine::DynamicShared(size_t alignment) {
+  static const char site = 0;
+  const size_t dynamic = launch_->shared_bytes, before = static_bytes_;
+  constexpr size_t kPromised = 16;
+  void* memory = Shared(&site, "(dynamic)", dynamic, std::max(alignment, kPromised));
+  static_bytes_ = before;
+  return memory;
+}
+
+Actor Machine::Acting(const void* pc) const {
+  Moment now{block_number_, Offset(program, pc), thread_->number, epoch_, thread_->clock, false, false};
+  return {now, thread_->seen};
+}
+
+void Machine::Access(const void* address, size_t size, Kind kind, const void* pc) {
+  if (thread_->stack.Contains(address)) return;
+  Conflict conflict;
+  if (memory_.Access(address, size, kind, Acting(pc), &conflict)) return;
+  const bool loads = kind == Kind::kLoad || kind == Kind::kAtomicLoad;
+  if (memory_.Find(address) == nullptr && Contains(program, address)) {  // constants and variables of the .cu file
+    if (loads || kind == Kind::kAtomicStore) return;
+    conflict.what = "store to a variable outside of the kernel, which stays on the host";
+  }
+  std::string text = conflict.what + ", " + Source(program, Offset(program, pc));
+  if (conflict.other.block != 0) {
+    const Moment& other = conflict.other;
+    const std::string block = other.block == block_number_ ? "" : " of another block";
+    text += "; no barrier orders it after thread " +
+            (block.empty() ? Triple(threads_[other.thread].index) : std::to_string(other.thread)) + block + ", " +
+            Source(program, other.pc);
+  }
+  Find(text);
+}
+
+void Machine::CheckAligned(const void* address, size_t alignment, const void* pc) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment == 0) return;
+  const Region* region = memory_.Find(address);
+  const std::string place =
+      region == nullptr ? memory_.Describe(address)
+                        : region->name + " + " + std::to_string(static_cast<const char*>(address) - region->begin) + " bytes";
+  Find("misaligned access: " + place + " is no multiple of " + std::to_string(alignment) + ", " +
+       Source(program, Offset(program, pc)));
+}
+
+bool Machine::HostMayUse(const void* address, size_t size, bool stores) {
+  std::string wrong;
+  if (error == cudaSuccess && memory_.HostAccess(address, size, stores, &wrong)) return true;
+  Fail(cudaErrorInvalidValue, std::string(stores ? "the host writes to " : "the host reads from ") + wrong);
+  return false;
+}
+
+std::string Machine::Who(const Thread& thread) const { return "thread " + Triple(thread.index); }
+
+void Machine::Find(std::string text) {
+  std::string kernel = kernel_pc_ == nullptr ? launch_->kernel : KernelName(program, Offset(program, kernel_pc_), launch_->kernel);
+  std::string who = thread_ == nullptr ? "" : ", " + Who(*thread_);
+  error = cudaErrorLaunchFailure;
+  finding = "kernel " + kernel + ", block " + Triple(block_) + who + ": " + text;
+  stopped_ = true;
+  // Never resumed.
+  Context nowhere;
+  Switch(&nowhere, &scheduler_);
+  __builtin_unreachable();
+}
+
+void Machine::FindAt(const std::string& what, Place place) { Find(what + ", " + Describe(place)); }
+
+void Machine::Fail(cudaError_t code, std::string text) {
+  if (error != cudaSuccess) return;
+  error = code;
+  finding = std::move(text);
+}
+
+// No thread can go on: names one that waits, and one that it waits for in vain.
+void Machine::ReportStuck() {
+  const Thread* waiting = nullptr;
+  for (const Thread& thread : threads_) {
+    // Collectives first: who hangs in one keeps the others at the barrier.
+    const bool waits = thread.state == State::kAtBarrier || thread.state == State::kInWarp;
+    if (waits && (waiting == nullptr || (waiting->state == State::kAtBarrier && thread.state == State::kInWarp))) {
+      waiting = &thread;
+    }
+  }
+  unsigned mask = ~0u;
+  int first = 0, count = threads();
+  if (waiting->state == State::kInWarp) {
+    first = waiting->number / kWarp * kWarp;
+    count = kWarp;
+    for (const Meeting& meeting : warps_[waiting->number / kWarp].meetings) {
+      if (meeting.place.line == waiting->place.line) mask = meeting.mask;
+    }
+  }
+  std::string text = std::string(waiting->waits_for) + ", " + Describe(waiting->place) + ", waits for ever: ";
+  for (int i = 0; i < count; ++i) {
+    if (waiting->state == State::kInWarp && (mask >> i & 1) == 0) continue;
+    if (first + i >= threads()) {
+      text += "its mask names lane " + std::to_string(i) + ", which this warp lacks";
+      break;
+    }
+    const Thread& other = threads_[first + i];
+    const bool same = other.place.line == waiting->place.line && other.state == waiting->state;
+    if (other.state == State::kGone) {
+      text += Who(other) + " has left the kernel";
+    } else if (!same) {
+      text += Who(other) + " waits at " + other.waits_for + ", " + Describe(other.place);
+    } else {
+      continue;
+    }
+    break;
+  }
+  std::string kernel = kernel_pc_ == nullptr ? launch_->kernel : KernelName(program, Offset(program, kernel_pc_), launch_->kernel);
+  error = cudaErrorLaunchFailure;
+  finding = "kernel " + kernel + ", block " + Triple(block_) + ", " + Who(*waiting) + ": " + text;
+  stopped_ = true;
+}
+
+void Machine::EnterFunction(const void* pc) {
+  if (kernel_pc_ == nullptr) kernel_pc_ = pc;
+}
+
+}  // namespace tftoolkit::emulation
