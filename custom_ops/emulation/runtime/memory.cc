@@ -55,10 +55,12 @@ std::string Memory::Describe(const void* address) const {
   const char* place = static_cast<const char*>(address);
   for (const auto& region : regions_) {
     const char* end = region->begin + region->size;
-    const std::string held = " of " + Name(*region) + ", which holds " + Bytes(region->size);
-    if (place >= end && place < end + kGap) return Bytes(place - end) + " behind the end" + held;
+    const std::string held = " (it holds " + Bytes(region->size) + ")";
+    if (place >= end && place < end + kGap) {
+      return Name(*region) + " + " + Bytes(place - region->begin) + ", behind its end" + held;
+    }
     if (place < region->begin && place >= region->begin - kGap) {
-      return Bytes(region->begin - place) + " before the beginning" + held;
+      return Name(*region) + " - " + Bytes(region->begin - place) + ", before its beginning" + held;
     }
   }
   return place == nullptr ? "a null pointer" : "an address that is not of the device's memory";

@@ -91,6 +91,12 @@ struct Launched {
 
 void Run(const Launched& launch, void (*body)(void*), void* data);
 
+// As a function, since the one that a lambda converts to cannot be left untraced.
+template <typename Function>
+TK_UNTRACED void CallFunction(void* function) {
+  (*static_cast<Function*>(function))();
+}
+
 template <typename Body>
 struct Launcher {
   Launched launch;
@@ -99,7 +105,7 @@ struct Launcher {
   template <typename... Arguments>
   TK_UNTRACED void operator()(Arguments... arguments) const {
     auto call = [&]() TK_UNTRACED { body(arguments...); };
-    Run(launch, [](void* data) TK_UNTRACED { (*static_cast<decltype(call)*>(data))(); }, &call);
+    Run(launch, &CallFunction<decltype(call)>, &call);
   }
 };
 
