@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 
-
 def _emulated_recipe(*arguments: Any, **options: Any) -> builder.Recipe:
     from tftoolkit.custom_ops import emulation  # read only by those who use it
 

@@ -58,14 +58,12 @@ def library_recipe(
     rewritten = _rewrite(name, cuda_sources, [*include_dirs, toolchain.INCLUDE_DIR], cache_dir)
     folders = [*dict.fromkeys(path.parent for path in sources)]
     kernel_flags = [
-        *_COMMON, *_KERNEL, f"-I{rewritten}", *(f"-iquote{folder}" for folder in folders), *map("-I{}".format, includes),
-        system, *extra_cuda_cflags,
+        *_COMMON, *_KERNEL, f"-I{rewritten}", *(f"-iquote{folder}" for folder in folders),
+        *map("-I{}".format, includes), system, *extra_cuda_cflags,
     ]  # fmt: skip
     schema_flags = [*_COMMON, *_SCHEMAS, *map("-I{}".format, includes), system, *extra_cflags]
     units = [Unit((rewritten / f"{path.name}.cc",), (*compiler.command, *kernel_flags)) for path in cuda_sources]
-    units += [
-        Unit((path,), (*compiler.command, *schema_flags)) for path in sources if path not in cuda_sources
-    ]
+    units += [Unit((path,), (*compiler.command, *schema_flags)) for path in sources if path not in cuda_sources]
     return builder.Recipe(
         name,
         units=tuple(units),

@@ -1,9 +1,9 @@
 """CUDA source → C++ that g++ compiles, line for line: launches, shared arrays, and the few words that macros can't do.
 
-    K<T><<<grid, block, bytes, stream>>>(x)     Launch("K<T>", …, [&](auto... a) { K<T>(a...); }, grid, …)(x)
-    __shared__ float sums[8][32];               a reference to memory that each block gets anew
-    extern __shared__ float tile[];             a pointer to the launch's dynamic shared memory
-    __noinline__                                __attribute__((noinline)), since libstdc++ uses the word itself
+K<T><<<grid, block, bytes, stream>>>(x)     Launch("K<T>", …, [&](auto... a) { K<T>(a...); }, grid, …)(x)
+__shared__ float sums[8][32];               a reference to memory that each block gets anew
+extern __shared__ float tile[];             a pointer to the launch's dynamic shared memory
+__noinline__                                __attribute__((noinline)), since libstdc++ uses the word itself
 """
 
 from __future__ import annotations
@@ -163,12 +163,8 @@ def _shared_array(base: str, name: str, dims: str, alignment: str, dynamic: bool
         called = f"{_NAMESPACE}::DynamicSharedMemory({alignment or f'alignof({base})'})"
         return f"{base}* const {name} = static_cast<{base}*>({called});"
     alias, site = f"tk_type_of_{name}", f"tk_site_of_{name}"
-    called = (
-        f'{_NAMESPACE}::SharedMemory(&{site}, "{name}", sizeof({alias}), {alignment or f"alignof({alias})"})'
-    )
-    return (
-        f"static char {site}; typedef {base} {alias}{dims}; {alias}& {name} = *static_cast<{alias}*>({called});"
-    )
+    called = f'{_NAMESPACE}::SharedMemory(&{site}, "{name}", sizeof({alias}), {alignment or f"alignof({alias})"})'
+    return f"static char {site}; typedef {base} {alias}{dims}; {alias}& {name} = *static_cast<{alias}*>({called});"
 
 
 def _alignment(declaration: str) -> tuple[str, str]:

@@ -16,7 +16,9 @@ from tftoolkit.custom_ops.engine.ops import Op
 def the_call(
     function: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any], device: str | None = None
 ) -> tuple[Op, list[Any], dict[str, Any]]:
-    """The op (on device "emulated" its twin there), its inputs and its attributes when the function (an op, or made of one) is called.
+    """The op, its inputs and its attributes when the function (an op, or made of one) is called.
+
+    On device "emulated" the op is its twin there.
 
     Raises TypeError when it calls none or several, LoadError for an op without a kernel for the device.
     """

@@ -56,11 +56,11 @@ inline void __threadfence_block() { ::tftoolkit::emulation::Fence(); }
 inline void __threadfence_system() { ::tftoolkit::emulation::Fence(); }
 [[noreturn]] inline void __trap(TK_CALLED_AT) { ::tftoolkit::emulation::Trap("__trap()", {file, line}); }
 
-#define TK_SHUFFLE(Name, Kind, Parameter)                                                                        \
-  template <typename T>                                                                                          \
-  T Name(unsigned mask, T value, Parameter argument, int width = warpSize, TK_CALLED_AT) {                       \
-    return ::tftoolkit::emulation::ShuffleValue(::tftoolkit::emulation::Shuffle::Kind, mask, value,              \
-                                                static_cast<int>(argument), width, {file, line});                \
+#define TK_SHUFFLE(Name, Kind, Parameter)                                                           \
+  template <typename T>                                                                             \
+  T Name(unsigned mask, T value, Parameter argument, int width = warpSize, TK_CALLED_AT) {          \
+    return ::tftoolkit::emulation::ShuffleValue(::tftoolkit::emulation::Shuffle::Kind, mask, value, \
+                                                static_cast<int>(argument), width, {file, line});   \
   }
 TK_SHUFFLE(__shfl_sync, kIndex, int)
 TK_SHUFFLE(__shfl_up_sync, kUp, unsigned)

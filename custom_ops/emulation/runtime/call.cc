@@ -175,7 +175,8 @@ class Call {
   std::vector<void*> input_pointers_, output_pointers_;
 };
 
-XLA_FFI_Error* CallOnDevice(const Program& program, const char* op, XLA_FFI_Handler* handler, XLA_FFI_CallFrame* frame) {
+XLA_FFI_Error* CallOnDevice(const Program& program, const char* op, XLA_FFI_Handler* handler,
+                            XLA_FFI_CallFrame* frame) {
   const bool asks_only = frame->extension_start != nullptr || frame->stage != XLA_FFI_ExecutionStage_EXECUTE;
   if (asks_only) return CallHandler(handler, frame);
   return Call(program, op, frame).Run(handler);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "findings.h"
 #include "report.h"
 
 namespace tftoolkit::emulation {
@@ -12,10 +13,6 @@ constexpr uint64_t kMaxThreads = 1024;
 constexpr size_t kMaxStaticShared = 48 << 10;
 
 thread_local Stacks stacks;
-
-std::string Triple(uint3 index) {
-  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
-}
 
 }  // namespace
 
@@ -33,14 +30,15 @@ bool Machine::Valid(const Launched& launch) {
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     wrong = "a block of " + Triple({block.x, block.y, block.z}) + " threads; it has 1 to 1024, 64 at most in z";
   } else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-    wrong = "a grid of " + Triple({grid.x, grid.y, grid.z}) + " blocks; each number is at least 1, and y and z at most 65535";
+    wrong = "a grid of " + Triple({grid.x, grid.y, grid.z}) +
+            " blocks; each number is at least 1, and y and z at most 65535";
   } else if (launch.shared_bytes > dynamic_limit) {
     wrong = std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, more than " +
             std::to_string(dynamic_limit) + "; cudaFuncSetAttribute allows more, up to 227 KiB";
   }
   if (wrong.empty()) return true;
-  Fail(cudaErrorInvalidConfiguration, std::string("kernel ") + launch.kernel + " is launched with " + wrong + ", " +
-                                          Describe(launch.place));
+  Fail(cudaErrorInvalidConfiguration,
+       std::string("kernel ") + launch.kernel + " is launched with " + wrong + ", " + Describe(launch.place));
   return false;
 }
 
@@ -201,6 +199,7 @@ void Machine::Meet(const char* what, unsigned mask, Place place, void* exchange,
   if (meeting == warp.meetings.end()) meeting = warp.meetings.insert(meeting, {place, mask, 0});
   meeting->arrived |= bit;
   self->exchange = exchange;
+  self->mask = mask;
   if (meeting->arrived != mask) {
     Wait(State::kInWarp, what, place);
     return;
@@ -256,117 +255,6 @@ void* Machine::DynamicShared(size_t alignment) {
   void* memory = Shared(&site, "(dynamic)", dynamic, std::max(alignment, kPromised));
   static_bytes_ = before;
   return memory;
-}
-
-Actor Machine::Acting(const void* pc) const {
-  Moment now{block_number_, Offset(program, pc), thread_->number, epoch_, thread_->clock, false, false};
-  return {now, thread_->seen};
-}
-
-void Machine::Access(const void* address, size_t size, Kind kind, const void* pc) {
-  if (thread_->stack.Contains(address)) return;
-  Conflict conflict;
-  if (memory_.Access(address, size, kind, Acting(pc), &conflict)) return;
-  const bool loads = kind == Kind::kLoad || kind == Kind::kAtomicLoad;
-  if (memory_.Find(address) == nullptr && Contains(program, address)) {  // constants and variables of the .cu file
-    if (loads || kind == Kind::kAtomicStore) return;
-    conflict.what = "store to a variable outside of the kernel, which stays on the host";
-  }
-  std::string text = conflict.what + ", " + Source(program, Offset(program, pc));
-  if (conflict.other.block != 0) {
-    const Moment& other = conflict.other;
-    const std::string block = other.block == block_number_ ? "" : " of another block";
-    text += "; no barrier orders it after thread " +
-            (block.empty() ? Triple(threads_[other.thread].index) : std::to_string(other.thread)) + block + ", " +
-            Source(program, other.pc);
-  }
-  Find(text);
-}
-
-void Machine::CheckAligned(const void* address, size_t alignment, const void* pc) {
-  if (reinterpret_cast<uintptr_t>(address) % alignment == 0) return;
-  const Region* region = memory_.Find(address);
-  const std::string place =
-      region == nullptr ? memory_.Describe(address)
-                        : region->name + " + " + std::to_string(static_cast<const char*>(address) - region->begin) + " bytes";
-  Find("misaligned access: " + place + " is no multiple of " + std::to_string(alignment) + ", " +
-       Source(program, Offset(program, pc)));
-}
-
-bool Machine::HostMayUse(const void* address, size_t size, bool stores) {
-  std::string wrong;
-  if (error == cudaSuccess && memory_.HostAccess(address, size, stores, &wrong)) return true;
-  Fail(cudaErrorInvalidValue, std::string(stores ? "the host writes to " : "the host reads from ") + wrong);
-  return false;
-}
-
-std::string Machine::Who(const Thread& thread) const { return "thread " + Triple(thread.index); }
-
-void Machine::Find(std::string text) {
-  std::string kernel = kernel_pc_ == nullptr ? launch_->kernel : KernelName(program, Offset(program, kernel_pc_), launch_->kernel);
-  std::string who = thread_ == nullptr ? "" : ", " + Who(*thread_);
-  error = cudaErrorLaunchFailure;
-  finding = "kernel " + kernel + ", block " + Triple(block_) + who + ": " + text;
-  stopped_ = true;
-  // Never resumed.
-  Context nowhere;
-  Switch(&nowhere, &scheduler_);
-  __builtin_unreachable();
-}
-
-void Machine::FindAt(const std::string& what, Place place) { Find(what + ", " + Describe(place)); }
-
-void Machine::Fail(cudaError_t code, std::string text) {
-  if (error != cudaSuccess) return;
-  error = code;
-  finding = std::move(text);
-}
-
-// No thread can go on: names one that waits, and one that it waits for in vain.
-void Machine::ReportStuck() {
-  const Thread* waiting = nullptr;
-  for (const Thread& thread : threads_) {
-    // Collectives first: who hangs in one keeps the others at the barrier.
-    const bool waits = thread.state == State::kAtBarrier || thread.state == State::kInWarp;
-    if (waits && (waiting == nullptr || (waiting->state == State::kAtBarrier && thread.state == State::kInWarp))) {
-      waiting = &thread;
-    }
-  }
-  unsigned mask = ~0u;
-  int first = 0, count = threads();
-  if (waiting->state == State::kInWarp) {
-    first = waiting->number / kWarp * kWarp;
-    count = kWarp;
-    for (const Meeting& meeting : warps_[waiting->number / kWarp].meetings) {
-      if (meeting.place.line == waiting->place.line) mask = meeting.mask;
-    }
-  }
-  std::string text = std::string(waiting->waits_for) + ", " + Describe(waiting->place) + ", waits for ever: ";
-  for (int i = 0; i < count; ++i) {
-    if (waiting->state == State::kInWarp && (mask >> i & 1) == 0) continue;
-    if (first + i >= threads()) {
-      text += "its mask names lane " + std::to_string(i) + ", which this warp lacks";
-      break;
-    }
-    const Thread& other = threads_[first + i];
-    const bool same = other.place.line == waiting->place.line && other.state == waiting->state;
-    if (other.state == State::kGone) {
-      text += Who(other) + " has left the kernel";
-    } else if (!same) {
-      text += Who(other) + " waits at " + other.waits_for + ", " + Describe(other.place);
-    } else {
-      continue;
-    }
-    break;
-  }
-  std::string kernel = kernel_pc_ == nullptr ? launch_->kernel : KernelName(program, Offset(program, kernel_pc_), launch_->kernel);
-  error = cudaErrorLaunchFailure;
-  finding = "kernel " + kernel + ", block " + Triple(block_) + ", " + Who(*waiting) + ": " + text;
-  stopped_ = true;
-}
-
-void Machine::EnterFunction(const void* pc) {
-  if (kernel_pc_ == nullptr) kernel_pc_ = pc;
 }
 
 }  // namespace tftoolkit::emulation

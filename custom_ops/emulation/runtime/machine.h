@@ -40,6 +40,7 @@ struct Thread {
   uint3 index;
   uint16_t number = 0;  // in the block
   Place place{};        // of what it waits at
+  unsigned mask = 0;    // of a collective
   const char* waits_for = "";
   void* exchange = nullptr;  // what a warp collective reads and writes, on its own stack
   uint16_t clock = 1;
@@ -97,8 +98,9 @@ class Machine {
   Actor Acting(const void* pc) const;
 
   // Ends the launch, from a thread of it; what other threads were about to do is dropped.
-  [[noreturn]] void Find(std::string text);
+  [[noreturn]] void Find(const std::string& text);
   [[noreturn]] void FindAt(const std::string& what, Place place);
+  [[noreturn]] void FindAtInstruction(const std::string& what, const void* pc);
   // The same from host code: an error that the launch gives.
   void Fail(cudaError_t error, std::string text);
 
@@ -125,6 +127,7 @@ class Machine {
   void Resume(Thread* thread);
   void Wait(State state, const char* what, Place place);
   void ReportStuck();
+  void Conclude(const Thread& thread, const std::string& text);
   std::string Who(const Thread& thread) const;
   static void ThreadMain();
 

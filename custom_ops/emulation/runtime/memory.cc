@@ -13,9 +13,7 @@ constexpr unsigned kSmallestShift = 0;
 
 bool Stores(Kind kind) { return kind == Kind::kStore || kind == Kind::kAtomicStore || kind == Kind::kCopyStore; }
 
-std::string Name(const Region& region) {
-  return (region.space == Space::kShared ? "shared array " : "") + region.name;
-}
+std::string Name(const Region& region) { return (region.space == Space::kShared ? "shared array " : "") + region.name; }
 
 std::string Bytes(size_t count) { return std::to_string(count) + (count == 1 ? " byte" : " bytes"); }
 
@@ -90,7 +88,7 @@ void Memory::Refine(Region* region, unsigned shift) {
 
 const char* Memory::Load(Cell* cell, const Actor& actor, Moment* other) const {
   *other = cell->store;
-  if (cell->store.arriving) return "which a cp.async that nobody has waited for writes";
+  if (cell->store.arriving) return "which a copy that was not waited for writes";
   if (cell->store.block == 0) return "which nobody has written";
   const bool both_atomic = cell->store.atomic && actor.now.atomic;
   if (!both_atomic && !Ordered(cell->store, actor)) return "a race";
@@ -109,7 +107,7 @@ const char* Memory::Load(Cell* cell, const Actor& actor, Moment* other) const {
 
 const char* Memory::Store(Cell* cell, const Actor& actor, Moment* other) const {
   *other = cell->store;
-  if (cell->store.arriving) return "which a cp.async that nobody has waited for writes";
+  if (cell->store.arriving) return "which a copy that was not waited for writes";
   if (!(cell->store.atomic && actor.now.atomic) && !Ordered(cell->store, actor)) return "a race";
   for (Moment& load : cell->loads) {
     *other = load;

@@ -62,8 +62,8 @@ struct Region {
   size_t size;
   void* mapping;
   size_t mapped;
-  bool written = false;      // all of it, by the host
-  unsigned cell_shift = 4;   // a cell stands for 2^cell_shift bytes, fewer when a smaller access comes
+  bool written = false;     // all of it, by the host
+  unsigned cell_shift = 4;  // a cell stands for 2^cell_shift bytes, fewer when a smaller access comes
   std::vector<Cell> cells;
 
   bool Contains(const void* address, size_t bytes) const {

@@ -29,7 +29,8 @@ std::vector<Frame> Frames(const Program& program, uint32_t offset) {
     const std::string text(place, std::strcspn(place, " \n"));
     const size_t colon = text.rfind(':');
     if (colon == std::string::npos) continue;
-    frames.push_back({std::string(function, std::strcspn(function, "\n")), text.substr(0, colon), text.substr(colon + 1)});
+    frames.push_back(
+        {std::string(function, std::strcspn(function, "\n")), text.substr(0, colon), text.substr(colon + 1)});
   }
   pclose(pipe);
   return frames;
@@ -47,9 +48,7 @@ uint32_t Offset(const Program& program, const void* pc) {
   return static_cast<uint32_t>(static_cast<const char*>(pc) - program.begin) - 1;
 }
 
-bool Contains(const Program& program, const void* address) {
-  return address >= program.begin && address < program.end;
-}
+bool Contains(const Program& program, const void* address) { return address >= program.begin && address < program.end; }
 
 std::string Source(const Program& program, uint32_t offset) {
   std::string text;
@@ -73,7 +72,8 @@ std::string KernelName(const Program& program, uint32_t offset, const char* othe
   if (frames.empty() || frames.back().function == "??") return otherwise;
   std::string name = frames.back().function;
   const std::string anonymous = "(anonymous namespace)::";
-  for (size_t at = name.find(anonymous); at != std::string::npos; at = name.find(anonymous)) name.erase(at, anonymous.size());
+  for (size_t at = name.find(anonymous); at != std::string::npos; at = name.find(anonymous))
+    name.erase(at, anonymous.size());
   const size_t parameters = name.find('(');
   name = name.substr(0, parameters);
   // A template's name is printed with its return type.

@@ -21,9 +21,9 @@ void Access(const void* address, size_t size, Kind kind, bool aligned, const voi
 }  // namespace
 
 #define TK_PC __builtin_return_address(0)
-#define TK_TRACE(size)                                                                            \
-  void __tsan_read##size(void* address) { Access(address, size, Kind::kLoad, true, TK_PC); }      \
-  void __tsan_write##size(void* address) { Access(address, size, Kind::kStore, true, TK_PC); }    \
+#define TK_TRACE(size)                                                                                  \
+  void __tsan_read##size(void* address) { Access(address, size, Kind::kLoad, true, TK_PC); }            \
+  void __tsan_write##size(void* address) { Access(address, size, Kind::kStore, true, TK_PC); }          \
   void __tsan_unaligned_read##size(void* address) { Access(address, size, Kind::kLoad, false, TK_PC); } \
   void __tsan_unaligned_write##size(void* address) { Access(address, size, Kind::kStore, false, TK_PC); }
 
@@ -48,17 +48,17 @@ void __tsan_func_entry(void*) {
 }
 
 // Host code: guards of local statics, shared pointers. Kernels have CUDA's functions.
-#define TK_ATOMICS(bits, T)                                                                                        \
-  T __tsan_atomic##bits##_load(const volatile T* a, int) { return __atomic_load_n(a, __ATOMIC_SEQ_CST); }          \
-  void __tsan_atomic##bits##_store(volatile T* a, T v, int) { __atomic_store_n(a, v, __ATOMIC_SEQ_CST); }          \
+#define TK_ATOMICS(bits, T)                                                                                         \
+  T __tsan_atomic##bits##_load(const volatile T* a, int) { return __atomic_load_n(a, __ATOMIC_SEQ_CST); }           \
+  void __tsan_atomic##bits##_store(volatile T* a, T v, int) { __atomic_store_n(a, v, __ATOMIC_SEQ_CST); }           \
   T __tsan_atomic##bits##_exchange(volatile T* a, T v, int) { return __atomic_exchange_n(a, v, __ATOMIC_SEQ_CST); } \
   T __tsan_atomic##bits##_fetch_add(volatile T* a, T v, int) { return __atomic_fetch_add(a, v, __ATOMIC_SEQ_CST); } \
   T __tsan_atomic##bits##_fetch_sub(volatile T* a, T v, int) { return __atomic_fetch_sub(a, v, __ATOMIC_SEQ_CST); } \
   T __tsan_atomic##bits##_fetch_and(volatile T* a, T v, int) { return __atomic_fetch_and(a, v, __ATOMIC_SEQ_CST); } \
-  T __tsan_atomic##bits##_fetch_or(volatile T* a, T v, int) { return __atomic_fetch_or(a, v, __ATOMIC_SEQ_CST); }  \
+  T __tsan_atomic##bits##_fetch_or(volatile T* a, T v, int) { return __atomic_fetch_or(a, v, __ATOMIC_SEQ_CST); }   \
   T __tsan_atomic##bits##_fetch_xor(volatile T* a, T v, int) { return __atomic_fetch_xor(a, v, __ATOMIC_SEQ_CST); } \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* a, T* c, T v, int, int) {                          \
-    return __atomic_compare_exchange_n(a, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                        \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* a, T* c, T v, int, int) {                           \
+    return __atomic_compare_exchange_n(a, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                         \
   }
 TK_ATOMICS(8, uint8_t)
 TK_ATOMICS(16, uint16_t)

@@ -41,9 +41,7 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 
-inline unsigned __umulhi(unsigned x, unsigned y) {
-  return static_cast<unsigned>((static_cast<uint64_t>(x) * y) >> 32);
-}
+inline unsigned __umulhi(unsigned x, unsigned y) { return static_cast<unsigned>((static_cast<uint64_t>(x) * y) >> 32); }
 
 template <typename To, typename From>
 To TkBits(From from) {
@@ -57,10 +55,10 @@ inline unsigned __float_as_uint(float x) { return TkBits<unsigned>(x); }
 inline float __int_as_float(int x) { return TkBits<float>(x); }
 inline float __uint_as_float(unsigned x) { return TkBits<float>(x); }
 
-#define TK_LOAD(Name)            \
-  template <typename T>          \
-  T Name(const T* address) {     \
-    return *address;             \
+#define TK_LOAD(Name)        \
+  template <typename T>      \
+  T Name(const T* address) { \
+    return *address;         \
   }
 TK_LOAD(__ldg)
 TK_LOAD(__ldcg)
@@ -68,10 +66,10 @@ TK_LOAD(__ldca)
 TK_LOAD(__ldcs)
 #undef TK_LOAD
 
-#define TK_STORE(Name)                  \
-  template <typename T>                 \
-  void Name(T* address, const T& value) {  \
-    *address = value;                   \
+#define TK_STORE(Name)                    \
+  template <typename T>                   \
+  void Name(T* address, const T& value) { \
+    *address = value;                     \
   }
 TK_STORE(__stwb)
 TK_STORE(__stcg)

@@ -28,10 +28,9 @@ TK_HIDDEN inline XLA_FFI_Error* CallKernel(const char* op, XLA_FFI_Handler* hand
 }  // namespace tftoolkit::emulation
 
 #undef TK_KERNEL
-#define TK_KERNEL(op, platform, handler)                                                                           \
-  static const ::tftoolkit::DeclareKernel tk_kernel_##op##_##platform(                                             \
-      #op, "CPU",                                                                                                  \
-      [](XLA_FFI_CallFrame* frame) { return ::tftoolkit::emulation::CallKernel(#op, handler, frame); }, __FILE__, \
-      __LINE__)
+#define TK_KERNEL(op, platform, handler)                                                                            \
+  static const ::tftoolkit::DeclareKernel tk_kernel_##op##_##platform(                                              \
+      #op, "CPU", [](XLA_FFI_CallFrame* frame) { return ::tftoolkit::emulation::CallKernel(#op, handler, frame); }, \
+      __FILE__, __LINE__)
 
 #endif  // TFTOOLKIT_EMULATION_KERNEL_H_

@@ -24,41 +24,41 @@ struct dim3 {
 };
 
 // Compilers split a copy of a structure into copies of its members, whose own alignment says less.
-#define TK_VECTOR_COPIES(Name)                                        \
-  Name() = default;                                                   \
-  Name(const Name& other) { *this = other; }                          \
-  Name& operator=(const Name& other) {                                \
-    ::tftoolkit::emulation::CheckAligned(&other, alignof(Name));      \
-    ::tftoolkit::emulation::CheckAligned(this, alignof(Name));        \
-    return Assign(other);                                             \
+#define TK_VECTOR_COPIES(Name)                                   \
+  Name() = default;                                              \
+  Name(const Name& other) { *this = other; }                     \
+  Name& operator=(const Name& other) {                           \
+    ::tftoolkit::emulation::CheckAligned(&other, alignof(Name)); \
+    ::tftoolkit::emulation::CheckAligned(this, alignof(Name));   \
+    return Assign(other);                                        \
   }
 
-#define TK_VECTOR_2(Name, T)                            \
-  struct alignas(2 * sizeof(T)) Name {                  \
-    T x, y;                                             \
-    Name(T x, T y) : x(x), y(y) {}                      \
-    TK_VECTOR_COPIES(Name)                              \
-                                                        \
-   private:                                             \
-    Name& Assign(const Name& other) {                   \
-      x = other.x, y = other.y;                         \
-      return *this;                                     \
-    }                                                   \
-  };                                                    \
+#define TK_VECTOR_2(Name, T)           \
+  struct alignas(2 * sizeof(T)) Name { \
+    T x, y;                            \
+    Name(T x, T y) : x(x), y(y) {}     \
+    TK_VECTOR_COPIES(Name)             \
+                                       \
+   private:                            \
+    Name& Assign(const Name& other) {  \
+      x = other.x, y = other.y;        \
+      return *this;                    \
+    }                                  \
+  };                                   \
   inline Name make_##Name(T x, T y) { return {x, y}; }
 
-#define TK_VECTOR_4(Name, T, Alignment)                                 \
-  struct alignas(Alignment) Name {                                      \
-    T x, y, z, w;                                                       \
-    Name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                \
-    TK_VECTOR_COPIES(Name)                                              \
-                                                                        \
-   private:                                                             \
-    Name& Assign(const Name& other) {                                   \
-      x = other.x, y = other.y, z = other.z, w = other.w;               \
-      return *this;                                                     \
-    }                                                                   \
-  };                                                                    \
+#define TK_VECTOR_4(Name, T, Alignment)                   \
+  struct alignas(Alignment) Name {                        \
+    T x, y, z, w;                                         \
+    Name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}  \
+    TK_VECTOR_COPIES(Name)                                \
+                                                          \
+   private:                                               \
+    Name& Assign(const Name& other) {                     \
+      x = other.x, y = other.y, z = other.z, w = other.w; \
+      return *this;                                       \
+    }                                                     \
+  };                                                      \
   inline Name make_##Name(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 TK_VECTOR_2(char2, signed char)
