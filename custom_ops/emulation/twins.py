@@ -74,7 +74,8 @@ def _connect(op: Op, other: Op) -> None:
     """Gives the twin the op's reference and gradient, as they are now; the gradient calls twins, too."""
     other.reference_function = op.reference_function
     if op.differentiates_reference:
-        other.differentiate_reference()
+        if not other.differentiates_reference:
+            other.differentiate_reference()
     elif op.gradient_function is not None and other.gradient_function is None:
         other.gradient(_of_twins(op, other), sparse=op.takes_sparse_gradients)
 

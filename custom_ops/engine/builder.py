@@ -113,8 +113,8 @@ def library_recipe(
     compiler or source and for a source of unknown kind, TypeError or ValueError for arguments of another kind.
     """
     if cuda not in (True, False, "auto", *CUDA_RECIPES):
-        others = "".join(f", {choice!r}" for choice in ("auto", *CUDA_RECIPES))
-        raise ValueError(f"cuda must be one of True, False{others}, got {cuda!r}")
+        named = " or ".join(map(repr, ("auto", *CUDA_RECIPES)))
+        raise ValueError(f"cuda must be True, False, {named}, got {cuda!r}")
     lists = {
         "sources": sources, "extra_cflags": extra_cflags, "extra_cuda_cflags": extra_cuda_cflags,
         "extra_ldflags": extra_ldflags, "include_dirs": include_dirs,

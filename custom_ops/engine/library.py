@@ -304,6 +304,11 @@ def _builtin_sources(path: Path) -> list[Path]:
     return sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
 
 
+def has_cuda(folder: str | os.PathLike[str]) -> bool:
+    """Whether the op that lives in ``custom_ops/<folder>`` has a CUDA source."""
+    return any(source.suffix == ".cu" for source in _builtin_sources(_PACKAGE / folder))
+
+
 def delegate_recipe() -> builder.Recipe:
     """How to build the external delegate by which TensorFlow Lite calls op libraries."""
     return builder.library_recipe(_DELEGATE, [_PACKAGE / _DELEGATE / "delegate.cc"])

@@ -1,5 +1,5 @@
-// Kernels with one mistake each, chosen by the attribute `bug`; 0 is the kernel as it should be. Lines that findings
-// must name carry a mark, such as "@reuse".
+// Kernels with one mistake each, chosen by the attribute `bug`; 0 is the kernel as it should be. Lines that
+// findings must name carry a mark (an @ and a word).
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -101,9 +101,8 @@ __global__ void Partials(const float* x, float* partials) {
   if (threadIdx.x > 0) return;
   float sum = 0;
   for (int i = 0; i < kBlock; ++i) sum += x[blockIdx.x * kBlock + i];
-  partials[kBug == kSamePartialsRow    ? 0
-           : kBug == kUnwrittenScratch ? blockIdx.x / 2 * 2
-                                       : blockIdx.x] = sum;  // @partial
+  if (kBug == kUnwrittenScratch && blockIdx.x == 1) return;
+  partials[kBug == kSamePartialsRow ? 0 : blockIdx.x] = sum;  // @partial
 }
 
 __global__ void SumPartials(const float* partials, float* y, int count) {

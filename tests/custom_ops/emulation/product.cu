@@ -1,5 +1,5 @@
 // C = A B on tensor cores, in tiles of 64 x 64: two stages of copies that run by themselves, fragments by ldmatrix.
-// `bug` plants one mistake; 0 is right. Lines that findings must name carry a mark, such as "@multiply".
+// `bug` plants one mistake; 0 is right. Lines that findings must name carry a mark (an @ and a word).
 
 #include <cuda_runtime.h>
 
