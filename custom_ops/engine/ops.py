@@ -79,8 +79,8 @@ class Op(Declaration):
         return tf_host.register(self)
 
     def __call__(self, /, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
-        if _ever_stood_in and (other := _stand_ins.get().get(self)):
-            return other(*inputs, name=name, **keywords)
+        if _ever_stood_in and self in _stand_ins.get():
+            return _stand_ins.get()[self](*inputs, name=name, **keywords)
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
         attributes = self.complete(keywords)

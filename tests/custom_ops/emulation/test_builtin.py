@@ -34,7 +34,7 @@ def some(chosen) -> list:
     return [pytest.param(*one, id="-".join([one[0], *map(str, one[1].shape), one[1].dtype])) for one in chosen]
 
 
-def run(folder: str, case) -> None:
+def run_case(folder: str, case) -> None:
     for name in opened(folder).schemas:
         result = table.check_cases(emulation.twin(opened(folder).op(name)), [case])
         assert result.verdict == "ok", f"{name}: {result.seen}"
@@ -43,7 +43,7 @@ def run(folder: str, case) -> None:
 @pytest.mark.parametrize(("folder", "case"), some(one for one in CASES if 100 < math.prod(one[1].shape) < 200))
 def test_a_few_cases(folder, case, random_seed):
     with emulation.settings(seed=random_seed, max_blocks=2):
-        run(folder, case)
+        run_case(folder, case)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_a_few_cases(folder, case, random_seed):
 @pytest.mark.parametrize(("folder", "case"), some(one for one in CASES if math.prod(one[1].shape) < SMALL))
 def test_small_cases(folder, case, seed, random_seed):
     with emulation.settings(seed=random_seed if seed else 0, max_blocks=1 if seed else 0):
-        run(folder, case)
+        run_case(folder, case)
 
 
 @pytest.mark.exhaustive
@@ -59,13 +59,13 @@ def test_small_cases(folder, case, seed, random_seed):
 @pytest.mark.parametrize(("folder", "case"), some(one for one in CASES if math.prod(one[1].shape) >= SMALL))
 def test_large_cases(folder, case, seed, random_seed):
     with emulation.settings(seed=random_seed if seed else 0, max_blocks=3 if seed else 0):
-        run(folder, case)
+        run_case(folder, case)
 
 
 RNG = np.random.default_rng(0)
 X, GAMMA = RNG.standard_normal((3, 8)).astype(np.float32), RNG.standard_normal(8).astype(np.float32)
 # The others run on the result of one kernel, or on the reference.
-KERNEL = ["runs", "empty", "written", "bounds", "modes", "sizes", "gradient"]
+KERNEL = ["runs", "empty", "modes", "sizes", "gradient"]
 test_opcheck = pytest.mark.slow(pytest_checks(custom_ops.rms_norm, X, GAMMA, checks=KERNEL, device="emulated"))
 
 
@@ -74,14 +74,16 @@ def test_the_public_function_and_its_gradient(mode):
     def run(x, gamma):
         with tf.GradientTape() as tape:
             tape.watch([x, gamma])
-            y = custom_ops.rms_norm(x, gamma)
-        return [y, *tape.gradient(tf.reduce_sum(tf.sin(y)), [x, gamma])]
+            y = tf.sin(custom_ops.rms_norm(x, gamma))
+        return [y, *tape.gradient(y, [x, gamma])]
 
     x, gamma = tf.constant(X), tf.constant(GAMMA)
     expected = run(x, gamma)
     with emulation.emulated(ops.find("TfToolkit>RmsNorm")):
         actual = mode(run)(x, gamma)
-        used = {node.type for node in tf.function(run).get_concrete_function(x, gamma).graph.get_operations()}
+        graph = tf.function(run).get_concrete_function(x, gamma).graph.as_graph_def()
+    functions = [function.node_def for function in graph.library.function]
+    used = {node.op for nodes in [graph.node, *functions] for node in nodes}
     assert {"TfToolkitEmulated>RmsNorm", "TfToolkitEmulated>RmsNormGrad"} <= used
     assert not {"TfToolkit>RmsNorm", "TfToolkit>RmsNormGrad"} & used
     for one, other in zip(actual, expected, strict=True):
@@ -122,7 +124,7 @@ def mutants(tmp_path_factory):
     schemas = "\n".join(re.findall(r"TK_OP\(.*?\);\n", source.with_suffix(".cc").read_text(), re.DOTALL))
     paths = {}
     for number, (mutant, (old, new, _, _)) in enumerate(MUTANTS.items()):
-        text = source.read_text()
+        text = re.sub(r" *case ffi::(BF16|F16):.*?;\n", "", source.read_text(), flags=re.DOTALL)  # compiles sooner
         assert text.count(old) == 1, mutant
         paths[mutant] = folder / f"mutant_{number}.cu"
         paths[mutant].write_text(text.replace(old, new) + schemas)
