@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from tftoolkit.custom_ops.engine import library, ops
 from tftoolkit.custom_ops.engine.declaration import Library
@@ -24,7 +24,7 @@ def twin(op: Op) -> Op:
     """
     if is_emulated(op):
         return op
-    other: Op = _twin_library(op.library).op(op.name)
+    other: Op = _twin_library(cast(OpLibrary, op.library)).op(op.name)
     if not other.handlers:
         raise LoadError(f"{op.name} has no CUDA kernel to emulate; its library {op.library.name} has some for others")
     for name in other.library.schemas:
@@ -44,7 +44,7 @@ def emulated(*chosen: Op) -> Iterator[None]:
 
     Traced functions keep what was called while they were traced. Raises what ``twin`` raises.
     """
-    stand_ins = {}
+    stand_ins: dict[Op, Op] = {}
     for op in chosen:
         other = twin(op)
         stand_ins |= _stand_ins(op.library, other.library)
@@ -57,7 +57,7 @@ def _stand_ins(original: Library, other: Library) -> dict[Op, Op]:
 
 
 @functools.cache
-def _twin_library(original: Library) -> OpLibrary:
+def _twin_library(original: OpLibrary) -> OpLibrary:
     origin = library.origin(original)
     if origin is None:
         raise LoadError(

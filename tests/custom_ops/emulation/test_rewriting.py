@@ -41,7 +41,7 @@ def test_launches_over_several_lines_keep_the_lines():
 
 
 @pytest.mark.parametrize(
-    "text", ['"K<<<1, 2>>>(x)"', "// K<<<1, 2>>>(x)", "/* __shared__\n float a[2]; */", "'\"'; \"__noinline__\""]
+    "text", ['"K<<<1, 2>>>(x)"', "// K<<<1, 2>>>(x)", "/* __shared__\n float a[2]; */", '\'"\'; "__noinline__"']
 )
 def test_comments_and_strings_stay(text):
     assert rewrite(text) == text
