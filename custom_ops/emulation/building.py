@@ -18,15 +18,17 @@ from tftoolkit.custom_ops.engine.errors import BuildError
 
 _HERE = Path(__file__).resolve().parent
 _INCLUDE_DIR = _HERE / "include"
+_TRACED_FUNCTIONS = ("memcpy", "memmove", "memset")  # of the C library, which the emulator's own stand in for
 _COMMON = ("-std=c++17", "-fPIC")
 # Every load and store of the kernel must reach the tracer as the source has it: none as part of a wider one, or of a
 # call of memset. Rounding is one operation at a time.
 _KERNEL = (
     "-x", "c++", "-O2", "-g1", "-fvisibility=hidden", "-fsanitize=thread", "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize", "-fno-tree-loop-distribute-patterns", "-fno-store-merging", "-ffp-contract=off",
-    "-fno-math-errno", "-DTK_EMULATED", "-Wno-unknown-pragmas",
+    "-fno-math-errno", *(f"-fno-builtin-{name}" for name in _TRACED_FUNCTIONS), "-DTK_EMULATED", "-Wno-unknown-pragmas",
     "-include", "tftoolkit/emulation/kernel.h", "-include", "cuda_runtime.h",
 )  # fmt: skip
+_WRAPPED = tuple(f"-Wl,--wrap={name}" for name in (*_TRACED_FUNCTIONS, "__assert_fail"))
 _SCHEMAS = ("-O0", "-fvisibility=hidden", "-DTK_EMULATED", "-include", "tftoolkit/emulation/schema_only.h")
 
 
@@ -67,7 +69,7 @@ def library_recipe(
     return builder.Recipe(
         name,
         units=tuple(units),
-        link=(*compiler.command, "-shared", "-Wl,-z,defs", *extra_ldflags, str(runtime)),
+        link=(*compiler.command, "-shared", "-Wl,-z,defs", *_WRAPPED, *extra_ldflags, str(runtime)),
         include_dirs=(rewritten, *folders, *includes),
         versions=(compiler.version, "emulated"),
         pinned=(toolchain.ffi_include_dir(),),

@@ -5,13 +5,12 @@
 
 #include "cuda_runtime.h"
 #include "tftoolkit/emulation/small_floats.h"
-#include "tftoolkit/float_types.h"
 
 struct __nv_bfloat16 {
   uint16_t bits;
   __nv_bfloat16() = default;
-  __nv_bfloat16(float value) : bits(tftoolkit::Store<tftoolkit::BFloat16>(value).bits) {}
-  operator float() const { return tftoolkit::Load(tftoolkit::BFloat16{bits}); }
+  __nv_bfloat16(float value) : bits(::tftoolkit::emulation::ToBFloat16(value)) {}
+  operator float() const { return ::tftoolkit::emulation::FromBFloat16(bits); }
 };
 using nv_bfloat16 = __nv_bfloat16;
 

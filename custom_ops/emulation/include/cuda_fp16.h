@@ -5,13 +5,12 @@
 
 #include "cuda_runtime.h"
 #include "tftoolkit/emulation/small_floats.h"
-#include "tftoolkit/float_types.h"
 
 struct __half {
   uint16_t bits;
   __half() = default;
-  __half(float value) : bits(tftoolkit::Store<tftoolkit::Half>(value).bits) {}
-  operator float() const { return tftoolkit::Load(tftoolkit::Half{bits}); }
+  __half(float value) : bits(::tftoolkit::emulation::ToHalf(value)) {}
+  operator float() const { return ::tftoolkit::emulation::FromHalf(bits); }
 };
 using half = __half;
 

@@ -70,6 +70,7 @@ class Call {
     ReplaceServices();
     if (!CopyIn()) return Error(XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for copies of the buffers");
     XLA_FFI_Error* error = CallHandler(handler, &frame_);
+    if (error == nullptr) CheckWritten();
     if (machine_.finding.empty()) {
       if (error == nullptr) CopyOut();
       return error;
@@ -158,6 +159,17 @@ class Call {
 
   static void Point(std::vector<Copied>* copies, std::vector<void*>* pointers) {
     for (Copied& one : *copies) pointers->push_back(&one.copy);
+  }
+
+  void CheckWritten() {
+    for (const Copied& output : outputs_) {
+      if (output.bytes == 0) continue;
+      const Region& region = *machine_.memory().Find(output.copy.data);
+      const size_t first = Memory::FirstUnwritten(region);
+      if (first == region.size) continue;
+      machine_.Fail(cudaErrorInvalidValue, region.name + " + " + std::to_string(first) + " bytes (it holds " +
+                                               std::to_string(region.size) + ") is written by no kernel");
+    }
   }
 
   void CopyOut() {

@@ -6,6 +6,8 @@
 
 #include "machine.h"
 #include "report.h"
+#include "tftoolkit/emulation/small_floats.h"
+#include "tftoolkit/float_types.h"
 
 namespace tftoolkit::emulation {
 namespace {
@@ -31,6 +33,11 @@ void* DynamicSharedMemory(size_t alignment) { return OnDevice() ? Device()->Dyna
 void CheckAligned(const void* address, size_t alignment) {
   if (OnDevice()) Device()->CheckAligned(address, alignment, __builtin_return_address(0));
 }
+
+float FromHalf(uint16_t bits) { return Load(Half{bits}); }
+uint16_t ToHalf(float value) { return Store<Half>(value).bits; }
+float FromBFloat16(uint16_t bits) { return Load(BFloat16{bits}); }
+uint16_t ToBFloat16(float value) { return Store<BFloat16>(value).bits; }
 
 void Fence() { Device()->thread()->fenced = true; }
 

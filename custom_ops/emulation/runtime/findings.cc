@@ -50,6 +50,13 @@ void Machine::CheckAligned(const void* address, size_t alignment, const void* pc
        Source(program, Offset(program, pc)));
 }
 
+void Machine::HostTouches(const void* address, const void* pc) {
+  const Region* region = memory_.Find(address);
+  if (region == nullptr) return;
+  Fail(cudaErrorInvalidValue, "host code touches " + region->name + ", which is in the device's memory, " +
+                                  Source(program, Offset(program, pc)));
+}
+
 bool Machine::HostMayUse(const void* address, size_t size, bool stores) {
   std::string wrong;
   if (error == cudaSuccess && memory_.HostAccess(address, size, stores, &wrong)) return true;

@@ -92,6 +92,8 @@ class Machine {
   static void OrderLanes(Thread* lanes, unsigned mask);
 
   void Access(const void* address, size_t size, Kind kind, const void* pc);
+  // Host code loads or stores: not the device's memory, which it could not reach on a GPU.
+  void HostTouches(const void* address, const void* pc);
   void CheckAligned(const void* address, size_t alignment, const void* pc);
   // For cudaMemsetAsync and cudaMemcpyAsync; false, after Fail, where they may not.
   bool HostMayUse(const void* address, size_t size, bool stores);

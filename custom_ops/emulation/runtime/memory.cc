@@ -163,6 +163,14 @@ void Memory::Arrive(const void* address, size_t size, const Actor& actor) {
   }
 }
 
+size_t Memory::FirstUnwritten(const Region& region) {
+  if (region.written) return region.size;
+  for (size_t i = 0; i < region.cells.size(); ++i) {
+    if (region.cells[i].store.block == 0) return i << region.cell_shift;
+  }
+  return region.cells.empty() ? 0 : region.size;
+}
+
 bool Memory::HostAccess(const void* address, size_t size, bool stores, std::string* wrong) {
   Region* region = Find(address);
   if (region == nullptr || !region->Contains(address, size)) {

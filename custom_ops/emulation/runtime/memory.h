@@ -98,6 +98,9 @@ class Memory {
 
   void Drop(Region* region);
 
+  // The first byte of a region that nobody has written; its size if there is none.
+  static size_t FirstUnwritten(const Region& region);
+
   // Between launches the host fills or copies memory. Where it reads or writes what is not of the device: false.
   bool HostAccess(const void* address, size_t size, bool stores, std::string* wrong);
 

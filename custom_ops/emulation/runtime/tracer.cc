@@ -1,8 +1,11 @@
 // The functions that `g++ -fsanitize=thread` calls for every load and store of the kernel. The compiler's own library
 // of them is not linked: these ask the machine whether the access is right.
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <string>
 
 #include "machine.h"
 
@@ -13,7 +16,8 @@ namespace {
 
 void Access(const void* address, size_t size, Kind kind, bool aligned, const void* pc) {
   Machine* machine = Machine::Current();
-  if (machine == nullptr || machine->thread() == nullptr) return;  // host code of the .cu file
+  if (machine == nullptr) return;
+  if (machine->thread() == nullptr) return machine->HostTouches(address, pc);  // host code of the .cu file
   if (aligned) machine->CheckAligned(address, size, pc);
   machine->Access(address, size, kind, pc);
 }
@@ -64,6 +68,29 @@ TK_ATOMICS(8, uint8_t)
 TK_ATOMICS(16, uint16_t)
 TK_ATOMICS(32, uint32_t)
 TK_ATOMICS(64, uint64_t)
+
+// What the C library does for kernels. The linker sends a library's calls of memcpy here (--wrap=memcpy).
+void* __wrap_memcpy(void* to, const void* from, size_t size) {
+  if (size != 0) Access(from, size, Kind::kLoad, false, TK_PC), Access(to, size, Kind::kStore, false, TK_PC);
+  return memcpy(to, from, size);
+}
+
+void* __wrap_memmove(void* to, const void* from, size_t size) {
+  if (size != 0) Access(from, size, Kind::kLoad, false, TK_PC), Access(to, size, Kind::kStore, false, TK_PC);
+  return memmove(to, from, size);
+}
+
+void* __wrap_memset(void* to, int byte, size_t size) {
+  if (size != 0) Access(to, size, Kind::kStore, false, TK_PC);
+  return memset(to, byte, size);
+}
+
+void __wrap___assert_fail(const char* assertion, const char* file, unsigned line, const char* function) {
+  Machine* machine = Machine::Current();
+  const std::string what = std::string("assert(") + assertion + ") fails";
+  if (machine != nullptr && machine->thread() != nullptr) machine->FindAt(what, {file, static_cast<int>(line)});
+  __assert_fail(assertion, file, line, function);
+}
 
 void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

@@ -4,7 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <string>
+#include <cassert>
+#include <cstring>
 
 #include "tftoolkit/grid.h"
 #include "tftoolkit/op.h"
@@ -34,6 +35,10 @@ enum Bug {
   kNullPointer,
   kTooManyThreads,
   kTooMuchShared,
+  kCopiesPast,
+  kAssertion,
+  kHostReads,
+  kUnwrittenOutput,
 };
 
 constexpr int kBlock = 64;
@@ -136,6 +141,15 @@ __global__ void AddUp(const float* x, float* y) {
   }
 }
 
+// y = x, a row of 32 numbers for each thread.
+template <int kBug>
+__global__ void CopyRows(const float* x, float* y) {
+  assert(threadIdx.x < (kBug == kAssertion ? 1 : 2));  // @assert
+  if (kBug == kUnwrittenOutput && threadIdx.x == 1) return;
+  const int count = kBug == kCopiesPast ? 33 : 32;
+  memcpy(y + 32 * threadIdx.x, x + 32 * threadIdx.x, count * sizeof(float));  // @copy
+}
+
 struct Call {
   cudaStream_t stream;
   const float* x;
@@ -179,6 +193,12 @@ void LaunchCopy(const Call& call) {
 }
 
 template <int kBug>
+void LaunchCopyRows(const Call& call) {
+  if (kBug == kHostReads && call.x[0] < 0) return;  // @host
+  CopyRows<kBug><<<1, 2, 0, call.stream>>>(call.x, call.y);
+}
+
+template <int kBug>
 void LaunchWarpSum(const Call& call) {
   WarpSum<kBug><<<1, kBlock, 0, call.stream>>>(call.x, call.y);
 }
@@ -214,6 +234,10 @@ constexpr Launch kLaunches[] = {
     LaunchCopy<kNullPointer>,
     LaunchReverse<kTooManyThreads>,
     LaunchReverse<kTooMuchShared>,
+    LaunchCopyRows<kCopiesPast>,
+    LaunchCopyRows<kAssertion>,
+    LaunchCopyRows<kHostReads>,
+    LaunchCopyRows<kUnwrittenOutput>,
     // Right ones, from here on.
     LaunchCopy<kNone>,
     LaunchWarpSum<kNone>,
@@ -221,10 +245,11 @@ constexpr Launch kLaunches[] = {
     LaunchPartials<kNone>,
     LaunchAddUp<kNone>,
     LaunchLast<kNone>,
+    LaunchCopyRows<kNone>,
 };
 
 ffi::Error Planted(cudaStream_t stream, ffi::ScratchAllocator scratch, ffi::Buffer<ffi::F32> x,
-                   ffi::ResultBuffer<ffi::F32> y, int64_t bug) {
+                   ffi::ResultBuffer<ffi::F32> y, int64_t bug, int64_t) {
   const int64_t n = static_cast<int64_t>(x.element_count());
   const auto partials = scratch.Allocate(n * sizeof(float)), finished = scratch.Allocate(sizeof(unsigned));
   if (!partials || !finished) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory");
@@ -242,7 +267,8 @@ XLA_FFI_DEFINE_HANDLER(PlantedCuda, Planted,
                            .Ctx<ffi::ScratchAllocator>()
                            .Arg<ffi::Buffer<ffi::F32>>()
                            .Ret<ffi::Buffer<ffi::F32>>()
-                           .Attr<int64_t>("bug"));
+                           .Attr<int64_t>("bug")
+                           .Attr<int64_t>("size"));
 
-TK_OP(Planted, "(x: f32[n], *, bug: i64) -> (y: f32[n])");
+TK_OP(Planted, "(x: f32[n], *, bug: i64, size: i64 = 256) -> (y: f32[size])");
 TK_KERNEL(Planted, CUDA, PlantedCuda);

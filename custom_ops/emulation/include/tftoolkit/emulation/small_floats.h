@@ -8,6 +8,16 @@
 
 #include "tftoolkit/emulation/vector_types.h"
 
+namespace tftoolkit::emulation {
+
+// Rounded to nearest, ties to even.
+float FromHalf(uint16_t bits);
+uint16_t ToHalf(float value);
+float FromBFloat16(uint16_t bits);
+uint16_t ToBFloat16(float value);
+
+}  // namespace tftoolkit::emulation
+
 // Arithmetic and comparisons come by way of float. A pair is read and written at once, so it must be aligned.
 #define TK_SMALL_FLOAT(Scalar, Pair)                                                   \
   struct alignas(2 * sizeof(Scalar)) Pair {                                            \
