@@ -94,7 +94,7 @@ void Machine::StartBlock() {
 void Machine::RunBlock() {
   StartBlock();
   do {
-    std::shuffle(order_.begin(), order_.end(), random_);
+    if (settings.seed != 0) std::shuffle(order_.begin(), order_.end(), random_);
     RunWarps();
   } while (!stopped_ && OpenBarrier());
   for (Thread& thread : threads_) {
@@ -112,7 +112,7 @@ void Machine::RunWarps() {
       const int first = warp * kWarp;
       const int count = std::min<int>(kWarp, threads() - first);
       std::iota(lanes, lanes + count, first);
-      std::shuffle(lanes, lanes + count, random_);
+      if (settings.seed != 0) std::shuffle(lanes, lanes + count, random_);
       // A warp goes on until it waits: what it does in one go can be the most at odds with the others.
       for (bool again = true; again && !stopped_;) {
         again = false;

@@ -1,7 +1,7 @@
 // The emulated GPU of one call of a handler: its memory, and the block of threads that runs.
 //
-// Blocks run one after another in random order. Within a block a thread runs until it waits for others; warps take
-// turns in random order, and within a warp the lanes. Nothing else can come between two instructions: what depends on
+// Blocks run one after another. Within a block a thread runs until it waits for others; warps take turns, and within a
+// warp the lanes, each in an order that the seed gives. Nothing else can come between two instructions: what depends on
 // that is found by Memory, not by luck.
 
 #ifndef TFTOOLKIT_EMULATION_MACHINE_H_

@@ -8,7 +8,7 @@
 namespace tftoolkit::emulation {
 
 struct Settings {
-  uint64_t seed = 0;       // of the order in which blocks, warps and lanes run
+  uint64_t seed = 0;       // of the order in which blocks, warps and lanes run; 0: by number
   int64_t max_blocks = 0;  // what tftoolkit::GridBlocks gives at most; 0: what the kernel asks for
 };
 
