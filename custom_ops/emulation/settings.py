@@ -16,7 +16,8 @@ def settings(*, seed: int | None = None, max_blocks: int | None = None) -> Itera
     The environment variables TFTOOLKIT_EMULATION_SEED and TFTOOLKIT_EMULATION_MAX_BLOCKS say the same.
 
     Args:
-      seed: of the order in which blocks, warps and lanes run; 0, which holds without a setting, is that of their numbers.
+      seed: of the order in which blocks, warps and lanes run; 0, which holds without a setting, is that of their
+        numbers.
       max_blocks: what ``tftoolkit::GridBlocks`` gives at most, so that a block comes to its second round on small
         inputs; None or 0 for what the kernel asks for.
 
