@@ -44,8 +44,8 @@ def library_recipe(
 ) -> builder.Recipe:
     """How to build an op library from C++ and CUDA sources, with the CUDA kernels as its kernels for the CPU.
 
-    ``builder.library_recipe`` with ``cuda="emulated"`` calls this. Flags for nvcc alone must not be among
-    ``extra_cuda_cflags``. The emulator is compiled, and the rewritten sources are put into the cache, by now.
+    ``builder.library_recipe`` with ``cuda="emulated"`` calls this. Of ``extra_cuda_cflags`` macros and include folders
+    count; the others are for nvcc. The emulator is compiled, and the rewritten sources are put into the cache, by now.
 
     Raises BuildError where a source cannot be read or rewritten, and for sources without a .cu file.
     """
@@ -61,7 +61,7 @@ def library_recipe(
     folders = [*dict.fromkeys(path.parent for path in sources)]
     kernel_flags = [
         *_COMMON, *_KERNEL, f"-I{rewritten}", *(f"-iquote{folder}" for folder in folders),
-        *map("-I{}".format, includes), system, *extra_cuda_cflags,
+        *map("-I{}".format, includes), system, *_for_cxx(extra_cuda_cflags),
     ]  # fmt: skip
     schema_flags = [*_COMMON, *_SCHEMAS, *map("-I{}".format, includes), system, *extra_cflags]
     units = [Unit((rewritten / f"{path.name}.cc",), (*compiler.command, *kernel_flags)) for path in cuda_sources]
@@ -91,6 +91,15 @@ def runtime_recipe() -> builder.Recipe:
         versions=(compiler.version,),
         pinned=(toolchain.ffi_include_dir(),),
     )
+
+
+def _for_cxx(flags: Sequence[str]) -> list[str]:
+    """Those of nvcc's flags that define a macro or add an include folder."""
+    kept, options = [], ("-D", "-U", "-I", "-isystem")
+    for flag, before in zip(flags, ("", *flags), strict=False):
+        if flag.startswith(options) or before in options:
+            kept.append(flag.replace("-isystem=", "-isystem"))
+    return kept
 
 
 def _rewrite(

@@ -40,7 +40,7 @@ def is_emulated(op: Op) -> bool:
 
 @contextlib.contextmanager
 def emulated(*chosen: Op) -> Iterator[None]:
-    """Within, calls of these ops, and of all ops of their libraries, are calls of their twins.
+    """Within, in this thread, calls of these ops, and of all ops of their libraries, are calls of their twins.
 
     Traced functions keep what was called while they were traced. Raises what ``twin`` raises.
     """

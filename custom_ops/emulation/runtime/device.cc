@@ -39,7 +39,9 @@ uint16_t ToHalf(float value) { return Store<Half>(value).bits; }
 float FromBFloat16(uint16_t bits) { return Load(BFloat16{bits}); }
 uint16_t ToBFloat16(float value) { return Store<BFloat16>(value).bits; }
 
-void Fence() { Device()->thread()->fenced = true; }
+void Fence() {
+  if (OnDevice()) Device()->thread()->fenced = true;
+}
 
 void AtomicLoad(const void* address, void* value, size_t size) {
   if (OnDevice()) {

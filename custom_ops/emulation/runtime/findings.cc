@@ -21,6 +21,7 @@ Actor Machine::Acting(const void* pc) const {
 
 void Machine::Access(const void* address, size_t size, Kind kind, const void* pc) {
   if (thread_->stack.Contains(address)) return;
+  if (kind == Kind::kStore) thread_->fenced = false;  // a fence is for what came before it
   Conflict conflict;
   if (memory_.Access(address, size, kind, Acting(pc), &conflict)) return;
   const bool loads = kind == Kind::kLoad || kind == Kind::kAtomicLoad;

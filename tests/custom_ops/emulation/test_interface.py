@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tftoolkit import cli, custom_ops
 from tftoolkit.custom_ops import emulation
+from tftoolkit.custom_ops.emulation import building
 from tftoolkit.custom_ops.engine import library
 
 HERE = Path(__file__).parent
@@ -85,6 +86,11 @@ def test_a_compile_error_names_the_line_of_the_cu_file(tmp_path):
     source.write_text('#include "tftoolkit/op.h"\n__global__ void K() {\n  __shared__ int a;\n  surely_not();\n}\n')
     with pytest.raises(custom_ops.BuildError, match=rf"{source}:4:.*surely_not"):
         custom_ops.load("Wrong", [source], cuda="emulated")
+
+
+def test_flags_for_nvcc_alone_are_left_out():
+    flags = ["--use_fast_math", "-DNOTHING", "-I", str(HERE), "-Xptxas", "-v", f"-isystem={HERE}"]
+    assert building._for_cxx(flags) == ["-DNOTHING", "-I", str(HERE), f"-isystem{HERE}"]
 
 
 @pytest.mark.slow

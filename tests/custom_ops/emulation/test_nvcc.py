@@ -78,7 +78,13 @@ def test_the_product_is_made_of_tensor_core_instructions(product):
     parts = re.split(r"^\s*code for (sm_\d+)", text, flags=re.MULTILINE)[1:]
     codes = dict(zip(parts[::2], parts[1::2], strict=True))
     for target in ("sm_80", "sm_90"):
-        for instruction in ("HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"):
+        for instruction in (
+            "HMMA.16816.F32",
+            "HMMA.16816.F32.BF16",
+            "LDSM.16.M88.4",
+            "LDSM.16.MT88.4",
+            "LDGSTS.E.BYPASS.128",
+        ):
             assert re.search(rf"\b{re.escape(instruction)}\s", codes[target]), f"{instruction} on {target}"
 
 
