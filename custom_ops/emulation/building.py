@@ -59,12 +59,14 @@ def library_recipe(
     system = f"-isystem{toolchain.ffi_include_dir()}"
     rewritten = _rewrite(name, cuda_sources, [*include_dirs, toolchain.INCLUDE_DIR], cache_dir)
     folders = [*dict.fromkeys(path.parent for path in sources)]
-    kernel_flags = [
-        *_COMMON, *_KERNEL, f"-I{rewritten}", *(f"-iquote{folder}" for folder in folders),
+    kernel_flags = [  # the rewritten headers before those that they were made of
+        *_COMMON, *_KERNEL, *(f"-iquote{folder}" for folder in (rewritten, *folders)), f"-I{rewritten}",
         *map("-I{}".format, includes), system, *_for_cxx(extra_cuda_cflags),
     ]  # fmt: skip
     schema_flags = [*_COMMON, *_SCHEMAS, *map("-I{}".format, includes), system, *extra_cflags]
-    units = [Unit((rewritten / f"{path.name}.cc",), (*compiler.command, *kernel_flags)) for path in cuda_sources]
+    units = [
+        Unit((rewritten / _place(i, path),), (*compiler.command, *kernel_flags)) for i, path in enumerate(cuda_sources)
+    ]
     units += [Unit((path,), (*compiler.command, *schema_flags)) for path in sources if path not in cuda_sources]
     return builder.Recipe(
         name,
@@ -105,13 +107,16 @@ def _for_cxx(flags: Sequence[str]) -> list[str]:
 def _rewrite(
     name: str, sources: Sequence[Path], folders: Sequence[Path], cache_dir: str | os.PathLike[str] | None
 ) -> Path:
-    """A folder in the cache with the rewritten sources, and those of their headers that must be rewritten."""
+    """A folder in the cache with the rewritten sources and their headers.
+
+    Of the kernel authors' headers, which lie in ``toolchain.INCLUDE_DIR``, those alone that must be rewritten.
+    """
     texts: dict[str, str] = {}
     for path, content in builder.with_headers(sources, folders).items():
         text = content.decode(errors="replace")
         if path in sources:
-            texts[f"{path.name}.cc"] = rewriting.rewrite(text, path)
-        elif rewriting.is_cuda(text):
+            texts[_place(sources.index(path), path)] = rewriting.rewrite(text, path)
+        elif rewriting.is_cuda(text) or not path.is_relative_to(toolchain.INCLUDE_DIR):
             texts[_spelling(path, sources, folders)] = rewriting.rewrite(text, path)
     digest = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:20]
     folder = builder.cache_folder(cache_dir, writable=True) / "emulated" / f"{name}-{digest}"
@@ -120,6 +125,11 @@ def _rewrite(
         target.parent.mkdir(parents=True, exist_ok=True)
         builder.write_once(target, text)
     return folder
+
+
+def _place(number: int, source: Path) -> str:
+    """Where a rewritten source lies; two may have one name."""
+    return f"{number}/{source.name}.cc"
 
 
 def _spelling(header: Path, sources: Sequence[Path], folders: Sequence[Path]) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from tftoolkit.custom_ops.engine.errors import BuildError
 
 _NAMESPACE = "::tftoolkit::emulation"
-# Strings and characters with their escapes, and comments; what stands in them is not code.
+# Strings and characters with their escapes, and comments; what stands in them is not code. First, 1'000'000.
 _NOT_CODE = re.compile(
-    r'R"([^()\s\\]*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|//[^\n]*|/\*.*?\*/', re.DOTALL
+    r'(?<=\d)\'(?=\d)|R"([^()\s\\]*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|//[^\n]*|/\*.*?\*/', re.DOTALL
 )
 _SHARED = re.compile(r"(\bextern\s+)?(?:\bstatic\s+)?\b__shared__\b\s*([^;{}()]*(?:\([^;{}]*?\)[^;{}()]*)*);")
 _ALIGNMENT = re.compile(r"\b(?:alignas|__align__)\s*\(")
@@ -140,6 +140,8 @@ def _shared_arrays(text: str, path: Path) -> str:
     for found in _SHARED.finditer(code):
         declaration = code[found.start(2) : found.end(2)]  # without the comments in it
         alignment, declaration = _alignment(declaration)
+        if not _in_function(code[: found.start()]):
+            raise _refuse(text, found.start(), path, "a shared array outside of functions: declare it in the kernel")
         lines = "\n" * text.count("\n", found.start(), found.end())
         new = []
         base = ""
@@ -156,6 +158,17 @@ def _shared_arrays(text: str, path: Path) -> str:
         place = code.index("__shared__", end if "__shared__" in code[end:] else 0)
         raise _refuse(text, place, path, "this use of __shared__ cannot be read: declare one array in a statement")
     return "".join([*parts, text[end:]])
+
+
+def _in_function(before: str) -> bool:
+    """Whether a brace is open that is not a namespace's or of ``extern "C"``, whose string is blanked."""
+    opened: list[bool] = []
+    for found in re.finditer(r"(\bnamespace\b[^;{}()]*|\bextern\s*)?\{|\}", before):
+        if found.group() != "}":
+            opened.append(found[1] is None)
+        elif opened:
+            opened.pop()
+    return any(opened)
 
 
 def _shared_array(base: str, name: str, dims: str, alignment: str, dynamic: bool) -> str:

@@ -60,16 +60,20 @@ def test_comments_and_strings_stay(text):
     ],
 )
 def test_shared_arrays(declaration, kind, arguments):
-    text = rewrite(declaration)
+    text = rewrite(f"void f() {{ {declaration} }}")
     assert kind in text
     assert arguments in text
     assert "__shared__" not in text
 
 
 def test_several_arrays_in_one_statement():
-    text = rewrite("__shared__ float a[4],\n    b[N]  /* as many */;\n")
+    text = rewrite("namespace a { void f() {\n__shared__ float a[4],\n    b[N]  /* as many */;\n} }")
     assert "typedef float tk_type_of_a[4];" in text
     assert "typedef float tk_type_of_b[N];" in text
+
+
+def test_digits_in_groups_are_no_characters():
+    assert "Launch(" in rewrite("int n = 1'000; K<<<1, 1'000>>>(n);")
 
 
 def test_noinline():
@@ -81,7 +85,11 @@ def test_noinline():
     [
         ("\n[]{}<<<1, 2>>>(x);", r"/somewhere/kernel\.cu:2: this launch cannot be read: write kernel<<<"),
         ("K<<<1, 2>>(x);", r"kernel\.cu:1: this launch cannot be read"),
-        ("\n\n__shared__ struct { int a; } b;", r"kernel\.cu:3: .*__shared__ cannot be read"),
+        ("void f() {\n\n__shared__ struct { int a; } b; }", r"kernel\.cu:3: .*__shared__ cannot be read"),
+        (
+            'namespace { extern "C" {\nextern __shared__ float a[];',
+            r"kernel\.cu:2: a shared array outside of functions",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(text, message):
