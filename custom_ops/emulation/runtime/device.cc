@@ -86,7 +86,7 @@ const char* ErrorText(cudaError_t error) {
 }
 
 cudaError_t AllowDynamicSharedMemory(size_t bytes) {
-  constexpr size_t kMost = 227 << 10;
+  constexpr size_t kMost = 163 << 10;  // of sm_80, the oldest that kernels are compiled for
   if (bytes > kMost) return cudaErrorInvalidValue;
   if (Device() != nullptr && bytes > Device()->dynamic_limit) Device()->dynamic_limit = bytes;
   return cudaSuccess;
@@ -101,7 +101,7 @@ cudaError_t DeviceAttribute(int* value, cudaDeviceAttr attribute) {
       *value = 48 << 10;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = 227 << 10;
+      *value = 163 << 10;
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = 4;  // few, so that grids made of it loop

@@ -34,7 +34,7 @@ bool Machine::Valid(const Launched& launch) {
             " blocks; each number is at least 1, and y and z at most 65535";
   } else if (launch.shared_bytes > dynamic_limit) {
     wrong = std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, more than " +
-            std::to_string(dynamic_limit) + "; cudaFuncSetAttribute allows more, up to 227 KiB";
+            std::to_string(dynamic_limit) + "; cudaFuncSetAttribute allows more, up to 163 KiB on sm_80";
   }
   if (wrong.empty()) return true;
   Fail(cudaErrorInvalidConfiguration,
@@ -228,33 +228,40 @@ void Machine::OrderLanes(Thread* lanes, unsigned mask) {
 }
 
 void* Machine::Shared(const void* site, const char* name, size_t size, size_t alignment) {
-  for (SharedArray& array : shared_) {
-    if (array.site != site) continue;
-    if (array.block != block_number_) {  // another block's memory holds nothing
-      memory_.Renew(array.region);
-      array.block = block_number_;
-      static_bytes_ += size;
+  SharedArray* array = FindShared(site);
+  if (array == nullptr || array->block != block_number_) {
+    static_bytes_ += size;
+    if (static_bytes_ > kMaxStaticShared) {
+      Find("its shared arrays, the last of which is " + std::string(name) + ", hold " + std::to_string(static_bytes_) +
+           " bytes, more than 48 KiB");
     }
-    return array.region->begin;
   }
-  static_bytes_ += size;
-  if (static_bytes_ > kMaxStaticShared) {
-    Find("its shared arrays, the last of which is " + std::string(name) + ", hold " + std::to_string(static_bytes_) +
-         " bytes, more than 48 KiB");
-  }
-  char* memory = memory_.Allocate(Space::kShared, name, size, alignment);
-  if (memory == nullptr) Find("no memory to emulate shared array " + std::string(name));
-  shared_.push_back({site, memory_.Find(memory), block_number_});
-  return memory;
+  return PlaceShared(array, site, name, size, alignment);
 }
 
 void* Machine::DynamicShared(size_t alignment) {
   static const char site = 0;
-  const size_t dynamic = launch_->shared_bytes, before = static_bytes_;
   constexpr size_t kPromised = 16;
-  void* memory = Shared(&site, "(dynamic)", dynamic, std::max(alignment, kPromised));
-  static_bytes_ = before;
-  return memory;
+  return PlaceShared(FindShared(&site), &site, "(dynamic)", launch_->shared_bytes, std::max(alignment, kPromised));
+}
+
+Machine::SharedArray* Machine::FindShared(const void* site) {
+  const auto is_it = [&](const SharedArray& one) { return one.site == site; };
+  const auto found = std::find_if(shared_.begin(), shared_.end(), is_it);
+  return found == shared_.end() ? nullptr : &*found;
+}
+
+// The array's memory; a block's first thread to come finds nothing in it.
+void* Machine::PlaceShared(SharedArray* array, const void* site, const char* name, size_t size, size_t alignment) {
+  if (array == nullptr) {
+    char* memory = memory_.Allocate(Space::kShared, name, size, alignment);
+    if (memory == nullptr) Find("no memory to emulate shared array " + std::string(name));
+    shared_.push_back({site, memory_.Newest(), block_number_});
+    return memory;
+  }
+  if (array->block != block_number_) memory_.Renew(array->region);
+  array->block = block_number_;
+  return array->region->begin;
 }
 
 }  // namespace tftoolkit::emulation

@@ -121,6 +121,8 @@ class Machine {
     uint32_t block;
   };
 
+  SharedArray* FindShared(const void* site);
+  void* PlaceShared(SharedArray* array, const void* site, const char* name, size_t size, size_t alignment);
   bool Valid(const Launched& launch);
   void RunBlock();
   void StartBlock();

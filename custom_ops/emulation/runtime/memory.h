@@ -98,6 +98,8 @@ class Memory {
 
   void Drop(Region* region);
 
+  Region* Newest() { return regions_.back().get(); }
+
   // The first byte of a region that nobody has written; its size if there is none.
   static size_t FirstUnwritten(const Region& region);
 

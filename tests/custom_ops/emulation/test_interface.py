@@ -22,6 +22,7 @@ def pieces():
     return custom_ops.load("Pieces", SOURCES, cuda="emulated")
 
 
+@pytest.mark.slow
 def test_an_update_in_place_and_device_code_in_a_header(pieces):
     np.testing.assert_allclose(pieces.centre(X), X - X.mean(), atol=1e-6)
     np.testing.assert_allclose(
@@ -29,28 +30,34 @@ def test_an_update_in_place_and_device_code_in_a_header(pieces):
     )
 
 
+@pytest.mark.slow
 def test_votes_and_dynamic_shared_memory(pieces):
     assert pieces.count(X).numpy().tolist() == [(X > 0).sum(), 0, (X[:32] > 0).sum()]
     assert pieces.count(np.ones(64, np.float32)).numpy().tolist() == [64, 1, 32]
+    assert pieces.count(np.ones(14, np.float32)).numpy().tolist() == [14, 0, 14]  # 100 KiB of it
 
 
+@pytest.mark.slow
 def test_a_finding_is_reported_though_the_op_does_not_ask(pieces):
     with pytest.raises(tf.errors.InternalError, match=r"kernel Count, .*shared array \(dynamic\) .*behind its end"):
         pieces.count(X[:13])
 
 
+@pytest.mark.slow
 def test_several_threads_at_once(pieces):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: pieces.count(X).numpy().tolist(), range(16)))
     assert results == [results[0]] * 16
 
 
+@pytest.mark.slow
 def test_loaded_twice_it_is_the_same(pieces):
     assert custom_ops.load("Pieces", SOURCES, cuda="emulated") is pieces
     assert emulation.is_emulated(pieces.count)
     assert emulation.twin(pieces.count) is pieces.count
 
 
+@pytest.mark.slow
 def test_the_twin_of_a_library():
     native = custom_ops.load("Natives", SOURCES, cuda=False)
     assert native.count(X).numpy().tolist() == [-1, -1, -1]
@@ -64,23 +71,25 @@ def test_the_twin_of_a_library():
     assert native.count(X).numpy().tolist() == [-1, -1, -1]
 
 
-def test_what_cannot_be_emulated_is_refused(tmp_path, pieces):
+def test_what_cannot_be_emulated_is_refused():
     with pytest.raises(custom_ops.BuildError, match=r"library Plain has no \.cu file among pieces\.cc"):
         custom_ops.load("Plain", [HERE / "pieces" / "pieces.cc"], cuda="emulated")
     assert custom_ops.global_norm
     global_norm = library.load_builtin("global_norm")
     with pytest.raises(custom_ops.LoadError, match=r"TfToolkit has no CUDA kernel to emulate; .* global_norm\.cc"):
         emulation.twin(global_norm.op(next(iter(global_norm.schemas))))
-    opened = custom_ops.open_library("FromFile", pieces.path)
+    planted = custom_ops.load("Planted", [HERE / "planted.cu"], cuda="emulated")
+    opened = custom_ops.open_library("FromFile", planted.path)
     with pytest.raises(custom_ops.LoadError, match=r"was opened as the file .*: load it with custom_ops\.load"):
-        emulation.twin(opened.count)
+        emulation.twin(opened.planted)
     with pytest.raises(ValueError, match="device must be None or 'emulated', got 'gpu'"):
-        custom_ops.opcheck(pieces.count, X, device="gpu")
+        custom_ops.opcheck(planted.planted, X, bug=0, device="gpu")
     for name in ("seed", "max_blocks"):
         with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"), emulation.settings(**{name: -1}):
             pass
 
 
+@pytest.mark.slow
 def test_a_compile_error_names_the_line_of_the_cu_file(tmp_path):
     source = tmp_path / "wrong.cu"
     source.write_text('#include "tftoolkit/op.h"\n__global__ void K() {\n  __shared__ int a;\n  surely_not();\n}\n')

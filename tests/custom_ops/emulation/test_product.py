@@ -10,6 +10,7 @@ import tensorflow as tf
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops import emulation
 
+pytestmark = pytest.mark.slow  # to compile
 HERE = Path(__file__).parent
 FINDINGS = {
     "no wait for copies": (1, r"which a copy that was not waited for writes, .*; it was started by thread .* @copy"),
@@ -31,9 +32,7 @@ def matrices(m: int, k: int, n: int, dtype: str) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(
-    "shape", [(64, 32, 64), (128, 96, 64), pytest.param((256, 256, 256), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("shape", [(64, 32, 64), (128, 96, 64), (256, 256, 256)], ids=str)
 def test_product(multiply, dtype, shape):
     a, b = matrices(*shape, dtype)
     exact = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64))
