@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tftoolkit.custom_ops.engine import builder
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 from tftoolkit.custom_ops.engine.library import OpLibrary, builtin_folders, load, load_inline, open_library
 from tftoolkit.custom_ops.engine.schema_parser import SchemaError
@@ -56,6 +57,15 @@ __all__ = [
     "softmax_cross_entropy",
     "swiglu",
 ]
+
+
+def _emulated_recipe(*arguments: Any, **options: Any) -> builder.Recipe:
+    from tftoolkit.custom_ops import emulation  # read only by those who use it
+
+    return emulation.library_recipe(*arguments, **options)
+
+
+builder.CUDA_RECIPES["emulated"] = _emulated_recipe
 
 # Built-in ops import TensorFlow and may have to be compiled, so each is loaded when it is first asked for.
 _OPS = frozenset(builtin_folders())

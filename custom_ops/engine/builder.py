@@ -14,8 +14,9 @@ import json
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,8 @@ CUDA_CFLAGS = (
     "-gencode", "arch=compute_90,code=compute_90",
     "--threads", "0",  # the targets side by side
 )  # fmt: skip
+# Other values of ``cuda`` → what makes their recipes. Parts above the engine add theirs.
+CUDA_RECIPES: dict[str, Callable[..., Recipe]] = {}
 _SOURCES = (".cc", ".cpp", ".cxx")
 _CUDA_SOURCES = (".cu",)
 _FORMAT = "2"  # of the cache
@@ -82,7 +85,7 @@ class Recipe:
 
     def headers(self) -> dict[Path, bytes]:
         """The sources and the headers that stand in the key. Raises BuildError for a source that cannot be read."""
-        return _with_headers(self.sources, self.include_dirs)
+        return with_headers(self.sources, self.include_dirs)
 
     def others(self, read: Iterable[Path]) -> list[Path]:
         """The files that went into a build and do not stand in the key; ``read`` are those that compilers read."""
@@ -109,8 +112,9 @@ def library_recipe(
     that an earlier build with True made; True insists on them. Raises BuildError for a missing
     compiler or source and for a source of unknown kind, TypeError or ValueError for arguments of another kind.
     """
-    if cuda not in (True, False, "auto"):
-        raise ValueError(f"cuda must be True, False or 'auto', got {cuda!r}")
+    if cuda not in (True, False, "auto", *CUDA_RECIPES):
+        named = " or ".join(map(repr, ("auto", *CUDA_RECIPES)))
+        raise ValueError(f"cuda must be True, False, {named}, got {cuda!r}")
     lists = {
         "sources": sources, "extra_cflags": extra_cflags, "extra_cuda_cflags": extra_cuda_cflags,
         "extra_ldflags": extra_ldflags, "include_dirs": include_dirs,
@@ -126,6 +130,11 @@ def library_recipe(
             raise BuildError(
                 f"{path}: a source ends in one of {', '.join(_SOURCES + _CUDA_SOURCES)}, not {path.suffix!r}"
             )
+    if isinstance(cuda, str) and cuda in CUDA_RECIPES:
+        return CUDA_RECIPES[cuda](
+            name, paths, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
+            include_dirs=[Path(folder).resolve() for folder in include_dirs], cache_dir=cache_dir,
+        )  # fmt: skip
     includes = [toolchain.INCLUDE_DIR, *(Path(folder).resolve() for folder in include_dirs)]
     include_flags = [f"-I{folder}" for folder in includes]
     system = f"-isystem{toolchain.ffi_include_dir()}"
@@ -285,6 +294,14 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None, *, writable: b
     return folder
 
 
+def write_once(path: Path, text: str) -> None:
+    """Writes a file that other processes may be writing just now, or reading; one that is there stays."""
+    if not path.exists():
+        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
 def compile_commands(recipes: Sequence[Recipe]) -> str:
     """The compilation database (compile_commands.json) that editors and clang tools read."""
     entries = [
@@ -301,7 +318,7 @@ _INCLUDE = re.compile(
 )
 
 
-def _with_headers(sources: Iterable[Path], folders: Sequence[Path]) -> dict[Path, bytes]:
+def with_headers(sources: Iterable[Path], folders: Sequence[Path]) -> dict[Path, bytes]:
     """The contents of the sources and of all headers that they include from their own places and from ``folders``.
 
     Headers found nowhere are the system's, for which the compiler's version stands. Conditions are not evaluated: one

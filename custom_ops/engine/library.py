@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ def load(
     Args:
       name: namespace of the ops in TensorFlow, where ``my_ops`` becomes ``MyOps``; an identifier.
       sources: .cc/.cpp/.cxx and .cu files.
-      cuda: "auto" compiles .cu files where there is an NVIDIA GPU and a CUDA toolkit, True without a GPU too.
+      cuda: "auto" compiles .cu files where there is an NVIDIA GPU and a CUDA toolkit, True without a GPU too;
+        "emulated" makes their kernels the CPU's, which run slowly and find their own faults (see ``emulation``).
       cache_dir: where the result is kept; see ``builder.cache_folder``.
       verbose: prints the commands and all the compiler says.
 
@@ -197,7 +199,30 @@ def load(
         name, sources, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,
         include_dirs=include_dirs, cuda=cuda, cache_dir=cache_dir,
     )  # fmt: skip
-    return open_library(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+    opened = open_library(name, builder.build(recipe, cache_dir=cache_dir, verbose=verbose))
+    options = {
+        "extra_cflags": extra_cflags, "extra_cuda_cflags": extra_cuda_cflags, "extra_ldflags": extra_ldflags,
+        "include_dirs": include_dirs, "cache_dir": cache_dir,
+    }  # fmt: skip
+    _origins[opened] = Origin(tuple(Path(source).resolve() for source in sources), cuda, options)
+    return opened
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a library was compiled from: the arguments of ``load``."""
+
+    sources: tuple[Path, ...]
+    cuda: bool | str
+    options: Mapping[str, Any]
+
+
+_origins: dict[OpLibrary, Origin] = {}
+
+
+def origin(opened: Any) -> Origin | None:
+    """What the library was compiled from in this process; None of one that was opened as a file."""
+    return _origins.get(opened)
 
 
 def load_inline(
@@ -227,8 +252,8 @@ def load_inline(
         folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         # The text in a file of its own: the compiler counts and shows the lines that the user wrote.
-        _write(folder / f"{name}{suffix}", text)
-        _write(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
+        builder.write_once(folder / f"{name}{suffix}", text)
+        builder.write_once(folder / f"inline-main{suffix}", f'#include "tftoolkit/op.h"\n#include "{name}{suffix}"\n')
     sources = [folder / f"inline-main{suffix}" for suffix in texts]
     return load(name, sources, cuda=cuda is not None, cache_dir=cache_dir, **options)
 
@@ -239,14 +264,6 @@ def _namespace(name: str) -> str:
     if not camel[:1].isupper():
         raise ValueError(f"name must be an identifier of ASCII letters, digits and _, such as 'my_ops', got {name!r}")
     return camel
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file that other processes may be writing just now, or reading."""
-    if not path.exists():
-        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
 
 
 _open: dict[tuple[str, str], OpLibrary] = {}
@@ -280,8 +297,16 @@ def opened() -> list[OpLibrary]:
 def builtin_recipe(folder: str | os.PathLike[str], *, cuda: bool | str = "auto") -> builder.Recipe:
     """How to build the op that lives in ``custom_ops/<folder>``: all C++ and CUDA sources in it, as by ``load``."""
     path = _PACKAGE / folder
-    sources = sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
-    return builder.library_recipe(path.name, sources, cuda=cuda)
+    return builder.library_recipe(path.name, _builtin_sources(path), cuda=cuda)
+
+
+def _builtin_sources(path: Path) -> list[Path]:
+    return sorted(source for source in path.iterdir() if source.suffix in (".cc", ".cu"))
+
+
+def has_cuda(folder: str | os.PathLike[str]) -> bool:
+    """Whether the op that lives in ``custom_ops/<folder>`` has a CUDA source."""
+    return any(source.suffix == ".cu" for source in _builtin_sources(_PACKAGE / folder))
 
 
 def delegate_recipe() -> builder.Recipe:
@@ -296,4 +321,6 @@ def builtin_folders() -> list[str]:
 
 def load_builtin(folder: str) -> OpLibrary:
     """Builds (once) and opens the library of a built-in op; all of them share the namespace ``TfToolkit``."""
-    return open_library("TfToolkit", builder.build(builtin_recipe(folder)))
+    opened = open_library("TfToolkit", builder.build(builtin_recipe(folder)))
+    _origins[opened] = Origin(tuple(_builtin_sources(_PACKAGE / folder)), "auto", {})
+    return opened

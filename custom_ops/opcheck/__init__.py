@@ -46,40 +46,48 @@ KERNEL_CHECKS = (
 _SINGLE_CALLS = ("runs", "empty", "invalid", "bounds", "shapes")
 
 
-def opcheck(op: Callable[..., Any], /, *args: Any, checks: Sequence[str] | None = None, **attrs: Any) -> OpReport:
+def opcheck(
+    op: Callable[..., Any], /, *args: Any, checks: Sequence[str] | None = None, device: str | None = None, **attrs: Any
+) -> OpReport:
     """Checks an op on the given inputs and on many made of them by its schema.
 
     Args:
       op: an op of a library, or a function that calls one such op (``custom_ops.rms_norm``).
       args: its inputs, small (a few dozen elements), without ties where that matters. They may go by keyword.
       checks: names out of ``opcheck.CHECKS``; None for all.
+      device: "emulated" checks the op's CUDA kernel in place of the one for the CPU, in emulation (see
+        ``custom_ops.emulation``); None the CPU's, and the GPU's where there is one.
       attrs: its attributes.
 
     Returns the report; ``print`` it to see what was checked.
 
     Raises OpCheckError (its text is the table) if a check fails; ValueError or TypeError for an unknown check, for
     inputs that do not fit the schema and for a function that does not call exactly one op; LoadError for an op without
-    a CPU kernel.
+    a kernel for the device.
     """
+    _check_device(device)
     unknown = set(checks or ()) - set(CHECKS)
     if unknown:
         raise ValueError(f"unknown checks {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
-    report = _report(_subject(op, args, attrs), CHECKS if checks is None else checks)
+    report = _report(_subject(op, args, attrs, device), CHECKS if checks is None else checks)
     if report.failed:
         raise OpCheckError(report)
     return report
 
 
-def pytest_checks(op: Callable[..., Any], *args: Any, checks: Sequence[str] = CHECKS, **attrs: Any) -> Any:
+def pytest_checks(
+    op: Callable[..., Any], *args: Any, checks: Sequence[str] = CHECKS, device: str | None = None, **attrs: Any
+) -> Any:
     """A test function for pytest with one case per check: ``test_scale = pytest_checks(scale, x, alpha=2.0)``."""
     import pytest
 
+    _check_device(device)
     subjects: list[Subject] = []  # made when the first test runs, shared by all
 
     @pytest.mark.parametrize("check", checks)
     def test(check: str) -> None:
         if not subjects:
-            subjects.append(_subject(op, args, attrs))
+            subjects.append(_subject(op, args, attrs, device))
         report = _report(subjects[0], [check])
         if report.failed:
             pytest.fail(str(report), pytrace=False)
@@ -89,9 +97,14 @@ def pytest_checks(op: Callable[..., Any], *args: Any, checks: Sequence[str] = CH
     return test
 
 
-def _subject(op: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any]) -> Subject:
+def _check_device(device: str | None) -> None:
+    if device not in (None, "emulated"):
+        raise ValueError(f"device must be None or 'emulated', got {device!r}")
+
+
+def _subject(op: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any], device: str | None) -> Subject:
     child.start()
-    return Subject(*the_call(op, args, attrs))
+    return Subject(*the_call(op, args, attrs, device))
 
 
 def _report(subject: Subject, checks: Sequence[str]) -> OpReport:

@@ -7,21 +7,26 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.emulation import twins
 from tftoolkit.custom_ops.engine import ops, tf_host
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.ops import Op
 
 
 def the_call(
-    function: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any]
+    function: Callable[..., Any], args: Sequence[Any], attrs: dict[str, Any], device: str | None = None
 ) -> tuple[Op, list[Any], dict[str, Any]]:
     """The op, its inputs and its attributes when the function (an op, or made of one) is called.
 
-    Raises TypeError when it calls none or several, LoadError for an op without a CPU kernel.
+    On device "emulated" the op is its twin there.
+
+    Raises TypeError when it calls none or several, LoadError for an op without a kernel for the device.
     """
     op, inputs, attributes = (
         (function, list(args), attrs) if isinstance(function, Op) else _recorded(function, args, attrs)
     )
+    if device == "emulated":
+        return twins.twin(op), inputs, attributes
     if "CPU" not in op.handlers:
         raise LoadError(f"{op.name} has no CPU kernel to check; its library is {op.library.path}")
     return op, inputs, attributes

@@ -14,7 +14,7 @@ from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import describe
 from tftoolkit.custom_ops.opcheck.graphs import Array
 from tftoolkit.custom_ops.opcheck.report import Failed, Skipped
-from tftoolkit.custom_ops.opcheck.subject import REPEATS, THREADS, Guards, Probe, Subject
+from tftoolkit.custom_ops.opcheck.subject import THREADS, Guards, Probe, Subject
 
 # What a kernel may answer to inputs that it does not take; everything else is a failure.
 _REFUSALS = ("InvalidArgumentError", "OutOfRangeError", "UnimplementedError", "FailedPreconditionError")
@@ -92,7 +92,8 @@ def determinism(subject: Subject) -> str:
             subject.varies,
             "tasks must write to places of their own and be added in a fixed order; no static or shared scratch memory",
         )
-    return f"bitwise equal in {REPEATS} runs in a row and {REPEATS} from {THREADS} threads at once"
+    times = subject.repeats
+    return f"bitwise equal in {times} runs in a row and {times} from {min(times, THREADS)} threads at once"
 
 
 def written(subject: Subject) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.emulation import twins
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.opcheck import cases, child, compare, graphs
 from tftoolkit.custom_ops.opcheck.cases import Case
@@ -19,6 +20,7 @@ from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.worker import Guards
 
 REPEATS, THREADS = 24, 4  # how often, and by how many at once, a kernel is run to see whether its result varies
+_EMULATED_REPEATS = 2  # whose races are found by other means
 
 # Each derivative is a chain of roundings of its own, of another shape in op and reference.
 _ROUNDINGS = (1, 4, 16)
@@ -77,12 +79,14 @@ class Subject:
     Attributes:
       given: that call.
       gradient_error: what tracing its gradient raised, or None.
+      repeats: how often the kernel is run, alone and again by several threads, to see whether its result varies.
     """
 
     def __init__(self, op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> None:
         self.op = op
         self.given = cases.given(op, inputs, attributes)
         self.gradient_error: Exception | None = None
+        self.repeats = _EMULATED_REPEATS if twins.is_emulated(op) else REPEATS
         self._programs: dict[Any, Graph] = {}
         self._exact: dict[Any, Callable[[Sequence[Array]], list[Array | None]] | str] = {}
 
@@ -207,11 +211,11 @@ class Subject:
                 if not self.survives(case) or self.probe(case, order).error:
                     continue
                 # Guarded: what the kernel leaves unwritten is no race.
-                changes = self.ask("repeat", case, order, GUARDS["output"][0], REPEATS, THREADS)
+                changes = self.ask("repeat", case, order, GUARDS["output"][0], self.repeats, min(self.repeats, THREADS))
                 for name, count in zip(self.result_names(case, order), changes, strict=True):
                     if count:
                         inputs = ", ".join(map(compare.describe, case.flat))
-                        return f"{name} differs from the first run in {count} of {2 * REPEATS} runs on {inputs}"
+                        return f"{name} differs from the first run in {count} of {2 * self.repeats} runs on {inputs}"
         return ""
 
     # The reference

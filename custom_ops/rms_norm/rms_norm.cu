@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "tftoolkit/grid.h"
 #include "tftoolkit/op.h"
 
 namespace {
@@ -143,7 +144,7 @@ struct Rows {
     for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= dims[i];
     d = dims.back();
     warp_per_row = d <= kShortRow;
-    blocks = static_cast<unsigned>(std::min<int64_t>(Ceil(rows, warp_per_row ? kBlock / kWarp : 1), 1 << 20));
+    blocks = tftoolkit::GridBlocks(Ceil(rows, warp_per_row ? kBlock / kWarp : 1), 1 << 20);
   }
 };
 

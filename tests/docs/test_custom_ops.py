@@ -55,6 +55,16 @@ def test_the_cuda_twin_of_the_tutorial_compiles(tutorial):
     assert all(handlers[op].keys() == {"CPU", "CUDA"} for op in ("Leaky", "LeakyGrad"))
 
 
+@pytest.mark.slow
+def test_the_cuda_twin_of_the_tutorial_is_in_order_in_emulation(tutorial, run):
+    folder, programs = tutorial
+    (program,) = (code for code in programs if "opcheck(" in code)
+    call = "custom_ops.opcheck(leaky, x, decay"
+    assert call in program
+    checks = "['runs', 'empty', 'reference', 'sizes', 'nan', 'gradient']"
+    assert "no check failed" in run(program.replace(call, f"{call}, device='emulated', checks={checks}"), folder)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_the_op_tutorial_runs_in_jax(tutorial, run):
     folder, programs = tutorial

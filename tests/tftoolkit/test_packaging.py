@@ -18,6 +18,8 @@ NEEDED = [
     "tftoolkit/custom_ops/rand_augment/rand_augment.cc", "tftoolkit/custom_ops/rms_norm/add_rms_norm.cc",
     "tftoolkit/custom_ops/flash_attention/flash_attention.cc", "tftoolkit/custom_ops/flash_attention/kernels.h",
     "tftoolkit/custom_ops/engine/include/tftoolkit/norm.h", "tftoolkit/custom_ops/layer_norm/layer_norm.cc",
+    "tftoolkit/custom_ops/emulation/runtime/machine.cc", "tftoolkit/custom_ops/emulation/include/cuda_runtime.h",
+    "tftoolkit/custom_ops/emulation/include/tftoolkit/emulation/device.h",
     "tftoolkit/custom_ops/tflite_delegate/delegate.cc", "tftoolkit/custom_ops/tflite_delegate/tflite.h",
     "tftoolkit/pipelines/pipeline.py", "tftoolkit/trainers/recipes/digits.py", "tftoolkit/export/__init__.py",
     "tftoolkit/report/report.html", "tftoolkit/data_tools/contact_sheet.html", "tftoolkit/py.typed",

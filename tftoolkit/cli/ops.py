@@ -58,8 +58,13 @@ def add_arguments(parser: Parser) -> None:
         "input, and more. Prints a table for each.",
         "tftoolkit ops check my_op.cc",
         "tftoolkit ops check rms_norm",
+        "tftoolkit ops check rms_norm --cuda=emulated",
         exit_codes="0 done, 1 a check failed, 130 interrupted",
     )
+    checking.add_argument(
+        "--cuda", choices=["emulated"],
+        help="check the CUDA kernels instead, run thread by thread on the CPU; no GPU is needed",
+    )  # fmt: skip
     checking.add_argument(
         "target", type=path, metavar="LIBRARY.so|SOURCE.cc|OP", help="a compiled library, a source file, a built-in op"
     )
@@ -106,9 +111,12 @@ def check(options: argparse.Namespace) -> int:
         folders = ", ".join(library.builtin_folders())
         raise FileNotFoundError(f"no such file: {target}; it is no built-in op either, those are {folders}")
     import_tensorflow()
-    from tftoolkit.custom_ops import opcheck
-    from tftoolkit.custom_ops.opcheck import CHECKS, KERNEL_CHECKS, OpCheckError, arguments
+    from tftoolkit.custom_ops import emulation, opcheck
+    from tftoolkit.custom_ops.opcheck import CHECKS, KERNEL_CHECKS, OpCheckError, arguments, table
 
+    device = options.cuda
+    if builtin and device and not library.has_cuda(target):
+        raise ValueError(f"{target} has no CUDA kernel to emulate")
     shape, dtype, own = None, None, None
     by_op: Mapping[str, Callable[[], tuple[list[Any], dict[str, Any]]]] = {}
     if builtin:
@@ -120,10 +128,12 @@ def check(options: argparse.Namespace) -> int:
         # Small, since checks make odd and large inputs of it by themselves.
         shape, dtype = next((case.shape, case.dtype) for case in cases.CASES if 16 <= math.prod(case.shape) <= 256)
     else:
-        opened = _open(Path(target))
+        opened = _open(Path(target), device)
     failed = False
     for name in opened.schemas:
         op = opened.op(name)
+        if device:
+            op = emulation.twin(op)
         if "CPU" not in op.handlers:
             print(f"{name} has no CPU kernel to check\n")
             continue
@@ -134,12 +144,20 @@ def check(options: argparse.Namespace) -> int:
         except OpCheckError as error:
             print(error, end="\n\n")
             failed = True
+        if builtin and device and not own:
+            result = table.check_cases(op, cases.CASES)
+            print(f"{name}, all of its cases: {result.verdict}, {result.seen}\n")
+            failed |= result.verdict == "FAILED"
     return int(failed)
 
 
-def _open(path: Path) -> library.OpLibrary:
+def _open(path: Path, device: str | None) -> library.OpLibrary:
     from tftoolkit.custom_ops.engine import library
 
     stem = path.name.split(".")[0].split("-")[0]  # without the key of a cached build
     name = "".join(word[0].upper() + word[1:] for word in re.findall(r"[A-Za-z0-9]+", stem))
-    return library.open_library(name, path) if path.suffix == ".so" else library.load(name, [path])
+    if path.suffix == ".so":
+        return library.open_library(name, path)
+    # The schemas may stand in the one file and the CUDA kernels in the other.
+    sources = [path, *(other for other in map(path.with_suffix, (".cc", ".cu")) if other != path and other.exists())]
+    return library.load(name, sources, cuda=device) if device else library.load(name, [path])

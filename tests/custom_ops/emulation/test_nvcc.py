@@ -1,0 +1,94 @@
+"""nvcc takes what emulation takes, for every target, without spills, and makes tensor-core instructions of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import builder, library, toolchain
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(toolchain.nvcc() is None, reason="no CUDA toolkit here"),
+]
+PRODUCT = Path(__file__).parent / "product.cu"
+OPS = Path(custom_ops.__path__[0])
+MOST_REGISTERS = {"product": 128, "rms_norm": 64}  # of a thread; 65536 / (registers * threads) blocks fit
+
+
+class Kernel(NamedTuple):
+    name: str
+    target: str
+    spilled: int  # bytes stored and loaded
+    registers: int
+
+
+def compiled(source: Path, folder: Path) -> tuple[Path, list[Kernel]]:
+    """The object file, and what ptxas says about each kernel in it for each target."""
+    nvcc = toolchain.nvcc()
+    assert nvcc is not None
+    output = folder / f"{source.stem}.o"
+    include = [f"-I{toolchain.INCLUDE_DIR}", f"-isystem={toolchain.ffi_include_dir()}"]
+    command = [*nvcc.command, *builder.CUDA_CFLAGS, "-Xptxas", "-v", *include, "-c", str(source), "-o", str(output)]
+    done = toolchain.run(command)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    entry = (
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"Used (\d+) registers"
+    )
+    found = re.findall(entry, said, re.DOTALL)
+    return output, [Kernel(name, target, int(out) + int(back), int(used)) for name, target, out, back, used in found]
+
+
+def tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, or of NVIDIA's package of this name on PyPI."""
+    places = [os.environ.get("PATH", ""), *map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"))]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    return compiled(PRODUCT, tmp_path_factory.mktemp("nvcc"))
+
+
+def check(kernels: list[Kernel], most_registers: int) -> None:
+    assert {kernel.target for kernel in kernels} == {"sm_80", "sm_90"}
+    assert [kernel for kernel in kernels if kernel.spilled or kernel.registers > most_registers] == []
+
+
+def test_the_product_has_registers_enough(product):
+    check(product[1], MOST_REGISTERS["product"])
+
+
+@pytest.mark.skipif(not (tool("cuobjdump") and tool("nvdisasm")), reason="neither cuobjdump nor nvdisasm here")
+def test_the_product_is_made_of_tensor_core_instructions(product):
+    cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
+    assert cuobjdump
+    assert nvdisasm
+    command = [cuobjdump, "-sass", str(product[0])]
+    environment = os.environ | {"NVDISASM_PATH": str(Path(nvdisasm).parent)}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    parts = re.split(r"^\s*code for (sm_\d+)", text, flags=re.MULTILINE)[1:]
+    codes = dict(zip(parts[::2], parts[1::2], strict=True))
+    for target in ("sm_80", "sm_90"):
+        for instruction in (
+            "HMMA.16816.F32",
+            "HMMA.16816.F32.BF16",
+            "LDSM.16.M88.4",
+            "LDSM.16.MT88.4",
+            "LDGSTS.E.BYPASS.128",
+        ):
+            assert re.search(rf"\b{re.escape(instruction)}\s", codes[target]), f"{instruction} on {target}"
+
+
+@pytest.mark.parametrize("folder", [folder for folder in library.builtin_folders() if library.has_cuda(folder)])
+def test_built_in_kernels_spill_nothing(folder, tmp_path):
+    for source in (OPS / folder).glob("*.cu"):
+        check(compiled(source, tmp_path)[1], MOST_REGISTERS[folder])
