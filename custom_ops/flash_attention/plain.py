@@ -135,7 +135,7 @@ def gradients(
     delta = tf.reduce_sum(d_o * tf.cast(o, tf.float32), -1)
     delta = delta if dlse is None else delta - dlse
     dp = tf.einsum("bqhe,bkhe->bhqk", d_o, wide_v)
-    ds = p * (dp - tf.transpose(delta, [0, 2, 1])[..., None])
+    ds = tf.where(allowed[:, None], p * (dp - tf.transpose(delta, [0, 2, 1])[..., None]), 0.0)
     inner = ds * slope * scale
     dq = tf.einsum("bhqk,bkhd->bqhd", inner, wide_k)
     dk = _where_seen(_summed(tf.einsum("bhqk,bqhd->bkhd", inner, wide_q), k), allowed)

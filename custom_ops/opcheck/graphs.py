@@ -82,7 +82,11 @@ def runner(graph: Graph, jit: bool = False) -> Callable[[Sequence[Array]], list[
     element = imported.graph.as_graph_element
     feeds = [element(name) for name in [*graph.inputs, *(name for name, _ in graph.constants)]]
     pruned = imported.prune(feeds, [element(name) for name in graph.outputs])
-    function = tf.function(lambda *flat: pruned(*flat), jit_compile=True, autograph=False) if jit else pruned
+    function = pruned
+    if jit:
+        # As it was traced: where sizes do not fit together, XLA is to say so, and not TensorFlow while it traces again.
+        specs = [tf.TensorSpec(feed.shape, feed.dtype) for feed in feeds]
+        function = tf.function(lambda *flat: pruned(*flat), specs, jit_compile=True, autograph=False)
 
     def run(arrays: Sequence[Array]) -> list[Array | None]:
         outputs = iter(function(*map(tf.constant, [*arrays, *(value for _, value in graph.constants)])))
