@@ -8,8 +8,8 @@
 // The floor is memory traffic: forward reads the logits once, backward reads them and writes their gradient once; no
 // probabilities are stored. Forward takes a block that fits the first cache twice, for the maximum and for the sum, and
 // joins blocks by rescaling (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867), in double. Rows are computed
-// by themselves, so the result does not depend on the number of threads. An exponential costs 0.7 ns on an AVX2 core, so
-// it is that which binds few cores, and memory that binds many.
+// by themselves, so the result does not depend on the number of threads. An exponential costs 0.7 ns on an AVX2 core,
+// so it is that which binds few cores, and memory that binds many.
 
 #include <algorithm>
 #include <cmath>
@@ -108,9 +108,9 @@ ffi::Error Labels(const ffi::AnyBuffer& given, int64_t classes, int64_t ignore_i
       labels[i] = from[i];
       if ((labels[i] < 0 || labels[i] >= classes) && labels[i] != ignore_index) {
         return ffi::Error::InvalidArgument("labels holds " + std::to_string(labels[i]) + " (element " +
-                                           std::to_string(i) + "), but must hold classes, 0 to " +
-                                           std::to_string(classes - 1) + " as logits has " + std::to_string(classes) +
-                                           ", or ignore_index, " + std::to_string(ignore_index));
+                                           std::to_string(i) + "), but must hold classes, from 0 to below " +
+                                           std::to_string(classes) + ", the last dimension of logits, or " +
+                                           std::to_string(ignore_index) + ", ignore_index");
       }
     }
     return ffi::Error::Success();
