@@ -12,7 +12,7 @@ can't see stands in docs/cuda_without_gpu.md.
 from __future__ import annotations
 
 from tftoolkit.custom_ops.emulation.building import library_recipe
-from tftoolkit.custom_ops.emulation.settings import settings
-from tftoolkit.custom_ops.emulation.twins import emulated, is_emulated, twin
+from tftoolkit.custom_ops.emulation.run_settings import settings
+from tftoolkit.custom_ops.emulation.twins import emulated, has_kernel, is_emulated, twin
 
-__all__ = ["emulated", "is_emulated", "library_recipe", "settings", "twin"]
+__all__ = ["emulated", "has_kernel", "is_emulated", "library_recipe", "settings", "twin"]

@@ -32,6 +32,12 @@ def twin(op: Op) -> Op:
     return other
 
 
+def has_kernel(op: Op) -> bool:
+    """Whether the op has a CUDA kernel; others of its library may. Raises what ``twin`` raises for the library."""
+    opened = cast(OpLibrary, op.library) if is_emulated(op) else _twin_library(cast(OpLibrary, op.library))
+    return bool(opened.handlers[op.name])
+
+
 def is_emulated(op: Op) -> bool:
     """Whether the op's kernel is an emulated CUDA kernel."""
     origin = library.origin(op.library)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from tftoolkit.custom_ops.emulation import run_settings
 from tftoolkit.custom_ops.engine.library import open_library
 
 _TIMEOUT = 120.0  # seconds for one job; kernels in checks take milliseconds, the first job also starts TensorFlow
@@ -101,7 +102,7 @@ def ask(libraries: Sequence[tuple[str, str]], job: str, *arguments: Any) -> Any:
             worker.stop()  # it knows an op of this name from another file, and TensorFlow cannot replace ops
             worker = _replace()
         worker.libraries.update(types)
-        done, answer = worker.ask((libraries, job, arguments))
+        done, answer = worker.ask((libraries, job, arguments, run_settings.variables()))
     if not done:
         raise RaisedError(*answer)
     return answer

@@ -1,7 +1,8 @@
 """The process in which kernels run that may crash.
 
-It reads pickled jobs (function name, arguments) from standard input and answers on what was standard output. It knows
-the op libraries only, never the Python module that declared references and gradients: those arrive as graphs.
+It reads pickled jobs (function name, arguments, settings of emulation) from standard input and answers on what was
+standard output. It knows the op libraries only, never the Python module that declared references and gradients: those
+arrive as graphs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.emulation import run_settings
 from tftoolkit.custom_ops.engine import library, tf_host
 from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, runner
 
@@ -98,11 +100,12 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(4)  # races need threads, also on a small machine
     while True:
         try:
-            libraries, job, arguments = pickle.load(sys.stdin.buffer)
+            libraries, job, arguments, variables = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         os.lseek(2, 0, os.SEEK_SET)  # standard error is a file: what earlier jobs said is of no interest
         os.ftruncate(2, 0)
+        run_settings.put(variables)
         try:
             for name, path in libraries:
                 library.open_library(name, path).register()

@@ -133,6 +133,9 @@ def check(options: argparse.Namespace) -> int:
     for name in opened.schemas:
         op = opened.op(name)
         if device:
+            if not emulation.has_kernel(op):
+                print(f"{name} has no CUDA kernel to check\n")
+                continue
             op = emulation.twin(op)
         if "CPU" not in op.handlers:
             print(f"{name} has no CPU kernel to check\n")

@@ -5,10 +5,6 @@
 
 #include <new>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
 namespace tftoolkit::emulation {
 namespace {
 
@@ -39,7 +35,7 @@ Stacks::~Stacks() {
   for (const Stack& stack : free_) munmap(stack.low - PageSize(), kStackSize + PageSize());
 }
 
-#if defined(__x86_64__)
+#ifndef TK_PORTABLE_FIBERS
 
 // The registers that a called function must preserve go onto the stack (System V ABI); the rest is the compiler's.
 asm(R"(
@@ -81,23 +77,15 @@ void Switch(Context* from, Context* to) { tk_emulation_switch(from, to); }
 #else
 
 // About ten times as slow: it asks the kernel for the signal mask.
-namespace {
-ucontext_t* Portable(Context* context) {
-  if (context->stack_pointer == nullptr) context->stack_pointer = new ucontext_t();
-  return static_cast<ucontext_t*>(context->stack_pointer);
-}
-}  // namespace
-
 void Prepare(Context* context, const Stack& stack, void (*entry)()) {
-  ucontext_t* made = Portable(context);
-  getcontext(made);
-  made->uc_stack.ss_sp = stack.low;
-  made->uc_stack.ss_size = static_cast<size_t>(stack.high - stack.low);
-  made->uc_link = nullptr;
-  makecontext(made, entry, 0);
+  getcontext(&context->state);
+  context->state.uc_stack.ss_sp = stack.low;
+  context->state.uc_stack.ss_size = static_cast<size_t>(stack.high - stack.low);
+  context->state.uc_link = nullptr;
+  makecontext(&context->state, entry, 0);
 }
 
-void Switch(Context* from, Context* to) { swapcontext(Portable(from), Portable(to)); }
+void Switch(Context* from, Context* to) { swapcontext(&from->state, &to->state); }
 
 #endif
 

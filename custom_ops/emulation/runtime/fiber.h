@@ -7,6 +7,13 @@
 #include <cstdint>
 #include <vector>
 
+#if !defined(__x86_64__)
+#define TK_PORTABLE_FIBERS
+#endif
+#ifdef TK_PORTABLE_FIBERS
+#include <ucontext.h>
+#endif
+
 namespace tftoolkit::emulation {
 
 // A stack with a page below it that nobody may touch.
@@ -34,7 +41,11 @@ class Stacks {
 
 // Where a fiber, or the thread that runs fibers, was left.
 struct Context {
+#ifdef TK_PORTABLE_FIBERS
+  ucontext_t state;
+#else
   void* stack_pointer = nullptr;
+#endif
 };
 
 // Makes `context` begin with `entry` on `stack` when it is switched to. `entry` must not return.

@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kGap = 1 << 20;  // of addresses around each region, which cost no memory
 constexpr unsigned kSmallestShift = 0;
+constexpr char kRace[] = "race";  // with the place of the other access
 
 bool Stores(Kind kind) { return kind == Kind::kStore || kind == Kind::kAtomicStore || kind == Kind::kCopyStore; }
 
@@ -91,7 +92,7 @@ const char* Memory::Load(Cell* cell, const Actor& actor, Moment* other) const {
   if (cell->store.arriving) return "which a copy that was not waited for writes";
   if (cell->store.block == 0) return "which nobody has written";
   const bool both_atomic = cell->store.atomic && actor.now.atomic;
-  if (!both_atomic && !Ordered(cell->store, actor)) return "a race";
+  if (!both_atomic && !Ordered(cell->store, actor)) return kRace;
   // The two loads of most use later: of this thread, and one that no barrier separates from it.
   Moment* place = &cell->loads[1];
   for (Moment& load : cell->loads) {
@@ -108,10 +109,10 @@ const char* Memory::Load(Cell* cell, const Actor& actor, Moment* other) const {
 const char* Memory::Store(Cell* cell, const Actor& actor, Moment* other) const {
   *other = cell->store;
   if (cell->store.arriving) return "which a copy that was not waited for writes";
-  if (!(cell->store.atomic && actor.now.atomic) && !Ordered(cell->store, actor)) return "a race";
+  if (!(cell->store.atomic && actor.now.atomic) && !Ordered(cell->store, actor)) return kRace;
   for (Moment& load : cell->loads) {
     *other = load;
-    if (!(load.atomic && actor.now.atomic) && !Ordered(load, actor)) return "a race";
+    if (!(load.atomic && actor.now.atomic) && !Ordered(load, actor)) return kRace;
     load = Moment{};
   }
   cell->store = actor.now;
@@ -145,8 +146,7 @@ bool Memory::Access(const void* address, size_t size, Kind kind, const Actor& ac
     const char* wrong = stores ? Store(cell, marked, &conflict->other) : Load(cell, marked, &conflict->other);
     if (wrong == nullptr) continue;
     const std::string place = Name(*region) + " + " + Bytes(std::max(offset, i << region->cell_shift));
-    const bool race = std::strcmp(wrong, "a race") == 0;
-    conflict->what = race ? std::string("race: ") + verb + place : verb + place + ", " + wrong;
+    conflict->what = wrong == kRace ? std::string(kRace) + ": " + verb + place : verb + place + ", " + wrong;
     return false;
   }
   return true;

@@ -35,9 +35,10 @@ def some(chosen) -> list:
 
 
 def run_case(folder: str, case) -> None:
-    for name in opened(folder).schemas:
-        result = table.check_cases(emulation.twin(opened(folder).op(name)), [case])
-        assert result.verdict == "ok", f"{name}: {result.seen}"
+    for op in map(opened(folder).op, opened(folder).schemas):
+        if emulation.has_kernel(op):
+            result = table.check_cases(emulation.twin(op), [case])
+            assert result.verdict == "ok", f"{op.name}: {result.seen}"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from tftoolkit import cli, custom_ops
 from tftoolkit.custom_ops import emulation
 from tftoolkit.custom_ops.emulation import building
 from tftoolkit.custom_ops.engine import library
+from tftoolkit.custom_ops.opcheck import child
 
 HERE = Path(__file__).parent
 SOURCES = sorted((HERE / "pieces").glob("*.c[cu]"))
@@ -111,6 +112,18 @@ def test_opcheck_shows_the_finding(place_of):
     seen = caught.value.report["runs"].seen
     assert "kernel Reverse<6>, block (0, 0, 0), thread (63, 0, 0): store to shared array tile + 252 bytes" in seen
     assert place_of("planted.cu", "store") in seen
+
+
+@pytest.mark.slow
+def test_settings_hold_in_the_process_of_opcheck_too():
+    planted = custom_ops.load("Planted", [HERE / "planted.cu"], cuda="emulated")
+    x = np.arange(128, dtype=np.float32)  # two pieces, which two blocks do not share
+    place = planted.name, str(planted.path)
+    job = "call", *place, "Planted", [x], {"bug": 2, "size": 128}
+    child.ask([place], *job)
+    with emulation.settings(max_blocks=1), pytest.raises(child.RaisedError, match="race: load from shared array tile"):
+        child.ask([place], *job)
+    child.ask([place], *job)
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ pytestmark = [
 ]
 PRODUCT = Path(__file__).parent / "product.cu"
 OPS = Path(custom_ops.__path__[0])
-MOST_REGISTERS = {"product": 128, "rms_norm": 64}  # of a thread; 65536 / (registers * threads) blocks fit
+MOST_REGISTERS = {"rms_norm": 64}  # of a thread; 65536 / (registers * threads) blocks fit
+OTHERS = 128
 
 
 class Kernel(NamedTuple):
@@ -64,7 +65,7 @@ def check(kernels: list[Kernel], most_registers: int) -> None:
 
 
 def test_the_product_has_registers_enough(product):
-    check(product[1], MOST_REGISTERS["product"])
+    check(product[1], OTHERS)
 
 
 @pytest.mark.skipif(not (tool("cuobjdump") and tool("nvdisasm")), reason="neither cuobjdump nor nvdisasm here")
@@ -91,4 +92,4 @@ def test_the_product_is_made_of_tensor_core_instructions(product):
 @pytest.mark.parametrize("folder", [folder for folder in library.builtin_folders() if library.has_cuda(folder)])
 def test_built_in_kernels_spill_nothing(folder, tmp_path):
     for source in (OPS / folder).glob("*.cu"):
-        check(compiled(source, tmp_path)[1], MOST_REGISTERS[folder])
+        check(compiled(source, tmp_path)[1], MOST_REGISTERS.get(folder, OTHERS))

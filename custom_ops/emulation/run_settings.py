@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _VARIABLES = {"seed": "TFTOOLKIT_EMULATION_SEED", "max_blocks": "TFTOOLKIT_EMULATION_MAX_BLOCKS"}
 
 
 @contextlib.contextmanager
 def settings(*, seed: int | None = None, max_blocks: int | None = None) -> Iterator[None]:
-    """Within, calls of emulated kernels in this process, and in those that it starts meanwhile, run in this way.
+    """Within, calls of emulated kernels in this process, and in those that it starts, run in this way; opcheck's, too.
 
     The environment variables TFTOOLKIT_EMULATION_SEED and TFTOOLKIT_EMULATION_MAX_BLOCKS say the same.
 
@@ -27,13 +27,23 @@ def settings(*, seed: int | None = None, max_blocks: int | None = None) -> Itera
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    before = {_VARIABLES[name]: os.environ.get(_VARIABLES[name]) for name in values}
-    os.environ.update({_VARIABLES[name]: str(value) for name, value in values.items()})
+    before = variables()
+    put({**before, **{_VARIABLES[name]: str(value) for name, value in values.items()}})
     try:
         yield
     finally:
-        for variable, old in before.items():
-            if old is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = old
+        put(before)
+
+
+def variables() -> dict[str, str | None]:
+    """The settings at hand, as environment variables; None for those that are not set."""
+    return {variable: os.environ.get(variable) for variable in _VARIABLES.values()}
+
+
+def put(values: Mapping[str, str | None]) -> None:
+    """Makes what ``variables`` gave, here or in another process, the settings of this process."""
+    for variable, value in values.items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
