@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tftoolkit.custom_ops.engine import library
-from tftoolkit.custom_ops.flash_attention import plain
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -128,12 +127,11 @@ def _settings(q: Any, causal: bool, scale: float | None, window: int | None, sof
 
 
 def _depth(q: Any) -> int | None:
-    """The last dimension, as far as it is known."""
+    """The last dimension, as far as it is known; of tensors of TensorFlow, NumPy, JAX, and lists."""
     import numpy as np
-    import tensorflow as tf
 
     shape = q.shape if hasattr(q, "shape") else np.shape(q)
-    rank = shape.rank if isinstance(shape, tf.TensorShape) else len(shape)
+    rank = getattr(shape, "rank", None) if hasattr(shape, "rank") else len(shape)
     return shape[-1] if rank else None
 
 
@@ -142,6 +140,8 @@ _ATTRIBUTES = ("causal", "scale", "window", "softcap")
 
 @_forward.reference
 def _(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, bias: Any, lengths: Any, *, has_lse: bool, **settings: Any) -> Any:
+    from tftoolkit.custom_ops.flash_attention import plain
+
     o, score_max, inv_sum, lse = plain.attention(q, k, v, plain.seen(q, k, lengths, **settings), bias, **settings)
     return o, score_max, inv_sum, lse if has_lse else None
 
@@ -171,6 +171,8 @@ def _(op: Any, *gradients: Any) -> Any:
 
 @_backward.reference
 def _(q, k, v, bias, lengths, o, score_max, inv_sum, d_o, dlse, *, biased, has_dbias, **settings) -> Any:  # type: ignore[no-untyped-def]
+    from tftoolkit.custom_ops.flash_attention import plain
+
     found = plain.gradients(
         *(q, k, v, plain.seen(q, k, lengths, **settings), bias if biased else None),
         *(o, score_max, inv_sum, d_o, dlse),
@@ -181,6 +183,8 @@ def _(q, k, v, bias, lengths, o, score_max, inv_sum, d_o, dlse, *, biased, has_d
 
 @_forward_varlen.reference
 def _(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, *, has_lse: bool, **settings: Any) -> Any:
+    from tftoolkit.custom_ops.flash_attention import plain
+
     of_q, of_k = plain.Padded(cu_seqlens_q), plain.Padded(cu_seqlens_k)
     padded = of_q.pad(q), of_k.pad(k), of_k.pad(v)
     seen = plain.seen_varlen(of_q, of_k, *padded[:2], settings["causal"], settings["window"])
@@ -200,6 +204,8 @@ def _(op: Any, *gradients: Any) -> Any:
 
 @_backward_varlen.reference
 def _(q, k, v, cu_seqlens_q, cu_seqlens_k, o, score_max, inv_sum, d_o, dlse, **settings) -> Any:  # type: ignore[no-untyped-def]
+    from tftoolkit.custom_ops.flash_attention import plain
+
     of_q, of_k = plain.Padded(cu_seqlens_q), plain.Padded(cu_seqlens_k)
     padded = of_q.pad(q), of_k.pad(k), of_k.pad(v)
     seen = plain.seen_varlen(of_q, of_k, *padded[:2], settings["causal"], settings["window"])
