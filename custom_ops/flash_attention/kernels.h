@@ -100,11 +100,15 @@ void ForwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t row, 
     Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k);
     Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      if (!lanes.Sees(panel, key, n)) continue;
-      Product<Into::kStore>(n, 1, d, {k, d, 1}, q + panel * kPanel * d, kPanel, scores, kPanel);
-      Scores(p, lanes, panel, key, n, scores, kPanel);
-      SoftmaxStep(scores, n, out.largest + panel * kPanel, out.sum + panel * kPanel, alpha);
-      Product<Into::kScale>(e, 1, n, {v, 1, e}, scores, kPanel, out.acc + panel * kPanel * e, kPanel, alpha);
+      // Of the tile, what the panel sees: at a causal mask's edge half of it.
+      const int64_t first = std::max(key, lanes.first[panel]), last = std::min(key + n, lanes.last[panel]);
+      const int64_t seen = last - first, at = first - key;
+      if (seen <= 0) continue;
+      Product<Into::kStore>(seen, 1, d, {k + at * d, d, 1}, q + panel * kPanel * d, kPanel, scores, kPanel);
+      Scores(p, lanes, panel, first, seen, scores, kPanel);
+      SoftmaxStep(scores, seen, out.largest + panel * kPanel, out.sum + panel * kPanel, alpha);
+      Product<Into::kScale>(e, 1, seen, {v + at * e, 1, e}, scores, kPanel, out.acc + panel * kPanel * e, kPanel,
+                            alpha);
     }
   }
 }
@@ -195,7 +199,6 @@ void BackwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t key,
     const int64_t count = std::min(kStep, rows - row);
     lanes.Set(p, s, kv, row, count);
     if (lanes.from >= key + n || lanes.to <= key) continue;
-    const int64_t panels = lanes.panels;
     std::fill_n(qt, d * kStep, 0.0f);
     std::fill_n(q, kStep * dp, 0.0f);
     std::fill_n(dot, e * kStep, 0.0f);
@@ -215,34 +218,36 @@ void BackwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t key,
     const int64_t begin = std::max(key, lanes.from), end = std::min(key + n, lanes.to);
     for (int64_t tile = begin; tile < end; tile += kBackKeys) {
       const int64_t keys = std::min(kBackKeys, end - tile), at = tile - key;
-      Product<Into::kStore>(keys, panels, d, {k + at * d, d, 1}, qt, kStep, powers, kStep);
-      Product<Into::kStore>(keys, panels, e, {v + at * e, e, 1}, dot, kStep, ds, kStep);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        Scores(p, lanes, panel, tile, keys, powers + panel * kPanel, kStep,
-               slope == nullptr ? nullptr : slope + panel * kPanel);
+      const auto [lane, lanes_end] = lanes.Seeing(tile, keys);
+      if (lane == lanes_end) continue;
+      const int64_t width = lanes_end - lane, wide = width / kPanel;
+      float *p_here = powers + lane, *ds_here = ds + lane;
+      Product<Into::kStore>(keys, wide, d, {k + at * d, d, 1}, qt + lane, kStep, p_here, kStep);
+      Product<Into::kStore>(keys, wide, e, {v + at * e, e, 1}, dot + lane, kStep, ds_here, kStep);
+      for (int64_t from = lane; from < lanes_end; from += kPanel) {
+        Scores(p, lanes, from / kPanel, tile, keys, powers + from, kStep, slope == nullptr ? nullptr : slope + from);
       }
-      for (int64_t lane = 0; lane < panels * kPanel; lane += kLanes) {
-        const Vector base = LoadVector(largest + lane), factor = LoadVector(inverse + lane),
-                     less = LoadVector(delta + lane);
+      for (int64_t from = lane; from < lanes_end; from += kLanes) {
+        const Vector base = LoadVector(largest + from), factor = LoadVector(inverse + from),
+                     less = LoadVector(delta + from);
         for (int64_t j = 0; j < keys; ++j) {
-          const Vector power = Exp2(LoadVector(powers + j * kStep + lane) - base) * factor;
-          StoreVector(powers + j * kStep + lane, power);
-          StoreVector(ds + j * kStep + lane, power * (LoadVector(ds + j * kStep + lane) - less));
+          const Vector power = Exp2(LoadVector(powers + j * kStep + from) - base) * factor;
+          StoreVector(powers + j * kStep + from, power);
+          StoreVector(ds + j * kStep + from, power * (LoadVector(ds + j * kStep + from) - less));
         }
       }
       if (g.dbias != nullptr) {
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = lane; i < std::min(count, lanes_end); ++i) {
           float* to = g.dbias + lanes.bias[i] + tile;
           for (int64_t j = 0; j < keys; ++j) to[j] += ds[j * kStep + i];
         }
       }
-      if (slope != nullptr) {
-        for (int64_t i = 0; i < keys * kStep; ++i) ds[i] *= slope[i];
+      for (int64_t j = 0; slope != nullptr && j < keys; ++j) {
+        for (int64_t i = lane; i < lanes_end; ++i) ds[j * kStep + i] *= slope[j * kStep + i];
       }
-      const int64_t depth = panels * kPanel;
-      Product<Into::kAdd>(keys, ep / kPanel, depth, {powers, kStep, 1}, d_o, ep, dv + at * ep, ep);
-      Product<Into::kAdd>(keys, dp / kPanel, depth, {ds, kStep, 1}, q, dp, dk + at * dp, dp);
-      Product<Into::kAdd>(d, panels, keys, {k + at * d, 1, d}, ds, kStep, dqt, kStep);
+      Product<Into::kAdd>(keys, ep / kPanel, width, {p_here, kStep, 1}, d_o + lane * ep, ep, dv + at * ep, ep);
+      Product<Into::kAdd>(keys, dp / kPanel, width, {ds_here, kStep, 1}, q + lane * dp, dp, dk + at * dp, dp);
+      Product<Into::kAdd>(d, wide, keys, {k + at * d, 1, d}, ds_here, kStep, dqt + lane, kStep);
     }
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t j = 0; j < d; ++j) dq[(row + i) * d + j] += dqt[j * kStep + i];

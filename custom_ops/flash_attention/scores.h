@@ -81,7 +81,14 @@ struct Lanes {
     }
   }
 
-  bool Sees(int64_t panel, int64_t key, int64_t keys) const { return first[panel] < key + keys && last[panel] > key; }
+  // The lanes from the first to behind the last panel that sees one of these keys.
+  std::pair<int64_t, int64_t> Seeing(int64_t key, int64_t keys) const {
+    const auto sees = [&](int64_t panel) { return first[panel] < key + keys && last[panel] > key; };
+    int64_t begin = 0, end_panel = panels;
+    while (begin < end_panel && !sees(begin)) ++begin;
+    while (end_panel > begin && !sees(end_panel - 1)) --end_panel;
+    return {begin * kPanel, end_panel * kPanel};
+  }
   bool SeesAll(int64_t panel, int64_t key, int64_t keys) const {
     return least[panel] <= key && most[panel] >= key + keys;
   }
