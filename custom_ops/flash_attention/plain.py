@@ -32,10 +32,15 @@ class Padded:
         return tf.gather(with_zeros, tf.minimum(index, tf.shape(rows)[0]))
 
     def unpad(self, padded: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-        """[sequences, longest, …] -> as many rows as ``like``."""
+        """[sequences, longest, …] -> as many rows as ``like``; zeros for rows that no sequence has."""
         row = tf.range(tf.shape(like)[0])
         sequence = tf.searchsorted(self._borders, row, side="right") - 1
-        return tf.gather_nd(padded, tf.stack([sequence, row - tf.gather(self._borders, sequence)], 1))
+        place = row - tf.gather(self._borders, tf.maximum(sequence, 0))
+        count, tail = tf.shape(self.lengths)[0], tf.unstack(tf.shape(padded))[2:]
+        inside = (sequence >= 0) & (sequence < count) & (place < self._longest)
+        rows = tf.reshape(padded, [count * self._longest, *tail])
+        with_zeros = tf.concat([rows, tf.zeros([1, *tail], rows.dtype)], 0)
+        return tf.gather(with_zeros, tf.where(inside, sequence * self._longest + place, count * self._longest))
 
 
 def seen_varlen(of_q: Padded, of_k: Padded, q: tf.Tensor, k: tf.Tensor, causal: bool, window: int) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -273,7 +274,9 @@ def test_names_do_not_depend_on_how_many_layers_were_made_before(package):
 
 @pytest.mark.slow
 def test_names_do_not_depend_on_what_the_process_did_before():
-    fresh = subprocess.run([sys.executable, __file__], capture_output=True, check=True, text=True).stdout
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # pytest finds helpers where Python doesn't
+    run = subprocess.run([sys.executable, __file__], capture_output=True, check=True, text=True, env=environment)
+    fresh = run.stdout
     for name, package in PACKAGES.items():
         package.Sequential([package.layers.Dense(2), package.layers.Dropout(0.5), package.layers.BatchNormalization()])
         assert json.loads(fresh.splitlines()[-1])[name] == _names(package)
