@@ -1,4 +1,4 @@
-"""Fuzzing of one op by its schema: calls of many kinds, what is right about each, and references in float64."""
+"""Fuzzing of one op by its schema: calls of many kinds, what is right about each. A long file: a method per kind."""
 
 from __future__ import annotations
 

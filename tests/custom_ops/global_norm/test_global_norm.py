@@ -21,7 +21,7 @@ def _tensors(shapes, seed=0):
     return [tf.constant(rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3), tf.float32) for shape in shapes]
 
 
-test_all_checks = pytest_checks(custom_ops.global_norm, _tensors(((5, 7), (3,), ())))
+test_all_checks = pytest.mark.slow(pytest_checks(custom_ops.global_norm, _tensors(((5, 7), (3,), ()))))
 
 
 @MODE

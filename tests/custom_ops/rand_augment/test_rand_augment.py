@@ -23,7 +23,7 @@ OP = ops.find("TfToolkit>RandAugment")
 CHANGES = range(len(pixels.CHANGES))
 
 _INPUTS, _ATTRIBUTES = arguments()
-test_opcheck = pytest_checks(OP, *_INPUTS, **_ATTRIBUTES)
+test_opcheck = pytest.mark.slow(pytest_checks(OP, *_INPUTS, **_ATTRIBUTES))
 
 
 def pictures(shape: tuple[int, ...]) -> list[np.ndarray]:
