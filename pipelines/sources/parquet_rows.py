@@ -88,7 +88,7 @@ class Rows:
                     parts[name].append(column)
         except SourceError:
             return None  # told when one of its rows is wanted
-        with tf.device("CPU:0"):
+        with tf.init_scope(), tf.device("CPU:0"):  # kept, so not tensors of the graph that may be traced just now
             return {name: tf.constant(np.concatenate(parts.pop(name)), spec.dtype) for name, spec in self._spec.items()}
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:

@@ -59,13 +59,14 @@ def varies(spec: tf.TensorSpec) -> bool:
 
 
 def bytes_per_row(columns: Iterable[Any]) -> int:
-    """Of dense tensors with a row per example; of strings the mean."""
+    """Of dense, eager tensors with a row per example; of strings the mean."""
 
     def size(column: tf.Tensor) -> int:
-        each = 0 if column.dtype != tf.string else int(tf.reduce_sum(tf.strings.length(column)))
-        return column.dtype.size * column.shape.num_elements() + each
+        each = 0 if column.dtype != tf.string else tf.reduce_sum(tf.cast(tf.strings.length(column), tf.int64))
+        return column.dtype.size * column.shape.num_elements() + int(each)
 
-    return max(1, sum(-(-size(column) // column.shape[0]) for column in columns))
+    with tf.init_scope():  # where a graph is traced just now, numbers are still wanted
+        return max(1, sum(-(-size(column) // column.shape[0]) for column in columns))
 
 
 def fetch_in_python(

@@ -336,3 +336,19 @@ def test_small_whole_tables_are_read_as_tensors_and_others_row_by_row(tmp_path):
         (int(x), city) for batch in small.epoch() for x, city in zip(batch["x"], batch["city"].numpy(), strict=True)
     ]
     assert sorted(rows) == [(number, f"c{number}".encode()) for number in range(300)]
+
+
+@pytest.mark.parametrize("first", ["loader", "filter", "function"])
+def test_small_tables_outlive_the_graph_that_wanted_them_first(tmp_path, first):
+    pq.write_table(pa.table({"x": list(range(30)), "city": ["a", "bc", "d"] * 10}), tmp_path / "t.parquet")
+    p = Pipeline(sources.parquet(tmp_path / "t.parquet"))
+    total = tf.function(
+        lambda: p.batch(10).dataset(epochs=1).reduce(tf.constant(0, tf.int64), lambda n, b: n + tf.reduce_sum(b["x"]))
+    )
+    uses = {
+        "loader": lambda: p.batch(10).loader()(tf.constant(2, tf.int64))["x"].numpy().tolist() == list(range(20, 30)),
+        "filter": lambda: len(list(p.filter(lambda example: example["x"] < 20).batch(10).epoch())) == 2,
+        "function": lambda: total() == sum(range(30)),
+    }
+    assert uses.pop(first)()
+    assert all(use() for use in uses.values())
