@@ -10,6 +10,7 @@ and not with its square, forward and backward.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,9 @@ def _settings(q: Any, causal: bool, scale: float | None, window: int | None, sof
         if depth is None:
             raise ValueError("scale: the depth of q is not known here; give a scale, such as depth ** -0.5")
         scale = 1 / math.sqrt(max(1, depth))
+    for argument, value in (("scale", scale), ("window", window), ("softcap", softcap)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise TypeError(f"{argument} must be a number, got {value!r}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
     if window is not None and window < 1:

@@ -70,8 +70,9 @@ struct Problem {
     int64_t begin = 0, end = s.valid;
     if (causal) end = std::min(end, place + 1);
     if (window > 0) {
-      begin = std::max(begin, place - window + 1);
-      if (!causal) end = std::min(end, place + window);
+      const int64_t reach = std::min(window, s.keys + s.queries);  // a sum with the largest number would overflow
+      begin = std::max(begin, place - reach + 1);
+      if (!causal) end = std::min(end, place + reach);
     }
     begin = std::min(begin, s.valid);
     return {begin, std::max(begin, end)};

@@ -9,17 +9,10 @@
 #include <utility>
 
 #include "problem.h"
+#include "tftoolkit/dispatch.h"
 #include "tftoolkit/op.h"
 
-template <typename T>
-const T* Data(const ffi::AnyBuffer& buffer) {
-  return static_cast<const T*>(buffer.untyped_data());
-}
-
-template <typename T>
-T* Data(ffi::Result<ffi::AnyBuffer>& buffer) {
-  return static_cast<T*>(buffer->untyped_data());
-}
+using tftoolkit::Data;
 
 struct Settings {
   bool causal;

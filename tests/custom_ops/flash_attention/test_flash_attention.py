@@ -263,6 +263,21 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("argument", ["scale", "window", "softcap"])
+def test_numbers_must_be_numbers(argument):
+    for value in ("a", True, [1.0]):
+        with pytest.raises(TypeError, match=f"{argument} must be a number, got"):
+            ATTEND(X, X, X, **{argument: value})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_of_any_size(causal):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 5, 1, 4)).astype(np.float32)
+    for window in (5, 2**31, 2**63 - 1):
+        np.testing.assert_array_equal(ATTEND(x, x, x, window=window, causal=causal), ATTEND(x, x, x, causal=causal))
+
+
 @pytest.mark.parametrize("message", WRONG)
 def test_bad_input_is_named(message):
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):
