@@ -28,16 +28,23 @@
 #include "tftoolkit/isa.h"
 #include "tftoolkit/op.h"
 #include "tftoolkit/parallel.h"
+#include "tftoolkit/scratch.h"
 
 namespace {
 
 using tftoolkit::Isa;
 using tftoolkit::Load;
+using tftoolkit::Parts;
+using tftoolkit::Scratch;
 using tftoolkit::Store;
 
 #define TK_LANES 4
 namespace baseline {
 #include "tftoolkit/gemm.h"
+//
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
 //
 #include "scores.h"
 //
@@ -54,6 +61,10 @@ namespace baseline {
 namespace avx2 {
 #include "tftoolkit/gemm.h"
 //
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
+//
 #include "scores.h"
 //
 #include "kernels.h"
@@ -68,6 +79,10 @@ namespace avx2 {
 #define TK_LANES 16
 namespace avx512 {
 #include "tftoolkit/gemm.h"
+//
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
 //
 #include "scores.h"
 //

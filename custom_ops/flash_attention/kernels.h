@@ -9,59 +9,6 @@ constexpr int64_t kBackQueries = 64;  // in a block of the backward pass
 constexpr int64_t kBackKeys = 48;     // in a tile of the backward pass: 64 x 48 scores and their gradients, 24 kB
 constexpr int64_t kBackElements = 768 * 64;  // of k in a block of the backward pass
 
-inline int64_t Panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
-
-// Memory of a thread, kept from call to call: fresh pages cost more than the arithmetic on them.
-class Scratch {
- public:
-  float* Get(int64_t floats) {
-    if (static_cast<int64_t>(memory_.size()) < floats + 16) memory_.resize(floats + 16);
-    float* data = memory_.data();
-    return data + (-reinterpret_cast<uintptr_t>(data) % 64) / sizeof(float);
-  }
-
- private:
-  std::vector<float> memory_;
-};
-
-// Parts of one piece of scratch memory, each at a multiple of 64 bytes.
-class Parts {
- public:
-  int64_t Add(int64_t floats) { return std::exchange(size_, size_ + (floats + 15) / 16 * 16); }
-  int64_t size() const { return size_; }
-
- private:
-  int64_t size_ = 0;
-};
-
-// `rows` rows of a tensor, the first at element `place` and the next ones `stride` elements on, as float32: contiguous,
-// since a row stride of many kB would map all of them to few lines of the cache.
-inline void Pack(Type type, const void* from, int64_t place, int64_t stride, int64_t rows, int64_t depth, float* to) {
-  WithType(type, [&](auto zero) {
-    const auto* row = static_cast<const decltype(zero)*>(from) + place;
-    for (int64_t r = 0; r < rows; ++r, row += stride, to += depth) {
-#pragma omp simd
-      for (int64_t i = 0; i < depth; ++i) to[i] = Load(row[i]);
-    }
-  });
-}
-
-// The row at element `place` into its lane of panels [depth][step].
-inline void PackLane(Type type, const void* from, int64_t place, int64_t depth, float scale, float* to, int64_t step) {
-  WithType(type, [&](auto zero) {
-    const auto* row = static_cast<const decltype(zero)*>(from) + place;
-    for (int64_t i = 0; i < depth; ++i) to[i * step] = Load(row[i]) * scale;
-  });
-}
-
-// Every `step`-th of the floats, times `scale`, to the row at element `place`.
-inline void StoreRow(Type type, const float* from, int64_t step, int64_t depth, float scale, void* to, int64_t place) {
-  WithType(type, [&](auto zero) {
-    auto* row = static_cast<decltype(zero)*>(to) + place;
-    for (int64_t i = 0; i < depth; ++i) row[i] = Store<decltype(zero)>(from[i * step] * scale);
-  });
-}
-
 float QueryScale(const Problem& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
 
 // What a block of rows has seen, not yet divided by the sum: acc is [panels][value_depth][kPanel].
@@ -97,8 +44,8 @@ void ForwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t row, 
   to = std::min(to, lanes.to);
   for (int64_t key = from; key < to; key += kKeys) {
     const int64_t n = std::min(kKeys, to - key);
-    Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k);
-    Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v);
+    Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
+    Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
     for (int64_t panel = 0; panel < panels; ++panel) {
       // Of the tile, what the panel sees: at a causal mask's edge half of it.
       const int64_t first = std::max(key, lanes.first[panel]), last = std::min(key + n, lanes.last[panel]);
@@ -190,8 +137,8 @@ void BackwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t key,
         *dot = m + dot_at, *d_o = m + do_at, *dqt = m + dqt_at, *powers = m + p_at, *ds = m + ds_at,
         *slope = p.softcap > 0 ? m + slope_at : nullptr, *largest = m + row_at, *inverse = largest + kStep,
         *delta = inverse + kStep;
-  Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k);
-  Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v);
+  Pack(p.type, p.k, p.kv_place(s, kv, key) * d, p.kv_heads * d, n, d, k, d);
+  Pack(p.type, p.v, p.kv_place(s, kv, key) * e, p.kv_heads * e, n, e, v, e);
   std::fill_n(dk, n * dp, 0.0f);
   std::fill_n(dv, n * ep, 0.0f);
   const int64_t rows = p.rows(s);
@@ -208,9 +155,9 @@ void BackwardBlock(const Problem& p, const Sequence& s, int64_t kv, int64_t key,
     for (int64_t i = 0; i < count; ++i) {
       const int64_t place = p.place(s, kv, row + i);
       PackLane(p.type, p.q, place * d, d, QueryScale(p), qt + i, kStep);
-      Pack(p.type, p.q, place * d, 0, 1, d, q + i * dp);
+      Pack(p.type, p.q, place * d, 0, 1, d, q + i * dp, dp);
       PackLane(p.type, g.d_o, place * e, e, 1.0f, dot + i, kStep);
-      Pack(p.type, g.d_o, place * e, 0, 1, e, d_o + i * ep);
+      Pack(p.type, g.d_o, place * e, 0, 1, e, d_o + i * ep, ep);
       largest[i] = g.largest[place];
       inverse[i] = g.inverse[place];
       delta[i] = g.delta[place];

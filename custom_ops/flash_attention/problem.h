@@ -10,21 +10,8 @@
 
 #include "tftoolkit/float_types.h"
 
-// The dtype is no template parameter of the passes, which compute in float32: only reading and storing depend on it.
-enum class Type { kFloat, kBFloat16, kHalf };
-
-// run(T{}) with the C++ type of a dtype.
-template <typename Run>
-TK_INLINE auto WithType(Type type, const Run& run) {
-  switch (type) {
-    case Type::kBFloat16:
-      return run(tftoolkit::BFloat16{});
-    case Type::kHalf:
-      return run(tftoolkit::Half{});
-    default:
-      return run(float{});
-  }
-}
+using Type = tftoolkit::FloatType;
+using tftoolkit::WithType;
 
 // One sequence of queries over one of keys.
 struct Sequence {

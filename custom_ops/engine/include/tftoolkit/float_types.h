@@ -80,6 +80,23 @@ TK_INLINE Half Store<Half>(float value) {
   return {static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? special : finite))};
 }
 
+// A dtype that is no template parameter: of blocked kernels, which compute in float32, only reading and storing depend
+// on it.
+enum class FloatType { kFloat, kBFloat16, kHalf };
+
+// run(T{}) with the C++ type of a dtype.
+template <typename Run>
+TK_INLINE auto WithType(FloatType type, const Run& run) {
+  switch (type) {
+    case FloatType::kBFloat16:
+      return run(BFloat16{});
+    case FloatType::kHalf:
+      return run(Half{});
+    default:
+      return run(float{});
+  }
+}
+
 }  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_FLOAT_TYPES_H_

@@ -20,6 +20,8 @@ constexpr int kLanes = TK_LANES;
 constexpr int kPanel = 2 * kLanes;
 constexpr int kRows = kLanes == 16 ? 8 : 6;  // of 32, 16 and 16 registers the tile takes 16, 12 and 12
 
+inline int64_t Panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
 TK_INLINE Vector LoadVector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 TK_INLINE void StoreVector(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
 TK_INLINE Vector Broadcast(float value) { return value - Vector{}; }
