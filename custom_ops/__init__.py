@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
     from tftoolkit.custom_ops.flash_attention import flash_attention, flash_attention_varlen
+    from tftoolkit.custom_ops.fused_linear_cross_entropy import fused_linear_cross_entropy
     from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
     from tftoolkit.custom_ops.layer_norm import layer_norm
@@ -42,6 +43,7 @@ __all__ = [
     "dropout_add",
     "flash_attention",
     "flash_attention_varlen",
+    "fused_linear_cross_entropy",
     "geglu",
     "global_norm",
     "index_records",

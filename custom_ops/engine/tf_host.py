@@ -215,6 +215,11 @@ def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[
     return op.run_reference(*tensors, **attributes)
 
 
+def may_record_gradients() -> bool:
+    """Whether a gradient tape is there, in this thread, which may record what is called now."""
+    return bool(execute.must_record_gradient())
+
+
 # Nodes: what TensorFlow hands to gradients and converters
 
 

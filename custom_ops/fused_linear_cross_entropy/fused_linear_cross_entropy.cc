@@ -1,0 +1,245 @@
+// Cross-entropy of softmax(inputs weight^T + bias) with whole labels, and its gradients, on the CPU, without a buffer of
+// all logits. Per token with label l, class weights w, smoothing s over V classes and z-loss z, in float32:
+//
+//   x = inputs weight^T + bias    x <- softcap * tanh(x / softcap)    lse = log sum(e^x)
+//   loss = (1 - s) w_l (lse - x_l) + s / V * sum_c w_c (lse - x_c) + z lse^2
+//   dx_c = e^(x_c - lse) (d_loss ((1 - s) w_l + s / V sum(w) + 2 z lse) + d_lse) - d_loss (s / V w_c + (1 - s) w_l [c = l])
+//
+// The floor is arithmetic: 2 N V D operations for the losses, 6 N V D with gradients. Chunks of 256 tokens are taken one
+// after the other; of one the logits are kept from the first product to the two others, V * 256 floats, so the weight
+// and its gradient pass through memory a few times per chunk: 16 V D bytes for 1,536 V D operations. Tokens whose label
+// is ignored are left out before anything is computed.
+//
+// problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h: who does which tiles.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+#include "tftoolkit/dispatch.h"
+#include "tftoolkit/isa.h"
+#include "tftoolkit/op.h"
+#include "tftoolkit/parallel.h"
+#include "tftoolkit/scratch.h"
+
+namespace {
+
+using tftoolkit::Data;
+using tftoolkit::Isa;
+using Result = ffi::Result<ffi::AnyBuffer>;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+#define TK_LANES 4
+namespace baseline {
+#include "tftoolkit/gemm.h"
+//
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace baseline
+#undef TK_LANES
+
+#ifdef TK_HAS_ISAS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define TK_LANES 8
+namespace avx2 {
+#include "tftoolkit/gemm.h"
+//
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace avx2
+#undef TK_LANES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define TK_LANES 16
+namespace avx512 {
+#include "tftoolkit/gemm.h"
+//
+#include "tftoolkit/packing.h"
+//
+#include "tftoolkit/vector_math.h"
+//
+#include "kernels.h"
+//
+#include "tasks.h"
+}  // namespace avx512
+#undef TK_LANES
+#pragma GCC pop_options
+#endif
+
+void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
+#ifdef TK_HAS_ISAS
+  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Forward(pool, p, losses);
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward(pool, p, losses);
+#endif
+  baseline::Forward(pool, p, losses);
+}
+
+void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& gradients) {
+#ifdef TK_HAS_ISAS
+  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Backward(pool, p, gradients);
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward(pool, p, gradients);
+#endif
+  baseline::Backward(pool, p, gradients);
+}
+
+struct Settings {
+  int64_t ignore_index;
+  float label_smoothing, logit_softcap, z_loss;
+};
+
+// The tokens that count, or an error that names a label that is no class.
+ffi::Error FindTokens(const ffi::AnyBuffer& labels, int64_t ignore_index, Problem& p) {
+  return tftoolkit::WithIntegerType("FusedLinearCrossEntropy", labels.element_type(), [&](auto type) {
+    const auto* from = Data<decltype(type)>(labels);
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const int64_t label = from[row];
+      if (label == ignore_index) continue;
+      if (label < 0 || label >= p.classes) {
+        return ffi::Error::InvalidArgument("labels holds " + std::to_string(label) + " (element " +
+                                           std::to_string(row) + "), but must hold classes, from 0 to below " +
+                                           std::to_string(p.classes) + ", the first dimension of weight, or " +
+                                           std::to_string(ignore_index) + ", ignore_index");
+      }
+      p.tokens.push_back({row, label});
+    }
+    return ffi::Error::Success();
+  });
+}
+
+ffi::Error MakeProblem(const ffi::AnyBuffer& inputs, const ffi::AnyBuffer& weight, const ffi::AnyBuffer* bias,
+                       const ffi::AnyBuffer& labels, const ffi::AnyBuffer* class_weight, const Settings& s,
+                       Problem& p) {
+  const ffi::DataType dtype = inputs.element_type();
+  using Type = tftoolkit::FloatType;
+  p.type = dtype == ffi::F32 ? Type::kFloat : dtype == ffi::BF16 ? Type::kBFloat16 : Type::kHalf;
+  p.inputs = inputs.untyped_data();
+  p.weight = weight.untyped_data();
+  p.bias = bias == nullptr ? nullptr : bias->untyped_data();
+  p.class_weight = class_weight == nullptr ? nullptr : Data<float>(*class_weight);
+  p.rows = static_cast<int64_t>(labels.element_count());
+  p.depth = weight.dimensions()[1];
+  p.classes = weight.dimensions()[0];
+  p.smoothing = s.label_smoothing;
+  p.z_loss = s.z_loss;
+  p.softcap = s.logit_softcap;
+  p.weight_sum = 0;
+  for (int64_t c = 0; c < p.classes; ++c) p.weight_sum += p.ClassWeight(c);
+  return FindTokens(labels, s.ignore_index, p);
+}
+
+ffi::Error FusedLinearCrossEntropy(ffi::ThreadPool pool, ffi::AnyBuffer inputs, ffi::AnyBuffer weight,
+                                   ffi::AnyBuffer bias, ffi::AnyBuffer labels, ffi::AnyBuffer class_weight, Result loss,
+                                   Result lse, Result total, Result total_weight, bool has_bias, bool has_class_weight,
+                                   int64_t ignore_index, float label_smoothing, float logit_softcap, float z_loss) {
+  Problem p;
+  if (ffi::Error error = MakeProblem(inputs, weight, has_bias ? &bias : nullptr, labels,
+                                     has_class_weight ? &class_weight : nullptr,
+                                     {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
+      error.failure()) {
+    return error;
+  }
+  Forward(pool, p, {Data<float>(loss), Data<float>(lse)});
+  double sum = 0, weights = 0;
+  for (const Token& token : p.tokens) {
+    sum += Data<float>(loss)[token.row];
+    weights += p.ClassWeight(token.label);
+  }
+  *Data<float>(total) = static_cast<float>(sum);
+  *Data<float>(total_weight) = weights == 0 ? 1.0f : static_cast<float>(weights);
+  return ffi::Error::Success();
+}
+
+ffi::Error FusedLinearCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer inputs, ffi::AnyBuffer weight,
+                                       ffi::AnyBuffer bias, ffi::AnyBuffer labels, ffi::AnyBuffer class_weight,
+                                       ffi::AnyBuffer d_loss, ffi::AnyBuffer d_lse, Result dinputs, Result dweight,
+                                       Result dbias, Result total, bool biased, bool has_class_weight, bool has_dbias,
+                                       int64_t ignore_index, float label_smoothing, float logit_softcap, float z_loss) {
+  if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
+  Problem p;
+  if (ffi::Error error = MakeProblem(inputs, weight, biased ? &bias : nullptr, labels,
+                                     has_class_weight ? &class_weight : nullptr,
+                                     {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
+      error.failure()) {
+    return error;
+  }
+  if (biased && static_cast<int64_t>(bias.element_count()) != p.classes) {
+    return ffi::Error::InvalidArgument("bias has " + std::to_string(bias.element_count()) + " elements, but weight " +
+                                       std::to_string(p.classes) + " rows");
+  }
+  Gradients gradients{Data<float>(d_loss),
+                      Data<float>(d_lse),
+                      dinputs->untyped_data(),
+                      dweight->untyped_data(),
+                      has_dbias ? dbias->untyped_data() : nullptr,
+                      0};
+  Backward(pool, p, gradients);
+  *Data<float>(total) = static_cast<float>(gradients.total);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define TK_IN .Arg<ffi::AnyBuffer>()
+#define TK_OUT .Ret<ffi::AnyBuffer>()
+
+XLA_FFI_DEFINE_HANDLER(FusedLinearCrossEntropyCpu, FusedLinearCrossEntropy,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT.Attr<bool>("has_bias")
+                           .Attr<bool>("has_class_weight")
+                           .Attr<int64_t>("ignore_index")
+                           .Attr<float>("label_smoothing")
+                           .Attr<float>("logit_softcap")
+                           .Attr<float>("z_loss"));
+
+XLA_FFI_DEFINE_HANDLER(FusedLinearCrossEntropyGradCpu, FusedLinearCrossEntropyGrad,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT
+                           .Attr<bool>("biased")
+                           .Attr<bool>("has_class_weight")
+                           .Attr<bool>("has_dbias")
+                           .Attr<int64_t>("ignore_index")
+                           .Attr<float>("label_smoothing")
+                           .Attr<float>("logit_softcap")
+                           .Attr<float>("z_loss"));
+
+#define TK_SETTINGS \
+  "ignore_index: i64 = -100, label_smoothing: f32 = 0.0, z_loss: f32 = 0.0, logit_softcap: f32 = 0.0"
+
+// total: the sum of the losses; total_weight: that of the class weights of the labels that count, 1 where it is 0.
+TK_OP(FusedLinearCrossEntropy,
+      "<T: f32 | bf16 | f16, I: i32 | i64>"
+      "(inputs: T[... depth], weight: T[classes depth], bias?: T[classes], labels: I[...],"
+      " class_weight?: f32[classes], *, " TK_SETTINGS
+      ") -> (loss: f32[...], lse: f32[...], total: f32[], total_weight: f32[])");
+// `biased`: the bias counts. It is no optional input, since the shape of an output follows from it. total: the sum of
+// d_loss times the losses.
+TK_OP(FusedLinearCrossEntropyGrad,
+      "<T: f32 | bf16 | f16, I: i32 | i64>"
+      "(inputs: T[... depth], weight: T[classes depth], bias: T[biases], labels: I[...], class_weight?: f32[classes],"
+      " d_loss: f32[...], d_lse: f32[...], *, biased: bool, " TK_SETTINGS
+      ") -> (dinputs: T[... depth], dweight: T[classes depth], dbias?: T[biases], total: f32[])");
+TK_KERNEL(FusedLinearCrossEntropy, CPU, FusedLinearCrossEntropyCpu);
+TK_KERNEL(FusedLinearCrossEntropyGrad, CPU, FusedLinearCrossEntropyGradCpu);

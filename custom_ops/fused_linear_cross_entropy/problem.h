@@ -1,0 +1,41 @@
+// What fused_linear_cross_entropy is asked to compute, for the kernels of every instruction set.
+
+#ifndef TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_
+#define TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "tftoolkit/float_types.h"
+
+// A row of the inputs whose label is not ignored.
+struct Token {
+  int64_t row, label;
+};
+
+// inputs is [rows, depth], weight [classes, depth], bias [classes] or null, class_weight [classes] or null.
+struct Problem {
+  tftoolkit::FloatType type;
+  const void *inputs, *weight, *bias;
+  const float* class_weight;
+  int64_t rows, depth, classes;
+  float smoothing, z_loss, softcap;  // softcap 0: none
+  double weight_sum;                 // of the classes, 1 each where there is no class_weight
+  std::vector<Token> tokens;
+
+  float ClassWeight(int64_t c) const { return class_weight == nullptr ? 1.0f : class_weight[c]; }
+};
+
+// Of each row; 0 where the label is ignored.
+struct Losses {
+  float *loss, *lse;
+};
+
+// By the losses and by the log-sum-exps of each row; what comes of it. dbias may be null.
+struct Gradients {
+  const float *d_loss, *d_lse;
+  void *dinputs, *dweight, *dbias;
+  double total;  // comes out: the sum of d_loss times the losses
+};
+
+#endif  // TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_
