@@ -5,25 +5,22 @@
    \\mathrm{loss} = (1 - s)\\, w_l (\\mathrm{lse} - x_l) + \\tfrac{s}{V} \\sum_c w_c (\\mathrm{lse} - x_c)
    + z \\cdot \\mathrm{lse}^2
 
-with label l, class weights w, label smoothing s (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567), z-loss z (PaLM,
-Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311) and, if wanted, x capped by ``c * tanh(x / c)`` (Gemma 2,
-https://arxiv.org/abs/2408.00118). That loss and gradients may be computed together, chunk by chunk, is from Liger Kernel
-(Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
+with label l, class weights w, label smoothing s (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567), z-loss z
+(PaLM, Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311) and, if wanted, x capped by ``c * tanh(x / c)``
+(Gemma 2, https://arxiv.org/abs/2408.00118). That loss and gradients may be computed together, chunk by chunk, is from
+Liger Kernel (Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
 
-``TfToolkit>FusedLinearCrossEntropy`` computes losses, ``TfToolkit>FusedLinearCrossEntropyGrad`` the gradients and, on the
-way, the sum of the losses; both in float32 whatever they load and store.
+``TfToolkit>FusedLinearCrossEntropy`` computes losses, ``TfToolkit>FusedLinearCrossEntropyGrad`` the gradients and, on
+the way, the sum of the losses; both in float32 whatever they load and store.
 """
 
 from __future__ import annotations
 
 import numbers
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tftoolkit.custom_ops.engine import library
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 _library = library.load_builtin("fused_linear_cross_entropy")
 _forward = _library.op("FusedLinearCrossEntropy")
@@ -65,8 +62,8 @@ def fused_linear_cross_entropy(
       return_lse: return the log-sum-exp of each token as well.
 
     Returns:
-      float32: a scalar, or [...] for reduction "none". With return_lse a pair of it and float32 [...], 0 where the label
-      is ignored. Differentiable to any order by inputs, weight and bias; second derivatives hold all logits.
+      float32: a scalar, or [...] for reduction "none". With return_lse a pair of it and float32 [...], 0 where the
+      label is ignored. Differentiable to any order by inputs, weight and bias; second derivatives hold all logits.
 
     Raises:
       tf.errors.InvalidArgumentError: a label is neither a class nor ignore_index, or shapes that do not fit.
@@ -139,9 +136,7 @@ def _(
 ) -> Any:  # fmt: skip
     from tftoolkit.custom_ops.fused_linear_cross_entropy import plain
 
-    found = plain.gradients(
-        inputs, weight, bias if biased else None, labels, class_weight, d_loss, d_lse, **options
-    )  # fmt: skip
+    found = plain.gradients(inputs, weight, bias if biased else None, labels, class_weight, d_loss, d_lse, **options)
     dinputs, dweight, dbias, total = found
     return dinputs, dweight, dbias if has_dbias else None, total
 

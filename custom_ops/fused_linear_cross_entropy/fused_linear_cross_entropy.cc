@@ -1,14 +1,15 @@
-// Cross-entropy of softmax(inputs weight^T + bias) with whole labels, and its gradients, on the CPU, without a buffer of
-// all logits. Per token with label l, class weights w, smoothing s over V classes and z-loss z, in float32:
+// Cross-entropy of softmax(inputs weight^T + bias) with whole labels, and its gradients, on the CPU, without a buffer
+// of all logits. Per token with label l, class weights w, smoothing s over V classes and z-loss z, in float32:
 //
 //   x = inputs weight^T + bias    x <- softcap * tanh(x / softcap)    lse = log sum(e^x)
 //   loss = (1 - s) w_l (lse - x_l) + s / V * sum_c w_c (lse - x_c) + z lse^2
-//   dx_c = e^(x_c - lse) (d_loss ((1 - s) w_l + s / V sum(w) + 2 z lse) + d_lse) - d_loss (s / V w_c + (1 - s) w_l [c = l])
+//   dx_c = e^(x_c - lse) (d_loss ((1 - s) w_l + s / V sum(w) + 2 z lse) + d_lse) - d_loss (s / V w_c + (1 - s) w_l [c =
+//   l])
 //
-// The floor is arithmetic: 2 N V D operations for the losses, 6 N V D with gradients. Chunks of 256 tokens are taken one
-// after the other; of one the logits are kept from the first product to the two others, V * 256 floats, so the weight
-// and its gradient pass through memory a few times per chunk: 16 V D bytes for 1,536 V D operations. Tokens whose label
-// is ignored are left out before anything is computed.
+// The floor is arithmetic: 2 N V D operations for the losses, 6 N V D with gradients. Chunks of 256 tokens are taken
+// one after the other; of one the logits are kept from the first product to the two others, V * 256 floats, so the
+// weight and its gradient pass through memory a few times per chunk: 16 V D bytes for 1,536 V D operations. Tokens
+// whose label is ignored are left out before anything is computed.
 //
 // problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h: who does which tiles.
 
@@ -148,25 +149,29 @@ ffi::Error MakeProblem(const ffi::AnyBuffer& inputs, const ffi::AnyBuffer& weigh
   return FindTokens(labels, s.ignore_index, p);
 }
 
+// The sum of the class weights of the labels that count; 1 where it is 0, so that a mean of nothing is 0.
+double TotalWeight(const Problem& p) {
+  double sum = 0;
+  for (const Token& token : p.tokens) sum += p.ClassWeight(token.label);
+  return sum == 0 ? 1 : sum;
+}
+
 ffi::Error FusedLinearCrossEntropy(ffi::ThreadPool pool, ffi::AnyBuffer inputs, ffi::AnyBuffer weight,
                                    ffi::AnyBuffer bias, ffi::AnyBuffer labels, ffi::AnyBuffer class_weight, Result loss,
                                    Result lse, Result total, Result total_weight, bool has_bias, bool has_class_weight,
                                    int64_t ignore_index, float label_smoothing, float logit_softcap, float z_loss) {
   Problem p;
-  if (ffi::Error error = MakeProblem(inputs, weight, has_bias ? &bias : nullptr, labels,
-                                     has_class_weight ? &class_weight : nullptr,
-                                     {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
+  if (ffi::Error error =
+          MakeProblem(inputs, weight, has_bias ? &bias : nullptr, labels, has_class_weight ? &class_weight : nullptr,
+                      {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
       error.failure()) {
     return error;
   }
   Forward(pool, p, {Data<float>(loss), Data<float>(lse)});
-  double sum = 0, weights = 0;
-  for (const Token& token : p.tokens) {
-    sum += Data<float>(loss)[token.row];
-    weights += p.ClassWeight(token.label);
-  }
+  double sum = 0;
+  for (const Token& token : p.tokens) sum += Data<float>(loss)[token.row];
   *Data<float>(total) = static_cast<float>(sum);
-  *Data<float>(total_weight) = weights == 0 ? 1.0f : static_cast<float>(weights);
+  *Data<float>(total_weight) = static_cast<float>(TotalWeight(p));
   return ffi::Error::Success();
 }
 
@@ -174,12 +179,13 @@ ffi::Error FusedLinearCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer inpu
                                        ffi::AnyBuffer bias, ffi::AnyBuffer labels, ffi::AnyBuffer class_weight,
                                        ffi::AnyBuffer d_loss, ffi::AnyBuffer d_lse, Result dinputs, Result dweight,
                                        Result dbias, Result total, bool biased, bool has_class_weight, bool has_dbias,
-                                       int64_t ignore_index, float label_smoothing, float logit_softcap, float z_loss) {
+                                       int64_t ignore_index, float label_smoothing, float logit_softcap, bool mean,
+                                       float z_loss) {
   if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
   Problem p;
-  if (ffi::Error error = MakeProblem(inputs, weight, biased ? &bias : nullptr, labels,
-                                     has_class_weight ? &class_weight : nullptr,
-                                     {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
+  if (ffi::Error error =
+          MakeProblem(inputs, weight, biased ? &bias : nullptr, labels, has_class_weight ? &class_weight : nullptr,
+                      {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
       error.failure()) {
     return error;
   }
@@ -188,6 +194,7 @@ ffi::Error FusedLinearCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer inpu
                                        std::to_string(p.classes) + " rows");
   }
   Gradients gradients{Data<float>(d_loss),
+                      mean ? 1 / TotalWeight(p) : 1,
                       Data<float>(d_lse),
                       dinputs->untyped_data(),
                       dweight->untyped_data(),
@@ -215,18 +222,17 @@ XLA_FFI_DEFINE_HANDLER(FusedLinearCrossEntropyCpu, FusedLinearCrossEntropy,
 
 XLA_FFI_DEFINE_HANDLER(FusedLinearCrossEntropyGradCpu, FusedLinearCrossEntropyGrad,
                        ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                               TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT
+                           .Ctx<ffi::ThreadPool>() TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT TK_OUT TK_OUT TK_OUT
                            .Attr<bool>("biased")
                            .Attr<bool>("has_class_weight")
                            .Attr<bool>("has_dbias")
                            .Attr<int64_t>("ignore_index")
                            .Attr<float>("label_smoothing")
                            .Attr<float>("logit_softcap")
+                           .Attr<bool>("mean")
                            .Attr<float>("z_loss"));
 
-#define TK_SETTINGS \
-  "ignore_index: i64 = -100, label_smoothing: f32 = 0.0, z_loss: f32 = 0.0, logit_softcap: f32 = 0.0"
+#define TK_SETTINGS "ignore_index: i64 = -100, label_smoothing: f32 = 0.0, z_loss: f32 = 0.0, logit_softcap: f32 = 0.0"
 
 // total: the sum of the losses; total_weight: that of the class weights of the labels that count, 1 where it is 0.
 TK_OP(FusedLinearCrossEntropy,
@@ -234,12 +240,12 @@ TK_OP(FusedLinearCrossEntropy,
       "(inputs: T[... depth], weight: T[classes depth], bias?: T[classes], labels: I[...],"
       " class_weight?: f32[classes], *, " TK_SETTINGS
       ") -> (loss: f32[...], lse: f32[...], total: f32[], total_weight: f32[])");
-// `biased`: the bias counts. It is no optional input, since the shape of an output follows from it. total: the sum of
-// d_loss times the losses.
+// `biased`: the bias counts. It is no optional input, since the shape of an output follows from it. `mean`: d_loss is
+// first divided by total_weight. total: the sum of d_loss times the losses.
 TK_OP(FusedLinearCrossEntropyGrad,
       "<T: f32 | bf16 | f16, I: i32 | i64>"
       "(inputs: T[... depth], weight: T[classes depth], bias: T[biases], labels: I[...], class_weight?: f32[classes],"
-      " d_loss: f32[...], d_lse: f32[...], *, biased: bool, " TK_SETTINGS
+      " d_loss: f32[...], d_lse: f32[...], *, biased: bool, mean: bool = False, " TK_SETTINGS
       ") -> (dinputs: T[... depth], dweight: T[classes depth], dbias?: T[biases], total: f32[])");
 TK_KERNEL(FusedLinearCrossEntropy, CPU, FusedLinearCrossEntropyCpu);
 TK_KERNEL(FusedLinearCrossEntropyGrad, CPU, FusedLinearCrossEntropyGradCpu);

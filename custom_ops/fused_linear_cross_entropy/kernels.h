@@ -3,11 +3,11 @@
 // Lanes are tokens: logits are [class][token], so the largest, the sum and the gradient are vertical operations, and
 // the gradient is already in the form in which the products that follow read it.
 
-constexpr int64_t kTokens = 256;             // in a chunk
-constexpr int64_t kGroups = 16;              // of classes, each a task: from the shape alone, as is the order of sums
-constexpr int64_t kTileElements = 192 * 256;  // of the weight: a tile and its transposed use stay in the second cache
-constexpr int64_t kDepth = 256;              // of a product at a time, so that its panel stays in the first cache
-constexpr int64_t kApart = 16;               // floats between rows, which else were mapped to few lines of the cache
+constexpr int64_t kTokens = 256;              // in a chunk
+constexpr int64_t kGroups = 16;               // of classes, each a task: from the shape alone, as is the order of sums
+constexpr int64_t kTileElements = 144 * 256;  // of the weight; with gradients and logits a tile fits the second cache
+constexpr int64_t kDepth = 256;               // of a product at a time, so that its panel stays in the first cache
+constexpr int64_t kApart = 16;                // floats between rows, which else were mapped to few lines of the cache
 
 // How the classes are cut: tiles of `rows` classes, groups of `tiles` tiles.
 struct Cut {
@@ -159,24 +159,32 @@ struct Factors {
         own(memory + 4 * step) {}
 };
 
+// The derivative of softcap * tanh(x / softcap), from its value.
+template <typename Value>
+TK_INLINE Value CapSlope(const Problem& p, Value logit) {
+  const Value part = logit * (1 / p.softcap);
+  return 1.0f - part * part;
+}
+
 // The gradient by the products (before bias and softcap nothing happens to them) in place of the logits of `n` classes.
 inline void LogitGradients(const Problem& p, const Chunk& chunk, const Factors& f, const Sums& sums, int64_t first,
                            int64_t n, float* logits) {
-  const float inverse_cap = p.softcap > 0 ? 1 / p.softcap : 0.0f;
   for (int64_t lane = 0; lane < chunk.lanes; lane += kLanes) {
     const Vector shift = LoadVector(f.shift + lane), scale = LoadVector(f.scale + lane) * LoadVector(f.inverse + lane),
                  even = LoadVector(f.even + lane);
     for (int64_t c = 0; c < n; ++c) {
       float* at = logits + c * chunk.step + lane;
-      const Vector logit = LoadVector(at), part = logit * inverse_cap;
-      const Vector power = Exp2((logit - shift) * kLog2E) * scale;
-      StoreVector(at, (power - even * p.ClassWeight(first + c)) * (1.0f - part * part));
+      const Vector logit = LoadVector(at);
+      Vector gradient = Exp2((logit - shift) * kLog2E) * scale - even * p.ClassWeight(first + c);
+      if (p.softcap > 0) gradient *= CapSlope(p, logit);
+      StoreVector(at, gradient);
     }
   }
   for (int64_t i = 0; i < chunk.count; ++i) {
     const int64_t own = chunk.tokens[i].label - first;
-    const float part = own >= 0 && own < n ? sums.own[i] * inverse_cap : 0.0f;
-    if (own >= 0 && own < n) logits[own * chunk.step + i] -= f.own[i] * (1.0f - part * part);
+    if (own < 0 || own >= n) continue;
+    const float slope = p.softcap > 0 ? CapSlope(p, sums.own[i]) : 1.0f;
+    logits[own * chunk.step + i] -= f.own[i] * slope;
   }
 }
 

@@ -44,14 +44,18 @@ def gradients(
     d_loss: tf.Tensor,
     d_lse: tf.Tensor,
     *,
+    mean: bool,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
     logit_softcap: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Those by inputs, weight and bias, and the sum of d_loss times the losses."""
+    """Those by inputs, weight and bias, and the sum of d_loss times the losses; for a mean d_loss is divided first."""
     options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "logit_softcap": logit_softcap}
-    loss, *_ = losses(inputs, weight, bias, labels, class_weight, ignore_index=ignore_index, **options)
+    found = losses(inputs, weight, bias, labels, class_weight, ignore_index=ignore_index, **options)
+    loss, _, _, total_weight = found
+    if mean:
+        d_loss /= total_weight
     counts = tf.cast(labels, tf.int64) != ignore_index
     logits = _logits(inputs, weight, bias, counts, logit_softcap)
     target, _ = _target(labels, weight, class_weight, label_smoothing, logits.dtype)
@@ -59,7 +63,7 @@ def gradients(
     d_loss, d_lse = (tf.where(counts, value, tf.zeros_like(value))[..., tf.newaxis] for value in (d_loss, d_lse))
     every = d_loss * (tf.reduce_sum(target, axis=-1, keepdims=True) + 2 * z_loss * lse) + d_lse
     dlogits = tf.exp(logits - lse) * every - d_loss * target
-    if logit_softcap:
+    if logit_softcap > 0:
         dlogits *= 1 - (logits / logit_softcap) ** 2
     dlogits = tf.where(counts[..., tf.newaxis], dlogits, tf.zeros_like(dlogits))
     wide_inputs = tf.where(counts[..., tf.newaxis], tf.cast(inputs, dlogits.dtype), 0)
@@ -84,7 +88,7 @@ def _logits(
     logits = tf.reshape(logits, tf.concat([tf.shape(inputs)[:-1], tf.shape(weight)[:1]], axis=0))
     if bias is not None:
         logits += tf.cast(bias, dtype)
-    return softcap * tf.tanh(logits / softcap) if softcap else logits
+    return softcap * tf.tanh(logits / softcap) if softcap > 0 else logits
 
 
 def _target(
@@ -93,7 +97,8 @@ def _target(
     """By what the loss multiplies each class' -log probability, and the class weight of each label."""
     classes = tf.shape(weight)[0]
     own = tf.one_hot(tf.cast(labels, tf.int64), classes, dtype=dtype)
-    per_class = tf.ones([classes], dtype) if class_weight is None else tf.cast(class_weight, dtype)
+    given = tf.ones([classes]) if class_weight is None else class_weight
+    per_class = tf.cast(tf.stop_gradient(given), dtype)
     target = own * per_class * (1 - smoothing) + smoothing * per_class / tf.cast(tf.maximum(classes, 1), dtype)
     return target, tf.reduce_sum(own * per_class, axis=-1)
 
@@ -105,31 +110,19 @@ def with_gradients(
     weight: Any,
     bias: Any,
     class_weight: Any,
-    *,
-    mean: bool,
-    ignore_index: int,
-    **options: float,
+    **options: Any,
 ) -> tf.Tensor:
     """The mean or sum of the losses from the op that computes their gradients, which then have only to be scaled."""
     labels, inputs = tf.convert_to_tensor(labels), tf.convert_to_tensor(inputs)
     weight = tf.convert_to_tensor(weight, inputs.dtype)
     biased = bias is not None
     bias = tf.convert_to_tensor(bias, inputs.dtype) if biased else tf.zeros([0], inputs.dtype)
-    share = tf.ones([])
-    if mean:
-        counts = tf.cast(labels, tf.int64) != ignore_index
-        weights = tf.cast(counts, tf.float32)
-        if class_weight is not None:
-            weights *= tf.gather(tf.cast(class_weight, tf.float32), tf.where(counts, labels, tf.zeros_like(labels)))
-        share = tf.math.reciprocal(tf.reduce_sum(weights))
-        share = tf.where(tf.math.is_finite(share), share, tf.ones_like(share))
-    d_loss, d_lse = tf.fill(tf.shape(labels), share), tf.zeros(tf.shape(labels))
+    d_loss, d_lse = tf.ones(tf.shape(labels)), tf.zeros(tf.shape(labels))
 
     @tf.custom_gradient
     def loss(inputs: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor) -> Any:
         found = op(
-            inputs, weight, bias, labels, class_weight, d_loss, d_lse, biased=biased, has_dbias=biased,
-            ignore_index=ignore_index, **options,
+            inputs, weight, bias, labels, class_weight, d_loss, d_lse, biased=biased, has_dbias=biased, **options,
         )  # fmt: skip
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:

@@ -31,11 +31,13 @@ struct Losses {
   float *loss, *lse;
 };
 
-// By the losses and by the log-sum-exps of each row; what comes of it. dbias may be null.
+// By the losses, to be multiplied by `share`, and by the log-sum-exps of each row; what comes of it. dbias may be null.
 struct Gradients {
-  const float *d_loss, *d_lse;
+  const float* d_loss;
+  double share;
+  const float* d_lse;
   void *dinputs, *dweight, *dbias;
-  double total;  // comes out: the sum of d_loss times the losses
+  double total;  // comes out: the sum of share times d_loss times the losses
 };
 
 #endif  // TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_

@@ -93,7 +93,7 @@ double SetFactors(const Problem& p, const Chunk& chunk, const ChunkSums& sums, c
   for (int64_t i = 0; i < chunk.count; ++i) {
     const Loss loss = sums.Token(p, chunk, i);
     const auto [row, label] = chunk.tokens[i];
-    const double d_loss = g.d_loss[row], own = d_loss * (1 - smoothing) * p.ClassWeight(label),
+    const double d_loss = g.share * g.d_loss[row], own = d_loss * (1 - smoothing) * p.ClassWeight(label),
                  even = d_loss * smoothing / static_cast<double>(p.classes);
     total += d_loss * loss.value;
     f.shift[i] = static_cast<float>(loss.shift);

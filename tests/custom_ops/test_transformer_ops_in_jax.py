@@ -26,6 +26,9 @@ calls = {
     "geglu": lambda ops, x, y, g, b: ops.geglu(x, y),
     "geglu_approximate": lambda ops, x, y, g, b: ops.geglu(x, y, approximate=True),
     "softmax_cross_entropy": lambda ops, x, y, g, b: ops.softmax_cross_entropy(labels, x, z_loss=0.1),
+    "fused_linear_cross_entropy": lambda ops, x, y, g, b: ops.fused_linear_cross_entropy(
+        labels // 2, x, y[0, 0], logit_softcap=5.0, label_smoothing=0.1, ignore_index=-50
+    ),
     "dropout_add": lambda ops, x, y, g, b: ops.dropout_add(x, y, key, rate=0.3),
 }
 """

@@ -52,6 +52,8 @@ STRICTER = (
     "FlashAttentionGrad",
     "FlashAttentionVarlen",
     "FlashAttentionVarlenGrad",
+    "FusedLinearCrossEntropy",
+    "FusedLinearCrossEntropyGrad",
     "RandAugment",
     "RotaryEmbedding",
     "SoftmaxCrossEntropy",
@@ -266,6 +268,8 @@ class OpSubject:
             arrays[1] %= 14  # there are so many changes
         if self.op.name.startswith("SoftmaxCrossEntropy"):
             arrays[1] %= min(max(1, *arrays[0].shape[-1:], 1), 100)  # as there are classes
+        if self.op.name.startswith("FusedLinearCrossEntropy"):
+            arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
         return arrays
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:

@@ -1,4 +1,5 @@
-// Elementary functions of vectors of TK_LANES floats; once for each instruction set, behind gemm.h, whose types it uses.
+// Elementary functions of vectors of TK_LANES floats; once for each instruction set, behind gemm.h, whose types it
+// uses.
 
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
