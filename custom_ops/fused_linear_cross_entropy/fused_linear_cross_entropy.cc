@@ -144,8 +144,7 @@ ffi::Error MakeProblem(const ffi::AnyBuffer& inputs, const ffi::AnyBuffer& weigh
   p.smoothing = s.label_smoothing;
   p.z_loss = s.z_loss;
   p.softcap = s.logit_softcap;
-  p.weight_sum = 0;
-  for (int64_t c = 0; c < p.classes; ++c) p.weight_sum += p.ClassWeight(c);
+  p.weight_sum = p.WeightSum(0, p.classes);
   return FindTokens(labels, s.ignore_index, p);
 }
 

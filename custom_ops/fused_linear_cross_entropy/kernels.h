@@ -43,7 +43,10 @@ struct Chunk {
         step(lanes + kApart),
         by_depth(memory),
         by_token(memory + lanes * p.depth) {}
-  static int64_t Size(const Problem& p) { return (kTokens + kPanel) * (p.depth + Panels(p.depth) * kPanel); }
+  static int64_t Size(const Problem& p) {
+    const int64_t lanes = Panels(std::min<int64_t>(kTokens, static_cast<int64_t>(p.tokens.size()))) * kPanel;
+    return lanes * (p.depth + Panels(p.depth) * kPanel);
+  }
 
   void PackInputs(const Problem& p, bool both) {
     thread_local tftoolkit::Scratch scratch;
@@ -142,7 +145,7 @@ void ForwardGroup(const Problem& p, const Chunk& chunk, const Cut& cut, int64_t 
         if (own >= 0 && own < n) sums.own[i] = at[own * step + i % kPanel];
       }
     }
-    for (int64_t c = first; c < first + n; ++c) weight_before += p.ClassWeight(c);
+    weight_before += p.WeightSum(first, first + n);
   }
 }
 

@@ -4,6 +4,7 @@
 #define TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_
 
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "tftoolkit/float_types.h"
@@ -23,6 +24,10 @@ struct Problem {
   double weight_sum;                 // of the classes, 1 each where there is no class_weight
   std::vector<Token> tokens;
 
+  double WeightSum(int64_t from, int64_t to) const {
+    if (class_weight == nullptr) return static_cast<double>(to - from);
+    return std::accumulate(class_weight + from, class_weight + to, 0.0);
+  }
   float ClassWeight(int64_t c) const { return class_weight == nullptr ? 1.0f : class_weight[c]; }
 };
 

@@ -38,7 +38,7 @@ class ChunkSums {
     constexpr int64_t kMost = kTokens + kPanel + kApart;
     memory_.resize(cut.groups * Sums::Size(kMost));
     for (int64_t group = 0; group < cut.groups; ++group) {
-      for (int64_t c = From(group); c < To(p, group); ++c) weights_[group] += p.ClassWeight(c);
+      weights_[group] = p.WeightSum(From(group), To(p, group));
     }
   }
   int64_t From(int64_t group) const { return group * cut_.tiles * cut_.rows; }
@@ -69,6 +69,7 @@ class ChunkSums {
 void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
   std::fill_n(losses.loss, p.rows, 0.0f);
   std::fill_n(losses.lse, p.rows, 0.0f);
+  if (p.tokens.empty()) return;
   const Cut cut(p);
   std::vector<float> memory(Chunk::Size(p));
   ChunkSums sums(p, cut);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -218,6 +219,9 @@ class FfiKernel : public OpKernel {
     XLA_FFI_Error* error = nullptr;
     try {
       error = handler_(&frame);
+    } catch (const std::bad_alloc&) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(type_string(), ": no memory for the kernel's intermediate results"));
     } catch (const std::exception& exception) {
       return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw: ", exception.what()));
     } catch (...) {
