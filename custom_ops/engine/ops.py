@@ -53,6 +53,7 @@ class Op(Declaration):
 
     def __init__(self, library: Library, name: str) -> None:
         super().__init__(library, name)
+        self._quick: Callable[..., Any] | None = None  # tf_host.quick_call of it, from the first call in TensorFlow on
         self.__doc__ = f"{self}\n\nA compiled op of library {library.name}, {library.path.name}."
         if "tensorflow" in sys.modules:  # else on first use, so that JAX users need neither TensorFlow nor its host
             _ = self.tf_name
@@ -81,6 +82,10 @@ class Op(Declaration):
     def __call__(self, /, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
         if _ever_stood_in and self in _stand_ins.get():
             return _stand_ins.get()[self](*inputs, name=name, **keywords)
+        if self._quick is not None:
+            outputs = self._quick(inputs, keywords, name)
+            if outputs is not NotImplemented:
+                return outputs
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
         attributes = self.complete(keywords)
@@ -90,7 +95,10 @@ class Op(Declaration):
             return jax_host.call(self, inputs, attributes)
         from tftoolkit.custom_ops.engine import tf_host
 
-        return tf_host.call(self, inputs, attributes, name)
+        outputs = tf_host.call(self, inputs, attributes, name)
+        if self._quick is None and self.handlers:
+            self._quick = tf_host.quick_call(self)
+        return outputs
 
     def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: ``function(x, ..., *, attribute)`` computes the same in plain TensorFlow ops, for any rank."""
