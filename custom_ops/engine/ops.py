@@ -53,7 +53,7 @@ class Op(Declaration):
 
     def __init__(self, library: Library, name: str) -> None:
         super().__init__(library, name)
-        self._quick: Callable[..., Any] | None = None  # tf_host.quick_call of it, from the first call in TensorFlow on
+        self._quick: Callable[..., Any] | None = None  # tf_eager's, from the first call in TensorFlow on
         self.__doc__ = f"{self}\n\nA compiled op of library {library.name}, {library.path.name}."
         if "tensorflow" in sys.modules:  # else on first use, so that JAX users need neither TensorFlow nor its host
             _ = self.tf_name
@@ -93,11 +93,11 @@ class Op(Declaration):
             from tftoolkit.custom_ops.engine import jax_host
 
             return jax_host.call(self, inputs, attributes)
-        from tftoolkit.custom_ops.engine import tf_host
+        from tftoolkit.custom_ops.engine import tf_eager, tf_host
 
         outputs = tf_host.call(self, inputs, attributes, name)
         if self._quick is None and self.handlers:
-            self._quick = tf_host.quick_call(self)
+            self._quick = tf_eager.quick_call(self)
         return outputs
 
     def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 from tensorflow.python import pywrap_tfe
@@ -121,80 +119,6 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any], 
     return op.group_outputs(outputs, length, attributes)
 
 
-def quick_call(op: Declaration) -> Callable[[tuple[Any, ...], dict[str, Any], str | None], Any] | None:
-    """A function of inputs, attributes and a name that calls the op, or gives NotImplemented where ``call`` must.
-
-    It is for eager tensors and attributes that were given before, whose stored form it keeps: what ``call`` does in
-    Python for any caller takes as long as TensorFlow takes for the op. None for ops with lists.
-    """
-    if op.schema.has_lists:
-        return None
-    op_type, count = register(op), len(op.schema.inputs)
-    optional = {i for i, argument in enumerate(op.schema.inputs) if argument.optional}
-    alone = len(op.schema.outputs) == 1 and not op.schema.optional_outputs
-    known: dict[Any, _Known] = {}
-
-    def call(inputs: tuple[Any, ...], keywords: dict[str, Any], name: str | None) -> Any:
-        if len(inputs) != count or not context.executing_eagerly():
-            return NotImplemented
-        absent: Sequence[int] = ()
-        for value in inputs:
-            if type(value) is not tf_ops.EagerTensor:
-                absent = [i for i, value in enumerate(inputs) if value is None]
-                if not optional.issuperset(absent) or any(
-                    type(value) is not tf_ops.EagerTensor and value is not None for value in inputs
-                ):
-                    return NotImplemented
-                break
-        try:
-            key = (*absent, *keywords.items(), *map(type, keywords.values()))  # 1, 1.0 and True are equal
-            flat, zeros, group = known.get(key) or _remember(op, absent, keywords, known, key)
-        except TypeError:  # a list, or an attribute that is not right
-            return NotImplemented
-        for attribute in zeros:
-            if math.copysign(1, keywords[attribute]) < 0:  # -0.0 is equal to 0.0
-                return NotImplemented
-        if absent:
-            tensors = list(inputs)
-            for place in absent:
-                tensors[place] = _empty(_dtype_for(op, op.schema.inputs[place], tensors))
-            inputs = tuple(tensors)
-        try:
-            outputs = pywrap_tfe.TFE_Py_FastPathExecute(context.context(), op_type, name, *inputs, *flat)
-        except core._NotOkStatusException as error:
-            tf_ops.raise_from_not_ok_status(error, name)
-        return outputs if alone else group(outputs)
-
-    return call
-
-
-class _Known(NamedTuple):
-    flat: list[Any]  # names and values of attributes in turn, as TensorFlow stores them
-    zeros: list[str]  # the attributes that are 0.0
-    group: Callable[[Sequence[Any]], Any]  # flat outputs → what the caller gets
-
-
-_MOST_KNOWN = 100  # of an op that is given a new number in each step, only the first ones
-
-
-def _remember(
-    op: Declaration, absent: Sequence[int], keywords: dict[str, Any], known: dict[Any, _Known], key: Any
-) -> _Known:
-    complete = op.complete(keywords)
-    stored = {node_name(item): store_attribute(item, complete[item.name]) for item in op.schema.attributes}
-    stored |= {presence(item): i not in absent for i, item in enumerate(op.schema.inputs) if item.optional}
-    zeros = [label for label, value in keywords.items() if isinstance(value, float | np.floating) and value == 0]
-    missing = [output.optional and not complete[presence(output)] for output in op.schema.outputs]
-    group: Callable[[Sequence[Any]], Any] = op.output_type._make
-    if any(missing):
-        group = functools.partial(op.group_outputs, list_length=0, attributes=complete)
-    found = _Known([item for pair in stored.items() for item in pair], zeros, group)
-    if len(known) < _MOST_KNOWN and not any(math.copysign(1, keywords[label]) < 0 for label in zeros):
-        known[key] = found
-        return found
-    return found._replace(zeros=[])
-
-
 def _eagerly(
     op: Declaration, op_type: str, inputs: Sequence[Any], flat: Sequence[Any], name: str | None
 ) -> Sequence[Any]:
@@ -260,20 +184,20 @@ def _prepare(op: Declaration, inputs: Sequence[Any], stored: dict[str, Any]) -> 
         if argument.optional:
             stored[presence(argument)] = prepared[i] is not None
             if prepared[i] is None:
-                dtype = _dtype_for(op, argument, prepared)
-                prepared[i] = _empty(dtype) if context.executing_eagerly() else tf.zeros([0], dtype)
+                dtype = dtype_for(op, argument, prepared)
+                prepared[i] = empty(dtype) if context.executing_eagerly() else tf.zeros([0], dtype)
         elif prepared[i] is None:
             raise TypeError(f"{op.__name__}: {argument.name} must be given; the signature is {op}")
     return prepared
 
 
 @functools.cache
-def _empty(dtype: tf.DType) -> tf.Tensor:
+def empty(dtype: tf.DType) -> tf.Tensor:
     """Eagerly; to make one takes longer than most ops."""
     return tf.zeros([0], dtype)
 
 
-def _dtype_for(op: Declaration, argument: Argument, inputs: list[Any]) -> tf.DType:
+def dtype_for(op: Declaration, argument: Argument, inputs: list[Any]) -> tf.DType:
     """The dtype that an absent input would have."""
     if argument.dtype in DTYPES:
         return dtype_of(argument.dtype)

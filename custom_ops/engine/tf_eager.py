@@ -1,0 +1,95 @@
+"""Eager calls of ops without lists, past most of what ``tf_host.call`` does in Python."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context, core
+from tensorflow.python.framework import ops as tf_ops
+
+from tftoolkit.custom_ops.engine import tf_host
+from tftoolkit.custom_ops.engine.declaration import Declaration
+from tftoolkit.custom_ops.engine.op_def import node_name, store_attribute
+from tftoolkit.custom_ops.engine.schema import presence
+
+
+def quick_call(op: Declaration) -> Callable[[tuple[Any, ...], dict[str, Any], str | None], Any] | None:
+    """A function of inputs, attributes and a name that calls the op; NotImplemented: ``tf_host.call`` must.
+
+    It is for eager tensors and attributes that were given before, whose stored form it keeps: what that does in
+    Python for any caller takes as long as TensorFlow takes for the op. None for ops with lists.
+    """
+    if op.schema.has_lists:
+        return None
+    op_type, count = tf_host.register(op), len(op.schema.inputs)
+    optional = {i for i, argument in enumerate(op.schema.inputs) if argument.optional}
+    alone = len(op.schema.outputs) == 1 and not op.schema.optional_outputs
+    known: dict[Any, _Known] = {}
+
+    def call(inputs: tuple[Any, ...], keywords: dict[str, Any], name: str | None) -> Any:
+        runtime = context.context()
+        if len(inputs) != count or not runtime.executing_eagerly():
+            return NotImplemented
+        absent: Sequence[int] = ()
+        for value in inputs:
+            if type(value) is not tf_ops.EagerTensor:
+                absent = [i for i, value in enumerate(inputs) if value is None]
+                if not optional.issuperset(absent) or any(
+                    type(value) is not tf_ops.EagerTensor and value is not None for value in inputs
+                ):
+                    return NotImplemented
+                break
+        try:
+            key = (*absent, *keywords.items(), *map(type, keywords.values()))  # 1, 1.0 and True are equal
+            flat, zeros, group = known.get(key) or _remember(op, absent, keywords, known, key)
+        except TypeError:  # a list, or an attribute that is not right
+            return NotImplemented
+        for attribute in zeros:
+            if math.copysign(1, keywords[attribute]) < 0:  # -0.0 is equal to 0.0
+                return NotImplemented
+        if absent:
+            tensors = list(inputs)
+            for place in absent:
+                tensors[place] = tf_host.empty(tf_host.dtype_for(op, op.schema.inputs[place], tensors))
+            inputs = tuple(tensors)
+        try:
+            outputs = pywrap_tfe.TFE_Py_FastPathExecute(runtime, op_type, name, *inputs, *flat)
+        except core._NotOkStatusException as error:
+            tf_ops.raise_from_not_ok_status(error, name)
+        except core._FallbackException:
+            return NotImplemented
+        return outputs if alone else group(outputs)
+
+    return call
+
+
+class _Known(NamedTuple):
+    flat: list[Any]  # names and values of attributes in turn, as TensorFlow stores them
+    zeros: list[str]  # the attributes that are 0.0
+    group: Callable[[Sequence[Any]], Any]  # flat outputs → what the caller gets
+
+
+_MOST_KNOWN = 100  # of an op that is given a new number in each step, only the first ones
+
+
+def _remember(
+    op: Declaration, absent: Sequence[int], keywords: dict[str, Any], known: dict[Any, _Known], key: Any
+) -> _Known:
+    complete = op.complete(keywords)
+    stored = {node_name(item): store_attribute(item, complete[item.name]) for item in op.schema.attributes}
+    stored |= {presence(item): i not in absent for i, item in enumerate(op.schema.inputs) if item.optional}
+    zeros = [label for label, value in keywords.items() if isinstance(value, float) and value == 0]
+    missing = [output.optional and not complete[presence(output)] for output in op.schema.outputs]
+    group: Callable[[Sequence[Any]], Any] = op.output_type._make
+    if any(missing):
+        group = functools.partial(op.group_outputs, list_length=0, attributes=complete)
+    found = _Known([item for pair in stored.items() for item in pair], zeros, group)
+    simple = all(type(value) in (bool, int, float, str) for value in keywords.values())
+    if simple and len(known) < _MOST_KNOWN and not any(math.copysign(1, keywords[label]) < 0 for label in zeros):
+        known[key] = found
+        return found
+    return found._replace(zeros=[])
