@@ -14,39 +14,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import argparse
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import results
 import tensorflow as tf
+from other_process import OtherProcess
 
 from tftoolkit import custom_ops
 
 HEADS, DEPTH, PLAIN_UP_TO, PRODUCT = 8, 64, 2048, 2048
-
-
-class Torch:
-    """The child process of attention_torch.py; ``version`` is PyTorch's."""
-
-    def __init__(self, python: str) -> None:
-        script = Path(__file__).with_name("attention_torch.py")
-        self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = self._line()
-
-    def run(self, *what: Any) -> float:
-        """Returns seconds."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, what)) + "\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
 
 
 def plain(causal: bool) -> Callable[..., tf.Tensor]:
@@ -60,15 +39,27 @@ def plain(causal: bool) -> Callable[..., tf.Tensor]:
     return attend
 
 
-def timed(attend: Callable[..., tf.Tensor], tensors: list[tf.Tensor], **options: Any) -> Callable[[], float]:
-    """Seconds of one forward and backward pass."""
+def with_gradients(candidate: str, causal: bool = True) -> Callable[..., Any]:
+    """(q, k, v, gradient of the output) → the gradients of q, k and v, by the candidate of this name."""
 
-    @tf.function(autograph=False, **options)
+    def ours(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        return custom_ops.flash_attention(q, k, v, causal=causal)
+
+    attend = ours if candidate == "ours" else plain(causal)
+
+    @tf.function(autograph=False, jit_compile=candidate == "TensorFlow, XLA" or None)
     def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, d_o: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
             tape.watch([q, k, v])
             o = attend(q, k, v)
         return tape.gradient(o, [q, k, v], output_gradients=d_o)
+
+    return both
+
+
+def timed(candidate: str, causal: bool, tensors: list[tf.Tensor]) -> Callable[[], float]:
+    """Seconds of one forward and backward pass."""
+    both = with_gradients(candidate, causal)
 
     def run() -> float:
         start = time.perf_counter()
@@ -90,14 +81,12 @@ def product_seconds() -> Callable[[], float]:
     return run
 
 
-def measure(length: int, causal: bool, dtype: str, rounds: int, torch: Torch | None) -> dict[str, list[float]]:
+def measure(length: int, causal: bool, dtype: str, rounds: int, torch: OtherProcess | None) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     tensors = [tf.cast(rng.standard_normal([1, length, HEADS, DEPTH]), dtype) for _ in range(4)]
-    ours = timed(lambda q, k, v: custom_ops.flash_attention(q, k, v, causal=causal), tensors)
-    candidates: dict[str, Callable[[], float]] = {"ours": ours, "product": product_seconds()}
-    if length <= PLAIN_UP_TO:
-        candidates["TensorFlow, graph"] = timed(plain(causal), tensors)
-        candidates["TensorFlow, XLA"] = timed(plain(causal), tensors, jit_compile=True)
+    names = ["ours", *(["TensorFlow, graph", "TensorFlow, XLA"] if length <= PLAIN_UP_TO else [])]
+    candidates: dict[str, Callable[[], float]] = {name: timed(name, causal, tensors) for name in names}
+    candidates["product"] = product_seconds()
     if torch:
         candidates["PyTorch"] = lambda: torch.run(length, causal, dtype)
     for run in candidates.values():
@@ -116,7 +105,7 @@ def main() -> None:
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     options = parser.parse_args()
     where = results.machine()
-    torch = Torch(options.torch) if options.torch else None
+    torch = OtherProcess(options.torch, "attention_torch.py") if options.torch else None
     times: dict[tuple[str, str], list[float]] = {}
     rates: dict[tuple[str, str], list[float]] = {}
     work = [(int(length), causal, "float32") for length in options.lengths.split(",") for causal in (True, False)]

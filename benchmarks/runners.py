@@ -16,13 +16,11 @@ with a real pipeline, a line of metrics every 100 steps and the runner that ``au
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,6 +28,7 @@ import keras
 import numpy as np
 import results
 import tensorflow as tf
+from other_process import OtherProcess
 
 from tftoolkit import pipelines, trainers
 
@@ -188,25 +187,7 @@ def with_keras(name: str) -> Run:
     return run
 
 
-class Torch:
-    """The child process of runners_torch.py; ``version`` is PyTorch's."""
-
-    def __init__(self, python: str) -> None:
-        script = Path(__file__).with_name("runners_torch.py")
-        self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.version = self._process.stdout.readline().strip()
-
-    def run(self, name: str, mode: str, steps: int) -> float:
-        """Returns seconds."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{name} {mode} {steps}\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-
-def measure(name: str, seconds: float, torch: Torch | None) -> dict[str, list[float]]:
+def measure(name: str, seconds: float, torch: OtherProcess | None) -> dict[str, list[float]]:
     """Microseconds per step of each candidate, one figure for each round."""
     end = time.perf_counter() + seconds
     candidates: dict[str, Run] = {
@@ -255,7 +236,7 @@ def main() -> None:
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     arguments = parser.parse_args()
     where = results.machine()
-    torch = Torch(arguments.torch) if arguments.torch else None
+    torch = OtherProcess(arguments.torch, "runners_torch.py") if arguments.torch else None
     versions = {"keras": keras.__version__} | ({"torch": torch.version} if torch else {})
     figures: dict[tuple[str, str], list[float]] = {}
     units: dict[str, str] = {}
