@@ -3,8 +3,8 @@
     python benchmarks/cross_entropy.py [--rounds 7] [--sizes 512x256x32000,2048x512x50000] [--torch /path/to/python]
 
 Sizes are tokens x depth x classes. The alternatives run in turn, PyTorch in a process of its own, so that a busy
-machine slows all alike. *product* is the library product of two 2048 x 2048 matrices in the same rounds: the rate that three
-products can hope for. What they need of memory: memory.py.
+machine slows all alike. *product* is the library product of two 2048 x 2048 matrices in the same rounds: the rate that
+three products can hope for. What they need of memory: memory.py.
 """
 
 import os

@@ -59,9 +59,8 @@ def main() -> None:
     ratios = {name: [one / other for one, other in zip(values, base, strict=True)] for name, values in times.items()}
     for name, values in times.items():
         low, high = (statistics.quantiles(ratios[name], n=10)[i] for i in (0, -1))
-        print(
-            f"{name:48s} {statistics.median(values):6.2f} µs, {statistics.median(ratios[name]):.2f} ({low:.2f}–{high:.2f})"
-        )
+        ratio = f"{statistics.median(ratios[name]):.2f} ({low:.2f}–{high:.2f})"
+        print(f"{name:48s} {statistics.median(values):6.2f} µs, {ratio}")
     results.save("eager_call", {(name, "call"): values for name, values in times.items()}, "µs", where)
     results.save("eager_call", {(name, "of tf.multiply"): values for name, values in ratios.items()}, "ratio", where)
 

@@ -15,7 +15,9 @@ import argparse
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ATTENTION = ("1x4096x8x64", "1x8192x8x64")  # batch, length, heads, depth; causal
 CROSS_ENTROPY = ("512x256x32000", "2048x512x50000", "4096x512x128256")  # tokens, depth, classes
@@ -40,7 +42,7 @@ def tensorflow(candidate: str, sizes: tuple[int, ...]) -> None:
         both, inputs = cross_entropy.CANDIDATES[candidate](), cross_entropy.tensors(*sizes)
     else:
         both, inputs = attention.with_gradients(candidate), [tf.random.normal(sizes) for _ in range(4)]
-    measured(lambda: tf.nest.flatten(both(*inputs))[-1].numpy(), sizes)
+    measured(lambda: tf.nest.flatten(both(*inputs))[-1].numpy())
 
 
 def pytorch(sizes: tuple[int, ...]) -> None:
@@ -56,16 +58,16 @@ def pytorch(sizes: tuple[int, ...]) -> None:
         q, k, v, d_o = (torch.randn(sizes).transpose(1, 2).requires_grad_() for _ in range(4))
         attend = functional.scaled_dot_product_attention
         run = lambda: torch.autograd.grad(attend(q, k, v, is_causal=True), [q, k, v], d_o)  # noqa: E731
-    measured(run, sizes)
+    measured(run)
 
 
-def measured(run, sizes: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def measured(run: Callable[[], Any]) -> None:
+    """Prints by how many bytes a call's peak exceeds what the process has now."""
     ctypes.CDLL(None).malloc_trim(0)  # else what was freed is there for what comes
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     run()
-    if sizes not in SMALL.values():
-        print(resident("VmHWM") - before, flush=True)
+    print(resident("VmHWM") - before, flush=True)
 
 
 def child(candidate: str, sizes: tuple[int, ...]) -> None:

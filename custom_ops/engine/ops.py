@@ -51,6 +51,8 @@ class Op(Declaration):
     not fit the schema, TypeError for missing, unknown or ill-typed arguments.
     """
 
+    autograph_info__ = True  # to TensorFlow's AutoGraph: nothing to convert in here
+
     def __init__(self, library: Library, name: str) -> None:
         super().__init__(library, name)
         self._quick: Callable[..., Any] | None = None  # tf_eager's, from the first call in TensorFlow on

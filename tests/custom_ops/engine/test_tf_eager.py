@@ -1,6 +1,7 @@
 """Eager calls that find their attributes from before give what the first call would give."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import tf_host
 
 pytestmark = pytest.mark.slow  # compiles a library
 X, Y = tf.zeros([3]), tf.constant([1.0, 2.0, math.inf])
@@ -88,3 +90,16 @@ def test_tapes_and_graphs_see_the_call(library):
             z = library.blend(x, Y, t=t)
         np.testing.assert_array_equal(tape.gradient(z, x), [1 - t] * 3)
         np.testing.assert_array_equal(tf.function(lambda x, t=t: library.blend(x, X, t=t))(x), [1 - t] * 3)
+
+
+def test_autograph_leaves_the_engine_alone(library, monkeypatch):
+    """It took seconds to convert all of it, in the first function that calls an op."""
+    callers = []
+
+    def call(*arguments):
+        callers.append(sys._getframe(1).f_code.co_filename)
+        return X
+
+    monkeypatch.setattr(tf_host, "call", call)
+    tf.function(lambda x: library.blend(x, x))(X)
+    assert [Path(name).name for name in callers] == ["ops.py"]

@@ -1,0 +1,91 @@
+"""A transformer trains with the compiled ops as with plain operations, and is exported with proof.
+
+``python tests/tftoolkit/models/test_decoder.py`` writes the golden losses, those of benchmarks/plain_ops.py, anew.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tftoolkit import custom_ops, export
+from tftoolkit.models.decoder import Decoder
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = Path(__file__).with_name("decoder_losses.json")
+TEXT = np.frombuffer((ROOT / "LICENSE").read_bytes(), np.uint8).astype(np.int32)
+BATCH, LENGTH, STEPS = 8, 64, 200
+# How far losses may be off. One unit in the last place of the embedding moves those of float32 by up to 1e-6. bfloat16
+# has 8 bits, and the ops round less often than plain operations.
+NOISE = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+def losses(ops, dtype: str, steps: int) -> list[float]:
+    """Of each step of Adam, with moments in float32."""
+    model = Decoder(256, width=64, layers=2, heads=4, kv_heads=2, dtype=dtype, ops=ops)
+    weights = model.trainable_variables
+    moments = [[tf.Variable(tf.zeros(weight.shape)) for _ in range(2)] for weight in weights]
+
+    @tf.function(autograph=False)
+    def step(tokens, t):
+        with tf.GradientTape() as tape:
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        for weight, (m, v), gradient in zip(weights, moments, tape.gradient(loss, weights), strict=True):
+            gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+            m.assign(0.9 * m + 0.1 * gradient)
+            v.assign(0.99 * v + 0.01 * gradient**2)
+            change = m / (1 - 0.9**t) / (tf.sqrt(v / (1 - 0.99**t)) + 1e-8)
+            weight.assign(tf.cast(tf.cast(weight, tf.float32) - 1e-3 * change, weight.dtype))
+        return loss
+
+    rng = np.random.default_rng(1)
+    found = []
+    for t in range(steps):
+        starts = rng.integers(0, len(TEXT) - LENGTH, BATCH)
+        tokens = np.stack([TEXT[start : start + LENGTH + 1] for start in starts])
+        found.append(float(step(tf.constant(tokens), tf.constant(t + 1.0))))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", NOISE)
+def test_it_trains_as_with_plain_operations(dtype):
+    golden = json.loads(GOLDEN.read_text())[dtype]
+    found = losses(custom_ops, dtype, STEPS)
+    np.testing.assert_allclose(found, golden, rtol=0, atol=NOISE[dtype])
+    assert found[-1] < 0.6 * found[0]
+
+
+def test_its_first_steps():
+    golden = json.loads(GOLDEN.read_text())["float32"]
+    np.testing.assert_allclose(losses(custom_ops, "float32", 3), golden[:3], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_exports(tmp_path, target):
+    """Its ops are written as plain ones, and the file computes the model's logits."""
+    model = Decoder(50, width=32, layers=2, heads=4, kv_heads=2)
+    signatures = {"logits": (model, [tf.TensorSpec([1, 16], tf.int32, "tokens")])}
+    make = export.tflite if target == "tflite" else export.onnx
+    report = make(model, tmp_path / f"model.{target}", signatures=signatures, input_ranges={"tokens": (0, 49)})
+    assert [row.unproven for row in report.rows] == [()]
+    assert (tmp_path / f"model.{target}").stat().st_size > 4 * 50 * 32 * 2
+
+
+def test_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="width must be a multiple of twice the heads, got width=30, heads=4"):
+        Decoder(10, width=30, layers=1, heads=4)
+    with pytest.raises(ValueError, match="heads must be a multiple of kv_heads, got heads=4, kv_heads=3"):
+        Decoder(10, width=32, layers=1, heads=4, kv_heads=3)
+
+
+if __name__ == "__main__":
+    sys.path.append(str(ROOT / "benchmarks"))
+    plain_ops = importlib.import_module("plain_ops")
+    found = {dtype: [round(loss, 6) for loss in losses(plain_ops, dtype, STEPS)] for dtype in NOISE}
+    GOLDEN.write_text(json.dumps(found) + "\n")
