@@ -108,8 +108,8 @@ __device__ __forceinline__ void StoreValues(const Values<T>& values, T* row, int
 
 // Replaces each of the values by its sum over the `kGroup` consecutive threads of a group, in all of them: a warp, or
 // the block. All threads of the group call it.
-template <int kGroup, int kCount>
-__device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
+template <int kGroup, typename Value, int kCount>
+__device__ __forceinline__ void GroupSums(Value (&values)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
 #pragma unroll
@@ -119,7 +119,7 @@ __device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
   }
   if constexpr (kGroup > kWarp) {
     constexpr int kWarps = kGroup / kWarp;
-    __shared__ float warps[kCount][kWarps];
+    __shared__ Value warps[kCount][kWarps];
     __syncthreads();  // the array may still be in use by the previous sum
     if (threadIdx.x % kWarp == 0) {
       for (int i = 0; i < kCount; ++i) warps[i][threadIdx.x / kWarp] = values[i];
