@@ -74,7 +74,7 @@ def given(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Case:
 
     def array(argument: Argument, value: Any) -> Array:
         wanted = DTYPES.get(argument.dtype, dtypes.get(argument.dtype))
-        found = np.asarray(tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted))
+        found = np.asarray(tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted).numpy())
         dtypes.setdefault(argument.dtype, found.dtype.name)
         return found
 
