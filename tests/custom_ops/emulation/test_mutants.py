@@ -62,7 +62,7 @@ CUDA = "shared/cuda.h"
 MUTANTS = {
     "no barrier before the array is used again": Mutant(
         rms_norm, CUDA, "    __syncthreads();  // the array may still be in use by the previous sum\n", "", (3, 1300),
-        r"kernel ForwardRows<float, 256, false>.*race: store to shared array warps",
+        r"ForwardRows<float, 256, false>.*race: store to shared array warps",
     ),
     "no barrier between store and load": Mutant(
         rms_norm, CUDA, "    }\n    __syncthreads();\n", "    }\n", (3, 1300),
@@ -70,22 +70,22 @@ MUTANTS = {
     ),
     "no barrier before the sum over a block's rows": Mutant(
         rms_norm, NORM, "  if (!shared) return;\n  __syncthreads();\n", "  if (!shared) return;\n", (40, 40),
-        r"kernel BackwardRows<float, 32, false>.*load from dynamic shared memory",
+        r"BackwardRows<float, 32, false>.*load from shared array \(dynamic\)",
     ),
     "no barrier before the sum over slabs": Mutant(
         rms_norm, NORM, "= sum;\n  __syncthreads();\n", "= sum;\n", (40, 40),
-        r"kernel SumSlabs<float>.*load from shared array sums",
+        r"SumSlabs<float>.*load from shared array sums",
     ),
     "all slabs in one row of partials": Mutant(
         rms_norm, NORM, "  partials += blockIdx.x * columns.size();\n", "", (70, 40),
-        r"kernel BackwardRows<float, 32, false>.*race: store to scratch memory",
+        r"BackwardRows<float, 32, false>.*race: store to scratch memory",
     ),
     "all warps add to the sums of one": Mutant(
         rms_norm, NORM, "accumulators + threadIdx.x / kGroup * columns.size()", "accumulators", (8, 40),
-        r"kernel BackwardRows<float, 32, false>.*race: ",
+        r"BackwardRows<float, 32, false>.*race: ",
     ),
     "sums that are not zero at first": Mutant(
-        rms_norm, NORM, "mine[j] = 0;", "{}", (8, 40), r"load from dynamic shared memory .*which nobody has written",
+        rms_norm, NORM, "mine[j] = 0;", "{}", (8, 40), r"load from shared array \(dynamic\) .*which nobody has written",
     ),
     "neighbours' columns": Mutant(
         layer_norm, NORM, "mine + first / kPack<T>", "mine + first / kPack<T> / 2", (3, 40), r"race: ",
@@ -108,7 +108,7 @@ MUTANTS = {
     "no barrier between two rows' parts": Mutant(
         softmax_cross_entropy, "softmax_cross_entropy.cu",
         "    __syncthreads();  // the array may still be in use by the previous row\n", "", (3, 1100),
-        r"kernel Forward<float, 512>.*race: store to shared array warps",
+        r"Forward<float, 512>.*race: store to shared array warps",
     ),
     "labels that nobody looks at": Mutant(
         softmax_cross_entropy, "rows.h", "return label >= 0 && label < classes;", "return true;", (9, 8),
@@ -132,6 +132,7 @@ MUTANTS = {
 @pytest.fixture(scope="module")
 def load_mutant(tmp_path_factory):
     """Mutant → its library, for float32 alone, which compiles sooner."""
+    cache_dir = tmp_path_factory.mktemp("cache")
 
     def load(name: str):
         mutant = MUTANTS[name]
@@ -139,7 +140,8 @@ def load_mutant(tmp_path_factory):
         folder = tmp_path_factory.mktemp("mutant")
         (folder / "tftoolkit").mkdir()
         texts = {path.name: path.read_text() for path in source.parent.glob("*.h")}
-        schemas = "\n".join(re.findall(r"TK_OP\(.*?\);\n", source.with_suffix(".cc").read_text(), re.DOTALL))
+        declared = "".join(path.read_text() for path in source.parent.glob("*.cc"))
+        schemas = "\n".join(re.findall(r"TK_OP\(.*?\);\n", declared, re.DOTALL))
         texts[source.name] = source.read_text()
         for path in ("dispatch.h", mutant.file.removeprefix("shared/")):
             if (SHARED / path).exists():
@@ -154,7 +156,7 @@ def load_mutant(tmp_path_factory):
         for path, text in texts.items():
             (folder / path).write_text(text)
         return custom_ops.load(
-            library_name, [folder / f"{library_name}.cu"], cuda="emulated", include_dirs=[folder], cache_dir=folder
+            library_name, [folder / f"{library_name}.cu"], cuda="emulated", include_dirs=[folder], cache_dir=cache_dir
         )
 
     return load
