@@ -16,6 +16,11 @@ Array = np.ndarray[Any, Any]
 Program = Callable[..., Sequence[Any]]  # flat tensors → tensors and None
 
 
+def as_array(tensor: Any) -> Array:
+    """``np.asarray``, which fails for a tensor that holds one bfloat16 and no more."""
+    return np.asarray(tf.convert_to_tensor(tensor).numpy())
+
+
 @dataclass(frozen=True)
 class Graph:
     """A function from arrays to arrays.
@@ -90,7 +95,7 @@ def runner(graph: Graph, jit: bool = False) -> Callable[[Sequence[Array]], list[
 
     def run(arrays: Sequence[Array]) -> list[Array | None]:
         outputs = iter(function(*map(tf.constant, [*arrays, *(value for _, value in graph.constants)])))
-        return [np.asarray(next(outputs)) if there else None for there in graph.present]
+        return [as_array(next(outputs)) if there else None for there in graph.present]
 
     return run
 
