@@ -52,6 +52,7 @@ struct Forward {
     }
     Range seen = SeenByRows(p, s, first_row, first_row + count);
     seen = {max(seen.begin, split * call.part), min(seen.end, (split + 1) * call.part)};
+    for (Row& row : lanes.rows) row.end = min(int64_t{row.end}, seen.end);  // the last tile reaches into the next part
     if (seen.begin < seen.end) {
       LoadTile<T, kRows, kDepth, kThreads>(memory.q, static_cast<const T*>(p.q), p.depth, call.common.q_aligned, 0,
                                            count, [&](int row) { return p.place(s, kv, first_row + row) * p.depth; });
