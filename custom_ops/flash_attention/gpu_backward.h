@@ -221,6 +221,7 @@ struct QueriesPass : Backward<T, kDepth> {
       rows[i] = row < count ? B::WithStats(call, SharedRow(p, s, kv, first_row + row)) : NoRow();
     }
     const Range seen = SeenByRows(p, s, first_row, first_row + count);
+    const Range own = SeenByWarp(p, s, first_row, count);
     float dq[kDepth / 8][4] = {};
     if (seen.begin < seen.end) {
       B::template LoadQueries<B::kRows>(memory.kept[0], memory.kept[1], call, count,
@@ -238,10 +239,12 @@ struct QueriesPass : Backward<T, kDepth> {
       tftoolkit::CommitCopies();
       tftoolkit::WaitForCopies<1>();
       __syncthreads();
-      typename B::Products gradients = {};
-      B::ScoreGradients(call, rows, static_cast<int>(key), memory.kept[0], memory.kept[1], here[0], here[1], true,
-                        gradients);
-      MultiplyWeights<T, B::kOthers, kDepth, kDepth>(gradients, here[0], p.depth, dq, memory.exchange[Warp()]);
+      if (key < own.end && key + B::kOthers > own.begin) {
+        typename B::Products gradients = {};
+        B::ScoreGradients(call, rows, static_cast<int>(key), memory.kept[0], memory.kept[1], here[0], here[1], true,
+                          gradients);
+        MultiplyWeights<T, B::kOthers, kDepth, kDepth>(gradients, here[0], p.depth, dq, memory.exchange[Warp()]);
+      }
       __syncthreads();  // before the stage is loaded anew
     }
     const int64_t at[2] = {rows[0].place < 0 ? -1 : rows[0].place * p.depth,
@@ -360,7 +363,7 @@ __global__ void __launch_bounds__(Backward<T, kDepth>::kThreads)
 }
 
 template <typename T, int kDepth>
-__global__ void __launch_bounds__(Backward<T, kDepth>::kThreads) BiasKernel(BackwardCall call, int64_t work) {
+__global__ void __launch_bounds__(Backward<T, kDepth>::kThreads, 1) BiasKernel(BackwardCall call, int64_t work) {
   for (int64_t i = blockIdx.x; i < work; i += gridDim.x) BiasPass<T, kDepth>::Run(call, i);
 }
 

@@ -59,6 +59,7 @@ struct Forward {
       LoadKeys(call.common, s, kv, seen.begin, seen.end, memory.stages[0]);
     }
     tftoolkit::CommitCopies();
+    const Range own = SeenByWarp(p, s, first_row, count);
     Sums acc = {};
     int stage = 0;
     for (int64_t key = seen.begin; key < seen.end; key += kKeys, stage ^= 1) {
@@ -67,11 +68,13 @@ struct Forward {
       tftoolkit::CommitCopies();
       tftoolkit::WaitForCopies<1>();
       __syncthreads();
-      Products scores = {};
-      MultiplyTransposed<T, kKeys, kDepth>(memory.q + Warp() * 16 * kStep, memory.stages[stage][0], p.depth, scores);
-      Softmax(call.common, static_cast<int>(key), lanes, scores, acc);
-      MultiplyWeights<T, kKeys, kDepth, kDepth>(scores, memory.stages[stage][1], p.value_depth, acc,
-                                                memory.exchange[Warp()]);
+      if (key < own.end && next > own.begin) {
+        Products scores = {};
+        MultiplyTransposed<T, kKeys, kDepth>(memory.q + Warp() * 16 * kStep, memory.stages[stage][0], p.depth, scores);
+        Softmax(call.common, static_cast<int>(key), lanes, scores, acc);
+        MultiplyWeights<T, kKeys, kDepth, kDepth>(scores, memory.stages[stage][1], p.value_depth, acc,
+                                                  memory.exchange[Warp()]);
+      }
       __syncthreads();  // before the stage is loaded anew
     }
 #pragma unroll

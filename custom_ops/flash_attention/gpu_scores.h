@@ -75,6 +75,13 @@ __device__ __forceinline__ float Weight(const Common& c, const Row& row, int key
   return weight;
 }
 
+// The keys that the 16 rows of the calling warp see, of the tile of `count` rows from `first` on.
+__device__ inline Range SeenByWarp(const Shape& p, const Sequence& s, int64_t first, int64_t count) {
+  const int64_t begin = threadIdx.x / kWarp * 16;
+  if (begin >= count) return {0, 0};
+  return SeenByRows(p, s, first + begin, first + min(begin + 16, count));
+}
+
 // Of a query with `sum` relative to its largest score, what is kept of it, if it is for this thread to `store`; returns
 // 1 / sum, which is 0 where nothing is seen.
 __device__ __forceinline__ float StoreStats(const Outputs& outputs, int64_t place, float largest, float sum,

@@ -37,7 +37,7 @@ const char* ErrorText(cudaError_t error);
 cudaError_t AllowDynamicSharedMemory(size_t bytes);
 cudaError_t DeviceAttribute(int* value, cudaDeviceAttr attribute);
 void FillMemory(void* memory, int byte, size_t size);
-void CopyMemory(void* to, const void* from, size_t size, cudaMemcpyKind kind);
+void CopyMemory(void* to, const void* from, size_t size, cudaMemcpyKind kind);  // default: both on the device
 
 }  // namespace tftoolkit::emulation
 
