@@ -145,15 +145,26 @@ __device__ __forceinline__ void MultiplyWeights(const float (&weights)[kInner / 
       to[8 * kWide] = weights[j][2], to[8 * kWide + 1] = weights[j][3];
     }
     __syncwarp();
-    for (int k = 0; k < kInner; ++k) {
-      const float a0 = own[k], a1 = own[8 * kWide + k];
-      const float* row = b + k * kStep + Pair();
+    // 32 columns at a time, and a sum of its own for each tile: shorter sums lose fewer digits.
 #pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j) {
-        if (8 * j >= columns) break;
-        const float2 right = *reinterpret_cast<const float2*>(row + 8 * j);
-        c[j][0] += a0 * right.x, c[j][1] += a0 * right.y;
-        c[j][2] += a1 * right.x, c[j][3] += a1 * right.y;
+    for (int first = 0; first < kColumns / 8; first += 4) {
+      if (8 * first >= columns) break;
+      float sums[4][4] = {};
+      for (int k = 0; k < kInner; ++k) {
+        const float a0 = own[k], a1 = own[8 * kWide + k];
+        const float* row = b + k * kStep + 8 * first + Pair();
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (8 * (first + j) >= columns) break;
+          const float2 right = *reinterpret_cast<const float2*>(row + 8 * j);
+          sums[j][0] += a0 * right.x, sums[j][1] += a0 * right.y;
+          sums[j][2] += a1 * right.x, sums[j][3] += a1 * right.y;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) c[first + j][e] += sums[j][e];
       }
     }
   }

@@ -138,22 +138,22 @@ STAGE = "__syncthreads();  // before the stage is loaded anew"
 MUTANTS = {
     "no barrier behind the copies": (
         "gpu_forward.h", "WaitForCopies<1>();\n      __syncthreads();", "WaitForCopies<1>();",
-        "kernel ForwardKernel<.*(race: |nobody has written)",
+        "kernel gpu::ForwardKernel<.*(race: |nobody has written)",
     ),
     "copies not waited for": (
-        "gpu_forward.h", "tftoolkit::WaitForCopies<1>();", "", "kernel ForwardKernel<.*which a copy still brings",
+        "gpu_forward.h", "tftoolkit::WaitForCopies<1>();", "", "kernel gpu::ForwardKernel<.*that was not waited for",
     ),
-    "no barrier before a stage is loaded anew": ("gpu_forward.h", STAGE, "", "kernel ForwardKernel<.*race: "),
+    "no barrier before a stage is loaded anew": ("gpu_forward.h", STAGE, "", "kernel gpu::ForwardKernel<.*race: "),
     "the same in the backward pass": (
         "gpu_backward.h", f"  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);\n        {STAGE}",
-        "  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);", "kernel KeysKernel<.*race: ",
+        "  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);", "kernel gpu::KeysKernel<.*race: ",
     ),
     "no barrier before warps are summed up": (
         "gpu_backward.h", "    __syncthreads();\n    for (int i = threadIdx.x; i < columns",
-        "    for (int i = threadIdx.x; i < columns", "kernel BiasKernel<.*shared array parts",
+        "    for (int i = threadIdx.x; i < columns", "kernel gpu::BiasKernel<.*shared array parts",
     ),
     "lanes not waited for": (
-        "gpu_tiles.h", "    __syncwarp();\n    for (int k = 0", "    for (int k = 0", "kernel ForwardKernel<",
+        "gpu_tiles.h", "    __syncwarp();\n    // 32 columns", "    // 32 columns", "kernel gpu::ForwardKernel<",
     ),
     "rows behind the end": ("gpu_tiles.h", "row >= begin && row < end;", "row >= begin;", "kernel .*behind its end"),
     "causal off by one": ("problem.h", "std::min(end, place + 1)", "std::min(end, place + 2)", ""),
