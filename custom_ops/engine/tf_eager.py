@@ -84,7 +84,7 @@ def _remember(
     stored |= {presence(item): i not in absent for i, item in enumerate(op.schema.inputs) if item.optional}
     zeros = [label for label, value in keywords.items() if isinstance(value, float) and value == 0]
     missing = [output.optional and not complete[presence(output)] for output in op.schema.outputs]
-    group: Callable[[Sequence[Any]], Any] = op.output_type._make
+    group: Callable[[Sequence[Any]], Any] = op.output_type._make  # type: ignore[attr-defined]
     if any(missing):
         group = functools.partial(op.group_outputs, list_length=0, attributes=complete)
     found = _Known([item for pair in stored.items() for item in pair], zeros, group)
