@@ -28,7 +28,7 @@ COLOURS = {  # of the packages that fill a storey: ink, ground
     "custom_ops": ("#15803d", "#eaf7ef"),
 }
 PLAIN = ("#4b5563", "#f3f4f6")
-WIDTH, STOREY = 1000, 924
+WIDTH, STOREY, BESIDE = 1000, 924, 240
 LINES_PER_PIXEL = 8
 
 
@@ -84,7 +84,11 @@ def _package(name: str, imports: Edges, layers: Sequence[str]) -> Box:
     package.floors = [[parts[part] for part in floor] for floor in floors]
     package.edges = edges
     title = 10 * len(name) + 10 * len(package.uses) + 2 * MARGIN
-    package.width = max([title, *(row_width(floor) + 2 * MARGIN for floor in package.floors)])
+    floors_width = max((row_width(floor) for floor in package.floors), default=0)
+    if name not in COLOURS:  # stands beside others: its floors are broken into lines
+        widest = max((part.width for part in parts.values()), default=0)
+        floors_width = min(floors_width, max(widest, BESIDE))
+    package.width = max(title, floors_width + 2 * MARGIN)
     return package
 
 
