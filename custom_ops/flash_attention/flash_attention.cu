@@ -8,48 +8,42 @@
 //
 // Backward: delta; dk and dv, a block for each tile of keys over all rows of its heads; dq, a block for each tile of
 // rows over all keys; where wanted, the bias' gradient, a block for each tile of it over all that it was broadcast
-// along. Each adds up in an order that the shape says: no atomics, the same bits every time. It costs eight products
-// (scores and dp twice) where one kernel with atomics needs five: 16 queries * keys * depth operations to the floor's
+// along. Each adds up in an order that the shape says: no atomics, the same bits every time. It costs seven products
+// (scores and dp twice) where one kernel with atomics needs five: 14 queries * keys * depth operations to the floor's
 // 10; the bias' gradient costs two products more. Above a depth of 128 dk and dv are made in two halves of columns, and
 // scores and dp once more for the second.
 //
-// Traffic: forward, q and o once, k and v once for each 64 rows that share them, mostly from L2. What of it is the
-// speed on a GPU nobody has measured yet: these kernels have run in emulation only.
+// Traffic: forward, q and o once, k and v once for each 64 rows that share them; backward, all of q, d_o, k and v once
+// for each tile of 64 (float32 above a depth of 128: 32) that a block keeps. Much of it should come from L2. Nobody has
+// measured these kernels on a GPU yet: they have run in emulation only.
 //
-// Lengths and borders are looked at on the host, which waits for the stream to copy them (some ten microseconds): what
-// is wrong with them must be an error of this call. Calls without them wait for nothing.
+// Lengths and borders are looked at on the host, which waits for the stream to copy them: what is wrong with them must
+// be an error of this call. Calls without them wait for nothing.
 //
-// gpu.h: what kernels get. gpu_tiles.h: tiles and products of a warp. gpu_scores.h: mask, softcap, bias.
-// gpu_forward.h, gpu_backward.h: the passes, compiled for each dtype in a file of its own.
+// gpu_task.h: from tensors to gpu.h: what kernels get. gpu_tiles.h: tiles and products of a warp. gpu_scores.h: mask,
+// softcap, bias. gpu_forward.h, gpu_gradients.h, gpu_keys.h, gpu_backward.h: the passes, compiled for each dtype in a
+// file of its own.
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "gpu.h"
 #include "gpu_scores.h"
-#include "sequences.h"
-#include "tftoolkit/dispatch.h"
+#include "gpu_task.h"
+#include "gpu_tiles.h"
 #include "tftoolkit/grid.h"
 #include "tftoolkit/op.h"
 
 namespace gpu {
 namespace {
 
-using tftoolkit::Data;
-
 constexpr int kThreads = 128;
 constexpr int64_t kBlocks = 128;     // where there would be fewer, keys are split
 constexpr int64_t kLeastPart = 128;  // keys in a part
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-ffi::Error Checked(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return ffi::Error::Success();
-  return ffi::Error::Internal(std::string(what) + ": " + cudaGetErrorString(error));
-}
 
 std::optional<float*> Floats(ffi::ScratchAllocator& scratch, int64_t count) {
   const std::optional<void*> memory = scratch.Allocate(std::max<int64_t>(1, count) * sizeof(float));
@@ -70,51 +64,6 @@ cudaError_t WithGpuType(Type type, const Launch& launch) {
     default:
       return launch(float());
   }
-}
-
-// A copy on the host, when the stream is through with what is before it.
-cudaError_t ToHost(cudaStream_t stream, const ffi::AnyBuffer& buffer, std::vector<int32_t>* copy) {
-  copy->resize(buffer.element_count());
-  if (copy->empty()) return cudaSuccess;
-  const size_t bytes = copy->size() * sizeof(int32_t);
-  const cudaError_t error = cudaMemcpyAsync(copy->data(), buffer.untyped_data(), bytes, cudaMemcpyDeviceToHost, stream);
-  return error == cudaSuccess ? cudaStreamSynchronize(stream) : error;
-}
-
-// The problem as the CPU sees it, with its sequences, and where kernels find these.
-struct Task {
-  Problem problem;
-  Sequences all;
-};
-
-ffi::Error BatchedTask(cudaStream_t stream, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k,
-                       const ffi::AnyBuffer* bias, const ffi::AnyBuffer* lengths, Task* task) {
-  std::vector<int32_t> copy;
-  if (lengths != nullptr) {
-    const cudaError_t error = ToHost(stream, *lengths, &copy);
-    if (error != cudaSuccess) return Checked(error, "copying lengths");
-  }
-  std::string wrong = Batched(q, k, bias, lengths == nullptr ? nullptr : copy.data(), task->problem);
-  if (!wrong.empty()) return ffi::Error::InvalidArgument(wrong);
-  task->all = {q.dimensions()[0], q.dimensions()[1],
-               k.dimensions()[1], lengths == nullptr ? nullptr : Data<int32_t>(*lengths),
-               nullptr,           nullptr};
-  return ffi::Error::Success();
-}
-
-ffi::Error PackedTask(cudaStream_t stream, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k,
-                      const ffi::AnyBuffer& q_borders, const ffi::AnyBuffer& k_borders, Task* task) {
-  std::vector<int32_t> copies[2];
-  for (int side = 0; side < 2; ++side) {
-    const cudaError_t error = ToHost(stream, side == 0 ? q_borders : k_borders, &copies[side]);
-    if (error != cudaSuccess) return Checked(error, side == 0 ? "copying cu_seqlens_q" : "copying cu_seqlens_k");
-  }
-  const int64_t count = q_borders.dimensions()[0] - 1;
-  std::string wrong = Packed(q, k, copies[0].data(), copies[1].data(), count, task->problem);
-  if (!wrong.empty()) return ffi::Error::InvalidArgument(wrong);
-  task->all = {count,   q.dimensions()[0],        k.dimensions()[0],
-               nullptr, Data<int32_t>(q_borders), Data<int32_t>(k_borders)};
-  return ffi::Error::Success();
 }
 
 // Whether rows of `depth` numbers may be copied in pieces of 16 bytes.
@@ -200,8 +149,15 @@ __global__ void __launch_bounds__(kThreads)
     Delta(const T* o, const T* d_o, const float* dlse, float* delta, int64_t places, int64_t depth) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < places; i += step) {
+    const T *left = o + i * depth, *right = d_o + i * depth;
     float sum = 0;
-    for (int64_t x = 0; x < depth; ++x) sum += Load(o[i * depth + x]) * Load(d_o[i * depth + x]);
+    for (int64_t x = 0; x < depth; x += 4) {
+      const auto four = [&](const T* row) {
+        const auto at = [&](int64_t place) { return place < depth ? Load(row[place]) : 0.0f; };
+        return make_float4(at(x), at(x + 1), at(x + 2), at(x + 3));
+      };
+      sum += DotOf4(four(left), four(right));
+    }
     delta[i] = dlse == nullptr ? sum : sum - dlse[i];
   }
 }

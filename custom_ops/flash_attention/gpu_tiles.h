@@ -58,6 +58,11 @@ __device__ __forceinline__ void LoadTile(T* tile, const T* from, int depth, bool
   }
 }
 
+// Four products are added up by themselves: sums of fewer numbers lose fewer digits.
+__device__ __forceinline__ float DotOf4(float4 a, float4 b) {
+  return ((a.x * b.x + a.y * b.y) + a.z * b.z) + a.w * b.w;
+}
+
 // c += A B^T: A 16 rows and B kColumns rows of `depth` numbers.
 template <typename T, int kColumns, int kDepth>
 __device__ __forceinline__ void MultiplyTransposed(const T* a, const T* b, int depth, float (&c)[kColumns / 8][4]) {
@@ -65,6 +70,7 @@ __device__ __forceinline__ void MultiplyTransposed(const T* a, const T* b, int d
   if constexpr (kOnTensorCores<T>) {
     const T* of_a = a + Lane() % 16 * kStep + Lane() / 16 * 8;
     const T* of_b = b + (Lane() / 16 * 8 + Lane() % 8) * kStep + Lane() / 8 % 2 * 8;
+#pragma unroll 4
     for (int k = 0; k < depth; k += 16) {
       uint32_t left[4];
       tftoolkit::LoadMatrix(left, of_a + k);
@@ -87,11 +93,8 @@ __device__ __forceinline__ void MultiplyTransposed(const T* a, const T* b, int d
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           const float4 right = *reinterpret_cast<const float4*>(of_b + (8 * j + x) * kStep + k);
-          float &one = c[j][x], &other = c[j][2 + x];
-          one += a0.x * right.x, other += a1.x * right.x;
-          one += a0.y * right.y, other += a1.y * right.y;
-          one += a0.z * right.z, other += a1.z * right.z;
-          one += a0.w * right.w, other += a1.w * right.w;
+          c[j][x] += DotOf4(a0, right);
+          c[j][2 + x] += DotOf4(a1, right);
         }
       }
     }

@@ -145,7 +145,7 @@ MUTANTS = {
     ),
     "no barrier before a stage is loaded anew": ("gpu_forward.h", STAGE, "", "kernel gpu::ForwardKernel<.*race: "),
     "the same in the backward pass": (
-        "gpu_backward.h", f"  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);\n        {STAGE}",
+        "gpu_keys.h", f"  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);\n        {STAGE}",
         "  Add(call, static_cast<int>(first_key), first_column, stage, dk, dv);", "kernel gpu::KeysKernel<.*race: ",
     ),
     "no barrier before warps are summed up": (
@@ -158,12 +158,12 @@ MUTANTS = {
     "rows behind the end": ("gpu_tiles.h", "row >= begin && row < end;", "row >= begin;", "kernel .*behind its end"),
     "causal off by one": ("problem.h", "std::min(end, place + 1)", "std::min(end, place + 2)", ""),
     "window off by one": ("problem.h", "place - reach + 1", "place - reach + 2", ""),
-    "sums not rescaled": ("gpu_forward.h", "acc[j][2 * i] *= alpha, acc[j][2 * i + 1] *= alpha;", "", ""),
+    "sums not rescaled": ("gpu_forward.h", "acc[j][2 * i] *= alpha, acc[j][2 * i + 1] *= alpha;", ";", ""),
     "the other part's keys": ("gpu_forward.h", "row.end = min(int64_t{row.end}, seen.end);", "(void)row;", ""),
     "delta with the wrong sign": ("gpu_scores.h", "(*gradient - row.delta)", "(*gradient + row.delta)", ""),
     "delta without the log-sum-exp": ("flash_attention.cu", "sum : sum - dlse[i]", "sum : sum", ""),
     "the wrong head of the keys": ("gpu_forward.h", "p.kv_place(s, kv, key)", "p.kv_place(s, 0, key)", ""),
-    "one head of a group": ("gpu_backward.h", "++place.head, place.query = 0", "place.head = p.group()", ""),
+    "one head of a group": ("gpu_keys.h", "++place.head, place.query = 0", "place.head = p.group()", ""),
     "the first part only": (
         "flash_attention.cu", "i < call.splits; ++i) {\n        value", "i < 1; ++i) {\n        value", "",
     ),
