@@ -2,18 +2,25 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from tftoolkit.custom_ops.global_norm.cases import CASES, Case
+from tftoolkit.custom_ops.global_norm.cases import ACROSS_TASKS, CASES, WITH_EMPTY, Case
 
-__all__ = ["CASES", "Case", "arguments", "lists", "options"]
+__all__ = ["ACROSS_TASKS", "ARGUMENTS", "CASES", "WITH_EMPTY", "Case", "arguments", "lists", "options"]
 
 
-def lists(shapes: tuple[tuple[int, ...], ...]) -> tuple[list[Any], ...]:
-    """Random weights, first moments, second ones (which are positive) and gradients."""
+def lists(shapes: tuple[tuple[int, ...], ...], dtype: str = "float32", gradients: str = "") -> tuple[list[Any], ...]:
+    """Random weights, first moments, second ones (which are positive) and gradients (of the weights' dtype)."""
     rng = np.random.default_rng(0)
     w, m, v, g = ([np.float32(rng.standard_normal(shape)) for shape in shapes] for _ in range(4))
-    return w, m, [np.square(x) + np.float32(0.01) for x in v], g
+    v = [np.square(x) + np.float32(0.01) for x in v]
+    return rounded(w, dtype), m, v, rounded(g, gradients or dtype)
+
+
+def rounded(tensors: list[Any], dtype: str) -> list[Any]:
+    """In another dtype."""
+    return [tensor.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for tensor in tensors]
 
 
 def options(count: int, beta_1: float = 0.9, beta_2: float = 0.999) -> dict[str, Any]:
@@ -30,3 +37,13 @@ def options(count: int, beta_1: float = 0.9, beta_2: float = 0.999) -> dict[str,
 def arguments() -> tuple[list[Any], dict[str, Any]]:
     """What ``ops check`` calls the op with. Its betas are below 0.8: a check makes them a quarter larger."""
     return [True, np.float32(0.1), np.float32(3), *lists(((5, 7), (3,), ()))], options(3, 0.6, 0.79)
+
+
+def arguments_with_master() -> tuple[list[Any], dict[str, Any]]:
+    """The second weight is not the rounding of its master, so that it counts."""
+    *scalars, master, m, v, g = arguments()[0]
+    w = rounded([master[0], master[1] + 1, master[2]], "bfloat16")
+    return [*scalars, w, m, v, master, rounded(g, "bfloat16")], arguments()[1]
+
+
+ARGUMENTS = {"AdamWMaster": arguments_with_master}
