@@ -1,4 +1,4 @@
-// SwiGLU and its gradient on the CPU: silu(gate) * up, with silu(x) = x / (1 + e^-x); tftoolkit/gate.h has the floor.
+// SwiGLU and its gradient on the CPU: silu(gate) * up; tftoolkit/gate.h has the floor.
 
 #include "tftoolkit/gate.h"
 
@@ -9,18 +9,11 @@ using tftoolkit::Half;
 using Result = ffi::Result<ffi::AnyBuffer>;
 namespace gate = tftoolkit::gate;
 
-struct Silu {
-  static TK_INLINE gate::Activation Of(float x) {
-    const float s = tftoolkit::Sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
-  }
-};
-
 // One plain function per dtype: run-time dispatch needs functions, not templates.
-#define TK_ELEMENTS(T)                                                                                 \
-  TK_SIMD void Forward(const T* g, const T* up, T* y, int64_t n) { gate::Forward<Silu>(g, up, y, n); } \
-  TK_SIMD void Backward(const T* dy, const T* g, const T* up, T* dg, T* dup, int64_t n) {              \
-    gate::Backward<Silu>(dy, g, up, dg, dup, n);                                                       \
+#define TK_ELEMENTS(T)                                                                                       \
+  TK_SIMD void Forward(const T* g, const T* up, T* y, int64_t n) { gate::Forward<gate::Silu>(g, up, y, n); } \
+  TK_SIMD void Backward(const T* dy, const T* g, const T* up, T* dg, T* dup, int64_t n) {                    \
+    gate::Backward<gate::Silu>(dy, g, up, dg, dup, n);                                                       \
   }
 TK_ELEMENTS(float)
 TK_ELEMENTS(BFloat16)

@@ -11,8 +11,8 @@
 
 #include <cstdint>
 
+#include "tftoolkit/activations.h"
 #include "tftoolkit/dispatch.h"
-#include "tftoolkit/math.h"
 #include "tftoolkit/parallel.h"
 #include "tftoolkit/simd.h"
 
@@ -21,11 +21,7 @@ namespace gate {
 
 constexpr int64_t kElementsPerTask = 1 << 15;  // tens of µs: well above the price of a task
 
-// An activation has a static function `Of(float)`, which returns this.
-struct Activation {
-  float value, slope;
-};
-
+// F: one of activations.h.
 template <typename F, typename T>
 TK_INLINE void Forward(const T* gate, const T* up, T* y, int64_t n) {
 #pragma omp simd

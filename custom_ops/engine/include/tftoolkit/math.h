@@ -1,6 +1,7 @@
-// Elementary functions for vector loops: branch-free, inlined, without tables, so that compilers vectorise what calls
-// them (`#pragma omp simd`). Errors are the largest found, in units in the last place (ulp) of the result, compiled
-// with and without fused multiply-add; tests/custom_ops/engine/test_math.py measures them. NaN comes out as NaN.
+// Elementary functions for vector loops and for CUDA kernels: branch-free, inlined, without tables, so that compilers
+// vectorise what calls them (`#pragma omp simd`). Errors are the largest found, in units in the last place (ulp) of the
+// result, compiled with and without fused multiply-add; tests/custom_ops/engine/test_math.py measures them. NaN comes
+// out as NaN.
 //
 // Polynomials for exp, sin and cos: Moshier's Cephes library, https://www.netlib.org/cephes/.
 
@@ -38,7 +39,13 @@ TK_INLINE float ExpWithin(float x, float low = 0) {
 }
 
 // e^x for any x: beyond the range of ExpWithin it is infinity and 0.
-TK_INLINE float Exp(float x) { return ExpWithin(x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x); }
+TK_INLINE float Exp(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);  // as exact, and a third of the instructions: GPUs have one for 2^x
+#else
+  return ExpWithin(x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x);
+#endif
+}
 
 // 1 / (1 + e^-x). At most 3 ulp.
 TK_INLINE float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }

@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): 128 random bits as a pure function
-// of a 128-bit counter and a 64-bit key. Branch-free and inlined, so that loops over counters vectorise.
+// of a 128-bit counter and a 64-bit key. Branch-free and inlined, so that loops over counters vectorise; CUDA kernels
+// have the same bits.
 
 #ifndef TFTOOLKIT_PHILOX_H_
 #define TFTOOLKIT_PHILOX_H_

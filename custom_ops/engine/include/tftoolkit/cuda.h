@@ -1,0 +1,170 @@
+// What CUDA kernels share: 16 bytes of a row at a time, sums over a group of threads, launches that went wrong.
+//
+// The headers of the CPU's kernels serve here too: float_types.h for the types and their conversions (one instruction
+// each on a GPU), dispatch.h, math.h, philox.h.
+
+#ifndef TFTOOLKIT_CUDA_H_
+#define TFTOOLKIT_CUDA_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include "tftoolkit/float_types.h"
+#include "tftoolkit/grid.h"
+#include "tftoolkit/op.h"
+
+namespace tftoolkit {
+namespace cuda {
+
+constexpr int kWarp = 32;
+
+inline int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An error if one of the last launches went wrong.
+inline ffi::Error Launched() {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return ffi::Error::Success();
+  return ffi::Error::Internal(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
+}
+
+// Packs: 16 bytes of T, which a thread loads and stores at once where they are aligned.
+
+template <typename T>
+constexpr int kPack = 16 / sizeof(T);  // elements
+
+template <typename T>
+struct Values {
+  float at[kPack<T>];
+};
+
+// Whether rows of `d` elements can be read in packs: each begins at a multiple of 16 bytes. Null pointers can.
+template <typename T, typename... Pointers>
+bool Packed(int64_t d, const Pointers*... rows) {
+  return d % kPack<T> == 0 && ((reinterpret_cast<uintptr_t>(rows) % 16 == 0) && ...);
+}
+
+// Elements `first` and following of a row; those outside of [begin, end) are 0. `packed`: full packs are aligned.
+template <typename T>
+__device__ __forceinline__ uint4 LoadPack(const T* row, int64_t first, int64_t begin, int64_t end, bool packed) {
+  if (packed && first >= begin && first + kPack<T> <= end) return *reinterpret_cast<const uint4*>(row + first);
+  T elements[kPack<T>];
+#pragma unroll
+  for (int j = 0; j < kPack<T>; ++j) {
+    elements[j] = first + j >= begin && first + j < end ? row[first + j] : T();
+  }
+  uint4 pack;
+  memcpy(&pack, elements, sizeof pack);
+  return pack;
+}
+
+template <typename T>
+__device__ __forceinline__ void StorePack(uint4 pack, T* row, int64_t first, int64_t begin, int64_t end, bool packed) {
+  if (packed && first >= begin && first + kPack<T> <= end) {
+    *reinterpret_cast<uint4*>(row + first) = pack;
+    return;
+  }
+  T elements[kPack<T>];
+  memcpy(elements, &pack, sizeof pack);
+#pragma unroll
+  for (int j = 0; j < kPack<T>; ++j) {
+    if (first + j >= begin && first + j < end) row[first + j] = elements[j];
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ Values<T> Unpack(uint4 pack) {
+  T elements[kPack<T>];
+  memcpy(elements, &pack, sizeof pack);
+  Values<T> values;
+#pragma unroll
+  for (int j = 0; j < kPack<T>; ++j) values.at[j] = Load(elements[j]);
+  return values;
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 Pack(const Values<T>& values) {
+  T elements[kPack<T>];
+#pragma unroll
+  for (int j = 0; j < kPack<T>; ++j) elements[j] = Store<T>(values.at[j]);
+  uint4 pack;
+  memcpy(&pack, elements, sizeof pack);
+  return pack;
+}
+
+// The same for rows that begin at 0, in float32.
+template <typename T>
+__device__ __forceinline__ Values<T> LoadValues(const T* row, int64_t first, int64_t d, bool packed) {
+  return Unpack<T>(LoadPack(row, first, 0, d, packed));
+}
+
+template <typename T>
+__device__ __forceinline__ void StoreValues(const Values<T>& values, T* row, int64_t first, int64_t d, bool packed) {
+  StorePack(Pack<T>(values), row, first, 0, d, packed);
+}
+
+// Replaces each of the values by its sum over the `kGroup` consecutive threads of a group, in all of them: a warp, or
+// the block. All threads of the group call it.
+template <int kGroup, int kCount>
+__device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
+    }
+  }
+  if constexpr (kGroup > kWarp) {
+    constexpr int kWarps = kGroup / kWarp;
+    __shared__ float warps[kCount][kWarps];
+    __syncthreads();  // the array may still be in use by the previous sum
+    if (threadIdx.x % kWarp == 0) {
+      for (int i = 0; i < kCount; ++i) warps[i][threadIdx.x / kWarp] = values[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      values[i] = 0;
+      for (int warp = 0; warp < kWarps; ++warp) values[i] += warps[i][warp];
+    }
+  }
+}
+
+// The first element of an input that a kernel cannot take. A handler that asks for it waits for the stream, some 10 µs
+// and the host's lead over the GPU: a kernel that has begun cannot return an error.
+class FirstRefused {
+ public:
+  // Null: no memory.
+  FirstRefused(cudaStream_t stream, ffi::ScratchAllocator& scratch) : stream_(stream) {
+    const std::optional<void*> memory = scratch.Allocate(sizeof *index_);
+    if (!memory) return;
+    index_ = static_cast<unsigned long long*>(*memory);
+    cudaMemsetAsync(index_, 0xff, sizeof *index_, stream);
+  }
+
+  // What kernels get: they call atomicMin with the element's index.
+  unsigned long long* index() const { return index_; }
+
+  // Sets `found` to the index, or to -1 for none, when the kernels are done.
+  ffi::Error Wait(int64_t& found) const {
+    unsigned long long index = 0;
+    cudaMemcpyAsync(&index, index_, sizeof index, cudaMemcpyDeviceToHost, stream_);
+    const cudaError_t error = cudaStreamSynchronize(stream_);
+    if (ffi::Error launched = Launched(); launched.failure()) return launched;
+    if (error != cudaSuccess) return ffi::Error::Internal(std::string("CUDA failed: ") + cudaGetErrorString(error));
+    found = static_cast<int64_t>(index);
+    return ffi::Error::Success();
+  }
+
+ private:
+  cudaStream_t stream_;
+  unsigned long long* index_ = nullptr;
+};
+
+}  // namespace cuda
+}  // namespace tftoolkit
+
+#endif  // TFTOOLKIT_CUDA_H_
