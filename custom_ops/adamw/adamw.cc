@@ -18,10 +18,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
-#include "tftoolkit/dispatch.h"
+#include "lists.h"
 #include "tftoolkit/float_types.h"
 #include "tftoolkit/op.h"
 #include "tftoolkit/parallel.h"
@@ -59,26 +58,15 @@ struct Rule {
   static float Correction(double beta, double t) { return static_cast<float>(-1 / std::expm1(t * std::log(beta))); }
 };
 
-template <typename T, typename G>
-struct Weight {
-  T* w;
-  float* m;
-  float* v;
-  float* master;  // null: none
-  const G* g;
-  float rate, decay;
-
-  Weight From(int64_t i) const { return {w + i, m + i, v + i, master ? master + i : nullptr, g + i, rate, decay}; }
-};
-
 // Equal floats need not be: there are two zeros.
 TK_INLINE bool SameBits(BFloat16 a, BFloat16 b) { return a.bits == b.bits; }
 TK_INLINE bool SameBits(Half a, Half b) { return a.bits == b.bits; }
 
 // The rule comes by value: what is stored could otherwise be a part of it, and it would be read again each time.
 template <bool kMaster, typename T, typename G>
-TK_INLINE void UpdateAll(Weight<T, G> weight, int64_t n, Rule rule) {
-  const auto [w, m, v, master, g, rate, decay] = weight;
+TK_INLINE void UpdateAll(adamw::Weight<T, G> weight, float rate, Rule rule) {
+  const auto [w, m, v, master, g, n, factor, decay] = weight;
+  rate *= factor;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const float gradient = Load(g[i]);
@@ -95,9 +83,11 @@ TK_INLINE void UpdateAll(Weight<T, G> weight, int64_t n, Rule rule) {
 
 // Run-time dispatch needs functions, not templates.
 #define TK_UPDATE(T, G) \
-  TK_SIMD void Update(Weight<T, G> weight, int64_t n, Rule rule) { UpdateAll<false>(weight, n, rule); }
-#define TK_UPDATE_WITH_MASTER(T, G) \
-  TK_SIMD void UpdateWithMaster(Weight<T, G> weight, int64_t n, Rule rule) { UpdateAll<true>(weight, n, rule); }
+  TK_SIMD void Update(adamw::Weight<T, G> weight, float rate, Rule rule) { UpdateAll<false>(weight, rate, rule); }
+#define TK_UPDATE_WITH_MASTER(T, G)                                                  \
+  TK_SIMD void UpdateWithMaster(adamw::Weight<T, G> weight, float rate, Rule rule) { \
+    UpdateAll<true>(weight, rate, rule);                                             \
+  }
 TK_UPDATE(float, float)
 TK_UPDATE(float, BFloat16)
 TK_UPDATE(float, Half)
@@ -114,73 +104,42 @@ TK_UPDATE_WITH_MASTER(Half, float)
 TK_UPDATE_WITH_MASTER(Half, BFloat16)
 TK_UPDATE_WITH_MASTER(Half, Half)
 
-// In both ops the inputs of a weight are w, m, v (the master) and g, the outputs the same without g.
 template <bool kMaster>
 ffi::Error AdamW(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> apply, F32 rate, F32 t, ffi::RemainingArgs inputs,
                  ffi::RemainingRets outputs, double beta_1, double beta_2, float epsilon,
                  ffi::Span<const float> rate_factors, ffi::Span<const float> weight_decays) {
-  const size_t kept = kMaster ? 4 : 3, count = outputs.size() / kept;
-  if (rate_factors.size() != count || weight_decays.size() != count) {
-    return ffi::Error::InvalidArgument(
-        "each of " + std::to_string(count) + " weights needs a rate factor and a decay, " + "but there are " +
-        std::to_string(rate_factors.size()) + " and " + std::to_string(weight_decays.size()));
-  }
+  const adamw::Lists<kMaster> lists(inputs, outputs, rate_factors, weight_decays);
+  if (ffi::Error error = lists.Check(); error.failure()) return error;
   if (!*apply.typed_data()) return ffi::Error::Success();  // every output holds its input already
   const Rule rule(beta_1, beta_2, *t.typed_data(), epsilon);
-  const auto run = [&](auto weight_type, auto gradient_type) {
+  return lists.WithTypes([&](auto weight_type, auto gradient_type) {
     using T = decltype(weight_type);
     using G = decltype(gradient_type);
-    std::vector<Weight<T, G>> weights;
-    weights.reserve(count);
-    tftoolkit::TensorList list(count, kElementsPerTask);
-    const auto in_place = [&](size_t i) { return (*outputs.get<ffi::AnyBuffer>(i))->untyped_data(); };
-    for (size_t i = 0; i < count; ++i) {
-      const auto moment = [&](size_t which) { return static_cast<float*>(in_place(which * count + i)); };
-      const ffi::AnyBuffer gradient = *inputs.get<ffi::AnyBuffer>(kept * count + i);
-      weights.push_back({static_cast<T*>(in_place(i)), moment(1), moment(2), kMaster ? moment(3) : nullptr,
-                         tftoolkit::Data<G>(gradient), *rate.typed_data() * rate_factors[i], weight_decays[i]});
-      list.Add(static_cast<int64_t>(gradient.element_count()));
+    std::vector<adamw::Weight<T, G>> weights;
+    weights.reserve(lists.count());
+    tftoolkit::TensorList sizes(lists.count(), kElementsPerTask);
+    for (size_t i = 0; i < lists.count(); ++i) {
+      weights.push_back(lists.template At<T, G>(i));
+      sizes.Add(weights.back().n);
     }
-    tftoolkit::ParallelFor(pool, list.tasks(), [&](int64_t task) {
-      list.ForEachPiece(task, [&](size_t i, int64_t begin, int64_t n) {
-        const Weight<T, G> piece = weights[i].From(begin);
+    tftoolkit::ParallelFor(pool, sizes.tasks(), [&](int64_t task) {
+      sizes.ForEachPiece(task, [&](size_t i, int64_t begin, int64_t n) {
+        const adamw::Weight<T, G> part = weights[i].Part(begin, n);
         if constexpr (kMaster) {
-          UpdateWithMaster(piece, n, rule);
+          UpdateWithMaster(part, *rate.typed_data(), rule);
         } else {
-          Update(piece, n, rule);
+          Update(part, *rate.typed_data(), rule);
         }
       });
     });
     return ffi::Error::Success();
-  };
-  const ffi::DataType type = (*outputs.get<ffi::AnyBuffer>(0))->element_type();
-  const ffi::DataType gradients = inputs.get<ffi::AnyBuffer>(kept * count)->element_type();
-  return tftoolkit::WithFloatType("AdamW", gradients, [&](auto gradient) {
-    if constexpr (kMaster) {
-      return type == ffi::BF16 ? run(BFloat16(), gradient) : run(Half(), gradient);  // by the schema
-    } else {
-      return tftoolkit::WithFloatType("AdamW", type, [&](auto weight) { return run(weight, gradient); });
-    }
   });
 }
 
 }  // namespace
 
-#define TK_BINDING                                  \
-  ffi::Ffi::Bind()                                  \
-      .Ctx<ffi::ThreadPool>()                       \
-      .Arg<ffi::Buffer<ffi::PRED>>()                \
-      .Arg<F32>()                                   \
-      .Arg<F32>()                                   \
-      .RemainingArgs()                              \
-      .RemainingRets()                              \
-      .Attr<double>("beta_1")                       \
-      .Attr<double>("beta_2")                       \
-      .Attr<float>("epsilon")                       \
-      .Attr<ffi::Span<const float>>("rate_factors") \
-      .Attr<ffi::Span<const float>>("weight_decays")
-XLA_FFI_DEFINE_HANDLER(AdamWCpu, AdamW<false>, TK_BINDING);
-XLA_FFI_DEFINE_HANDLER(AdamWMasterCpu, AdamW<true>, TK_BINDING);
+XLA_FFI_DEFINE_HANDLER(AdamWCpu, AdamW<false>, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().TK_ADAMW_ARGUMENTS);
+XLA_FFI_DEFINE_HANDLER(AdamWMasterCpu, AdamW<true>, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().TK_ADAMW_ARGUMENTS);
 
 TK_OP(AdamW,
       "<T: f32 | bf16 | f16, G: f32 | bf16 | f16>"

@@ -71,12 +71,10 @@ def _(op: Any, d_norm: tf.Tensor) -> list[tf.Tensor]:
 
 @_sum.gradient
 def _(op: Any, d_sum: tf.Tensor) -> list[tf.Tensor]:
-    import tensorflow as tf
-
-    return _scaled(op.inputs, 2 * tf.cast(d_sum, tf.float32))
+    return _scaled(op.inputs, 2 * d_sum)
 
 
 def _scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
     import tensorflow as tf
 
-    return [tf.cast(tf.cast(tensor, tf.float32) * scale, tensor.dtype) for tensor in tensors]
+    return [tf.cast(tf.cast(tensor, scale.dtype) * scale, tensor.dtype) for tensor in tensors]

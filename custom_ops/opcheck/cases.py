@@ -13,7 +13,7 @@ import tensorflow as tf
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import DTYPES, REST, Argument, named
 from tftoolkit.custom_ops.engine.shapes import output_shapes
-from tftoolkit.custom_ops.opcheck.graphs import Array, is_inexact
+from tftoolkit.custom_ops.opcheck.graphs import Array, as_array, is_inexact
 
 Value = Array | list[Array] | None
 
@@ -74,7 +74,7 @@ def given(op: Op, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Case:
 
     def array(argument: Argument, value: Any) -> Array:
         wanted = DTYPES.get(argument.dtype, dtypes.get(argument.dtype))
-        found = np.asarray(tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted))
+        found = as_array(tf.convert_to_tensor(value, None if hasattr(value, "dtype") else wanted))
         dtypes.setdefault(argument.dtype, found.dtype.name)
         return found
 

@@ -90,7 +90,7 @@ def runner(graph: Graph, jit: bool = False) -> Callable[[Sequence[Array]], list[
 
     def run(arrays: Sequence[Array]) -> list[Array | None]:
         outputs = iter(function(*map(tf.constant, [*arrays, *(value for _, value in graph.constants)])))
-        return [np.asarray(next(outputs)) if there else None for there in graph.present]
+        return [as_array(next(outputs)) if there else None for there in graph.present]
 
     return run
 
@@ -109,6 +109,11 @@ def is_inexact(dtype: Any) -> bool:
     """Floating or complex, bfloat16 included."""
     wanted = tf.dtypes.as_dtype(dtype)
     return bool(wanted.is_floating or wanted.is_complex)
+
+
+def as_array(tensor: tf.Tensor) -> Array:
+    """Its values. NumPy alone fails at a scalar of bfloat16."""
+    return np.asarray(tensor.numpy())
 
 
 def wide(array: Array) -> Array:

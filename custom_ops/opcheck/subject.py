@@ -15,7 +15,7 @@ from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.opcheck import cases, child, compare, graphs
 from tftoolkit.custom_ops.opcheck.cases import Case
 from tftoolkit.custom_ops.opcheck.compare import Right
-from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, in_float64, is_inexact, single, wide
+from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, Program, as_array, in_float64, is_inexact, single, wide
 from tftoolkit.custom_ops.opcheck.report import Skipped
 from tftoolkit.custom_ops.opcheck.worker import Guards
 
@@ -283,7 +283,7 @@ def evaluate(function: Program, arrays: Sequence[Array], mode: str = "eagerly") 
     if mode != "eagerly":  # a concrete function, since tf.function would warn that it is made again and again
         traced = tf.function(function, jit_compile=mode == "under XLA", autograph=False)
         function = traced.get_concrete_function(*tensors)
-    return [None if one is None else np.asarray(tf.convert_to_tensor(one)) for one in function(*tensors)]
+    return [None if one is None else as_array(tf.convert_to_tensor(one)) for one in function(*tensors)]
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tftoolkit.custom_ops.emulation import run_settings
 from tftoolkit.custom_ops.engine import library, tf_host
-from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, runner
+from tftoolkit.custom_ops.opcheck.graphs import Array, Graph, as_array, runner
 
 # Bytes in fresh outputs, bytes around inputs, the input meant (-1: all). None: no guards.
 Guards = tuple[int, int, int] | None
@@ -78,7 +78,7 @@ def call(name: str, path: str, op: str, inputs: Sequence[Any], attributes: Mappi
 def saved_model(path: str, arrays: Sequence[Array]) -> list[Array]:
     """Loads a SavedModel and runs its function ``check``."""
     outputs = tf.saved_model.load(path).check(*map(tf.constant, arrays))
-    return [np.asarray(output) for output in outputs]
+    return [as_array(output) for output in outputs]
 
 
 _JOBS: dict[str, Callable[..., Any]] = {job.__name__: job for job in (run, repeat, call, saved_model)}
