@@ -21,9 +21,9 @@ namespace dropout = tftoolkit::dropout;
 constexpr int kThreads = 256;
 
 // No residual: it is 0.
-template <typename T, typename K>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    Apply(const T* x, const T* residual, const K* numbers, T* y, int64_t n, dropout::Rate rate, bool packed) {
+    Apply(const T* x, const T* residual, cuda::Integers numbers, T* y, int64_t n, dropout::Rate rate, bool packed) {
   constexpr int kStep = cuda::kPack<T>;
   const dropout::Key key = dropout::SplitKey(numbers);
   const int64_t stride = int64_t{gridDim.x} * kThreads * kStep;
@@ -59,11 +59,8 @@ ffi::Error Run(cudaStream_t stream, const ffi::AnyBuffer& x, const ffi::AnyBuffe
     T* to = Data<T>(y);
     const unsigned blocks = tftoolkit::GridBlocks(cuda::Ceil(n, kThreads * cuda::kPack<T>), 1 << 20);
     const bool packed = cuda::Packed<T>(0, from, others, to);
-    return tftoolkit::WithIntegerType("DropoutAdd", key.element_type(), [&](auto number) {
-      using K = decltype(number);
-      Apply<T, K><<<blocks, kThreads, 0, stream>>>(from, others, Data<K>(key), to, n, rate, packed);
-      return cuda::Launched();
-    });
+    Apply<T><<<blocks, kThreads, 0, stream>>>(from, others, cuda::Integers(key), to, n, rate, packed);
+    return cuda::Launched();
   });
 }
 

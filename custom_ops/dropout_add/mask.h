@@ -38,8 +38,9 @@ struct Key {
   uint32_t lower[2], upper[2];
 };
 
-template <typename I>
-TK_INLINE Key SplitKey(const I* numbers) {
+// Numbers: an array, or what stands for one.
+template <typename Numbers>
+TK_INLINE Key SplitKey(const Numbers& numbers) {
   const uint64_t first = static_cast<uint64_t>(int64_t{numbers[0]}),
                  second = static_cast<uint64_t>(int64_t{numbers[1]});
   return {{static_cast<uint32_t>(first), static_cast<uint32_t>(second)},

@@ -37,7 +37,7 @@ ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuf
                                Data<float>(inv_std),
                                x.dimensions().back(),
                                epsilon};
-    return norm::RunForward<T>(pool, all, norm::RowCount(x),
+    return norm::RunForward<T>(pool, all, tftoolkit::RowCount(x),
                                [](const norm::Forward<T>& part, int64_t rows) { Forward(part, rows); });
   });
 }
@@ -62,7 +62,7 @@ ffi::Error LayerNormGrad(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer
         Data<T>(dy), Data<float>(d_mean),  Data<float>(d_inv_std), has_d_sum ? Data<T>(d_sum) : nullptr,
         Data<T>(x),  Data<T>(gamma),       Data<float>(mean),      Data<float>(inv_std),
         Data<T>(dx), x.dimensions().back()};
-    return norm::RunBackward<T>(pool, all, norm::RowCount(x), Data<T>(dgamma), Data<T>(dbeta),
+    return norm::RunBackward<T>(pool, all, tftoolkit::RowCount(x), Data<T>(dgamma), Data<T>(dbeta),
                                 [](const norm::Backward<T>& part, int64_t rows, float* dgamma, float* dbeta) {
                                   Backward(part, rows, dgamma, dbeta);
                                 });

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.opcheck import arguments, compare
@@ -22,11 +22,18 @@ class Sized(Protocol):
     def dtype(self) -> str: ...
 
 
-def check_cases(op: Op, cases: Iterable[Sized], *, max_elements: int | None = None) -> Result:
+def check_cases(
+    op: Op,
+    cases: Iterable[Sized],
+    *,
+    max_elements: int | None = None,
+    call_of: Callable[[str, Any], tuple[list[Any], dict[str, Any]]] | None = None,
+) -> Result:
     """Calls the op eagerly on random inputs for each case; results must be as close to the reference's as opcheck asks.
 
     Args:
       max_elements: leaves out cases whose shape has more; None takes all.
+      call_of: (the op's name, a case) → inputs and attributes, of an op that doesn't take any numbers.
 
     The first finding fails. Raises what the op's reference raises.
     """
@@ -35,7 +42,7 @@ def check_cases(op: Op, cases: Iterable[Sized], *, max_elements: int | None = No
         if max_elements is not None and math.prod(case.shape) > max_elements:
             continue
         label = f"{case.dtype}{list(case.shape)}"
-        inputs, attributes = arguments.make(op, case.shape, case.dtype)
+        inputs, attributes = call_of(op.name, case) if call_of else arguments.make(op, case.shape, case.dtype)
         subject = Subject(op, inputs, attributes)
         try:
             values = evaluate(subject.function(subject.given), subject.given.flat)

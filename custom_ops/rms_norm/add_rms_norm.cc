@@ -1,5 +1,5 @@
 // RMSNorm with a bias, and with a residual added first, and their gradient on the CPU; tftoolkit/norm.h has the maths
-// and the floor. Ops of their own, because RmsNorm's CUDA kernel takes neither.
+// and the floor. Ops of their own, because RmsNorm has neither input.
 
 #include "tftoolkit/dispatch.h"
 #include "tftoolkit/norm.h"
@@ -37,7 +37,7 @@ ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuf
                                Data<float>(inv_rms),
                                x.dimensions().back(),
                                epsilon};
-    return norm::RunForward<T>(pool, all, norm::RowCount(x),
+    return norm::RunForward<T>(pool, all, tftoolkit::RowCount(x),
                                [](const norm::Forward<T>& part, int64_t rows) { Forward(part, rows); });
   });
 }
@@ -67,7 +67,7 @@ ffi::Error AddRmsNormGrad(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffe
                                 Data<float>(inv_rms),
                                 Data<T>(dx),
                                 x.dimensions().back()};
-    return norm::RunBackward<T>(pool, all, norm::RowCount(x), Data<T>(dgamma), Data<T>(dbias),
+    return norm::RunBackward<T>(pool, all, tftoolkit::RowCount(x), Data<T>(dgamma), Data<T>(dbias),
                                 [](const norm::Backward<T>& part, int64_t rows, float* dgamma, float* dbias) {
                                   Backward(part, rows, dgamma, dbias);
                                 });

@@ -9,9 +9,9 @@
 
 #include <cmath>
 #include <cstring>
-#include <string>
 #include <vector>
 
+#include "angles.h"
 #include "tftoolkit/dispatch.h"
 #include "tftoolkit/math.h"
 #include "tftoolkit/parallel.h"
@@ -24,9 +24,9 @@ using tftoolkit::Data;
 using tftoolkit::Half;
 using tftoolkit::Load;
 using tftoolkit::Store;
+namespace rotary = tftoolkit::rotary;
 
 constexpr int64_t kElementsPerTask = 1 << 15;  // some 10 µs
-constexpr int64_t kLimit = int64_t{1} << 31;   // of positions: beyond, float64 has too few digits for the angle
 
 TK_SIMD void Angles(double position, const double* frequencies, float* sines, float* cosines, int64_t pairs,
                     float direction) {
@@ -81,10 +81,7 @@ ffi::Error Positions(const ffi::AnyBuffer& given, bool has_positions, int64_t st
                      std::vector<int64_t>& positions) {
   if (has_positions) {
     const int64_t rows = given.dimensions()[0];
-    if (rows != 1 && rows != batch) {
-      return ffi::Error::InvalidArgument("positions has " + std::to_string(rows) + " rows, but must have 1 or, as x, " +
-                                         std::to_string(batch));
-    }
+    if (ffi::Error error = rotary::CheckRows(rows, batch); error.failure()) return error;
     positions.resize(rows * length);
     const auto copy = [&](auto type) {
       const auto* from = Data<decltype(type)>(given);
@@ -99,10 +96,7 @@ ffi::Error Positions(const ffi::AnyBuffer& given, bool has_positions, int64_t st
     for (int64_t i = 0; i < length; ++i) positions[i] = start + i;
   }
   for (const int64_t position : positions) {
-    if (position < -kLimit || position >= kLimit) {
-      return ffi::Error::InvalidArgument("positions must fit into 32 bits, beyond which angles are noise, but one is " +
-                                         std::to_string(position));
-    }
+    if (position < -rotary::kLimit || position >= rotary::kLimit) return rotary::BadPosition(position);
   }
   return ffi::Error::Success();
 }
@@ -112,15 +106,7 @@ ffi::Error RotaryEmbedding(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffe
                            int64_t start) {
   const auto dims = x.dimensions();
   const int64_t batch = dims[0], length = dims[1], heads = dims[2], depth = dims[3];
-  dim = dim == 0 ? depth : dim;
-  if (dim < 0 || dim % 2 != 0 || dim > depth) {
-    return ffi::Error::InvalidArgument("dim must be even and from 2 to the depth of x, " + std::to_string(depth) +
-                                       ", but is " + std::to_string(dim));
-  }
-  if (!(base > 0)) return ffi::Error::InvalidArgument("base must be positive, but is " + std::to_string(base));
-  if (start < -kLimit || start > kLimit) {
-    return ffi::Error::InvalidArgument("start must fit into 32 bits, but is " + std::to_string(start));
-  }
+  if (ffi::Error error = rotary::CheckNumbers(depth, base, start, dim); error.failure()) return error;
   std::vector<int64_t> positions;
   if (ffi::Error error = Positions(given, has_positions, start, batch, length, positions); error.failure()) {
     return error;

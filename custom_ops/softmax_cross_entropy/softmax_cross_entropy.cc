@@ -15,9 +15,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <vector>
 
+#include "rows.h"
 #include "tftoolkit/dispatch.h"
 #include "tftoolkit/math.h"
 #include "tftoolkit/parallel.h"
@@ -31,16 +31,12 @@ using tftoolkit::Half;
 using tftoolkit::Load;
 using tftoolkit::Store;
 using Result = ffi::Result<ffi::AnyBuffer>;
+using Part = tftoolkit::cross_entropy::Part<double>;
+namespace cross_entropy = tftoolkit::cross_entropy;
 
 constexpr int64_t kElementsPerTask = 1 << 15;  // tens of µs
 constexpr int64_t kBlock = 1 << 11;            // 8 kB of float32
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// What a row or a part of it adds up to: sum of e^(x - shift), and, if wanted, of x - shift.
-struct Part {
-  float shift;
-  double sum, total;
-};
 
 template <typename T>
 TK_INLINE Part BlockPart(const T* x, int64_t n, bool wants_total) {
@@ -62,11 +58,11 @@ TK_INLINE Part BlockPart(const T* x, int64_t n, bool wants_total) {
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < n; ++i) total += Load(x[i]) - shift;
   }
-  return {shift, sum, total};
+  return {shift, sum, total, n};
 }
 
 template <typename T>
-TK_INLINE void Gradient(const T* x, T* dx, int64_t n, float shift, float scale, float offset) {
+TK_INLINE void GradientOf(const T* x, T* dx, int64_t n, float shift, float scale, float offset) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) dx[i] = Store<T>(tftoolkit::Exp(Load(x[i]) - shift) * scale - offset);
 }
@@ -75,7 +71,7 @@ TK_INLINE void Gradient(const T* x, T* dx, int64_t n, float shift, float scale, 
 #define TK_ROWS(T)                                                                                        \
   TK_SIMD Part Block(const T* x, int64_t n, bool wants_total) { return BlockPart<T>(x, n, wants_total); } \
   TK_SIMD void Backward(const T* x, T* dx, int64_t n, float shift, float scale, float offset) {           \
-    Gradient<T>(x, dx, n, shift, scale, offset);                                                          \
+    GradientOf<T>(x, dx, n, shift, scale, offset);                                                        \
   }
 TK_ROWS(float)
 TK_ROWS(BFloat16)
@@ -83,18 +79,9 @@ TK_ROWS(Half)
 
 template <typename T>
 Part Row(const T* x, int64_t classes, bool wants_total) {
-  Part row{0, 0, 0};
+  Part row{};
   for (int64_t begin = 0; begin < classes; begin += kBlock) {
-    const int64_t n = std::min(kBlock, classes - begin);
-    const Part block = Block(x + begin, n, wants_total);
-    // Until a term is not 0 (there may be none: all logits minus infinity) the shift says nothing.
-    const bool first = row.sum == 0;
-    const float shift = first ? block.shift : block.sum == 0 ? row.shift : std::max(row.shift, block.shift);
-    const double move_row = static_cast<double>(row.shift) - shift,
-                 move_block = static_cast<double>(block.shift) - shift;
-    if (wants_total) row.total += begin * move_row + block.total + n * move_block;
-    row.sum = (first ? 0 : row.sum * std::exp(move_row)) + (block.sum == 0 ? 0 : block.sum * std::exp(move_block));
-    row.shift = shift;
+    cross_entropy::Join(row, Block(x + begin, std::min(kBlock, classes - begin), wants_total), wants_total);
   }
   return row;
 }
@@ -106,11 +93,8 @@ ffi::Error Labels(const ffi::AnyBuffer& given, int64_t classes, int64_t ignore_i
     const auto* from = Data<decltype(type)>(given);
     for (size_t i = 0; i < labels.size(); ++i) {
       labels[i] = from[i];
-      if ((labels[i] < 0 || labels[i] >= classes) && labels[i] != ignore_index) {
-        return ffi::Error::InvalidArgument("labels holds " + std::to_string(labels[i]) + " (element " +
-                                           std::to_string(i) + "), but must hold classes, from 0 to below " +
-                                           std::to_string(classes) + ", the last dimension of logits, or " +
-                                           std::to_string(ignore_index) + ", ignore_index");
+      if (!cross_entropy::IsClass(labels[i], classes) && labels[i] != ignore_index) {
+        return cross_entropy::BadLabel(i, labels[i], classes, ignore_index);
       }
     }
     return ffi::Error::Success();
@@ -127,7 +111,7 @@ ffi::Error SoftmaxCrossEntropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi:
   float* losses = Data<float>(loss);
   float* shifts = Data<float>(max);
   float* sums = Data<float>(sum);
-  const double smoothing = label_smoothing;
+  const cross_entropy::Options options{ignore_index, label_smoothing, z_loss};
   return tftoolkit::WithFloatType("SoftmaxCrossEntropy", logits.element_type(), [&](auto type) {
     using T = decltype(type);
     const T* data = Data<T>(logits);
@@ -139,13 +123,8 @@ ffi::Error SoftmaxCrossEntropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi:
           continue;
         }
         const T* x = data + r * classes;
-        const Part row = Row(x, classes, smoothing != 0);
-        const double log_sum = std::log(row.sum), lse = row.shift + log_sum;
-        const double label = static_cast<double>(Load(x[labels[r]])) - row.shift;
-        double value = log_sum - (1 - smoothing) * label;
-        if (smoothing != 0) value -= smoothing * (row.total / classes);
-        if (z_loss != 0) value += z_loss * lse * lse;
-        losses[r] = static_cast<float>(value);
+        const Part row = Row(x, classes, label_smoothing != 0);
+        losses[r] = cross_entropy::Loss(row, Load(x[labels[r]]), options);
         shifts[r] = row.shift;
         sums[r] = static_cast<float>(row.sum);
       }
@@ -160,6 +139,7 @@ ffi::Error SoftmaxCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer logits, 
   const int64_t classes = logits.dimensions().back();
   std::vector<int64_t> labels;
   if (ffi::Error error = Labels(given, classes, ignore_index, labels); error.failure()) return error;
+  const cross_entropy::Options options{ignore_index, label_smoothing, z_loss};
   const float* d_losses = Data<float>(d_loss);
   const float* d_sums = Data<float>(d_sum);
   const float* shifts = Data<float>(max);
@@ -176,13 +156,11 @@ ffi::Error SoftmaxCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer logits, 
           std::fill_n(dx, classes, Store<T>(0));
           continue;
         }
-        float inner = d_losses[r];
-        if (z_loss != 0) inner *= 1 + 2 * z_loss * (shifts[r] + std::log(sums[r]));
-        const float scale = inner / sums[r] + d_sums[r];
-        const float offset = d_losses[r] * label_smoothing / static_cast<float>(classes);
-        Backward(x, dx, classes, shifts[r], scale, offset);
-        const float own = tftoolkit::Exp(Load(x[labels[r]]) - shifts[r]) * scale;
-        dx[labels[r]] = Store<T>(own - offset - d_losses[r] * (1 - label_smoothing));
+        const auto [shift, scale, offset, share] =
+            cross_entropy::RowGradient(d_losses[r], d_sums[r], shifts[r], sums[r], classes, options);
+        Backward(x, dx, classes, shift, scale, offset);
+        const float own = tftoolkit::Exp(Load(x[labels[r]]) - shift) * scale;
+        dx[labels[r]] = Store<T>(own - offset - share);
       }
     });
     return ffi::Error::Success();

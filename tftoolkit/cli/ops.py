@@ -147,8 +147,9 @@ def check(options: argparse.Namespace) -> int:
         except OpCheckError as error:
             print(error, end="\n\n")
             failed = True
-        if builtin and device and not own:
-            result = table.check_cases(op, cases.CASES)
+        call_of = getattr(cases, "call_of", None) if builtin else None
+        if builtin and device and (call_of or not own):
+            result = table.check_cases(op, cases.CASES, call_of=call_of)
             print(f"{name}, all of its cases: {result.verdict}, {result.seen}\n")
             failed |= result.verdict == "FAILED"
     return int(failed)

@@ -121,9 +121,10 @@ void FillMemory(void* memory, int byte, size_t size) {
   std::memset(memory, byte, size);
 }
 
-void CopyMemory(void* to, const void* from, size_t size) {
+void CopyMemory(void* to, const void* from, size_t size, cudaMemcpyKind kind) {
   if (Device() == nullptr || size == 0) return;
-  if (!Device()->HostMayUse(from, size, false) || !Device()->HostMayUse(to, size, true)) return;
+  if (kind != cudaMemcpyHostToDevice && !Device()->HostMayUse(from, size, false)) return;
+  if (kind != cudaMemcpyDeviceToHost && !Device()->HostMayUse(to, size, true)) return;
   std::memmove(to, from, size);
 }
 

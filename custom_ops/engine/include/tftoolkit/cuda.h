@@ -108,8 +108,8 @@ __device__ __forceinline__ void StoreValues(const Values<T>& values, T* row, int
 
 // Replaces each of the values by its sum over the `kGroup` consecutive threads of a group, in all of them: a warp, or
 // the block. All threads of the group call it.
-template <int kGroup, int kCount>
-__device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
+template <int kGroup, typename Value, int kCount>
+__device__ __forceinline__ void GroupSums(Value (&values)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
 #pragma unroll
@@ -119,7 +119,7 @@ __device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
   }
   if constexpr (kGroup > kWarp) {
     constexpr int kWarps = kGroup / kWarp;
-    __shared__ float warps[kCount][kWarps];
+    __shared__ Value warps[kCount][kWarps];
     __syncthreads();  // the array may still be in use by the previous sum
     if (threadIdx.x % kWarp == 0) {
       for (int i = 0; i < kCount; ++i) warps[i][threadIdx.x / kWarp] = values[i];
@@ -133,35 +133,60 @@ __device__ __forceinline__ void GroupSums(float (&values)[kCount]) {
   }
 }
 
-// The first element of an input that a kernel cannot take. A handler that asks for it waits for the stream, some 10 µs
-// and the host's lead over the GPU: a kernel that has begun cannot return an error.
-class FirstRefused {
+// An input of whole numbers of either type, of which there are too few for a kernel of its own for each.
+struct Integers {
+  const int32_t* narrow;
+  const int64_t* wide;
+
+  explicit Integers(const ffi::AnyBuffer& buffer)
+      : narrow(buffer.element_type() == ffi::S32 ? static_cast<const int32_t*>(buffer.untyped_data()) : nullptr),
+        wide(buffer.element_type() == ffi::S64 ? static_cast<const int64_t*>(buffer.untyped_data()) : nullptr) {}
+  __host__ __device__ int64_t operator[](int64_t i) const { return wide ? wide[i] : narrow[i]; }
+};
+
+// Finds the first of these that kernels cannot take, for an error that names it. A kernel that has begun cannot return
+// one, so the handler waits for the stream: some 10 µs, and the host's lead over the GPU.
+class Refusal {
  public:
-  // Null: no memory.
-  FirstRefused(cudaStream_t stream, ffi::ScratchAllocator& scratch) : stream_(stream) {
-    const std::optional<void*> memory = scratch.Allocate(sizeof *index_);
+  Refusal(cudaStream_t stream, ffi::ScratchAllocator& scratch, const Integers& given) : stream_(stream), given_(given) {
+    const std::optional<void*> memory = scratch.Allocate(sizeof *first_);
     if (!memory) return;
-    index_ = static_cast<unsigned long long*>(*memory);
-    cudaMemsetAsync(index_, 0xff, sizeof *index_, stream);
+    first_ = static_cast<unsigned long long*>(*memory);
+    cudaMemsetAsync(first_, 0xff, sizeof *first_, stream);
   }
 
-  // What kernels get: they call atomicMin with the element's index.
-  unsigned long long* index() const { return index_; }
+  // For kernels: atomicMin with the index of what they refuse, which does not depend on their order. Null: no memory.
+  unsigned long long* first() const { return first_; }
 
-  // Sets `found` to the index, or to -1 for none, when the kernels are done.
-  ffi::Error Wait(int64_t& found) const {
-    unsigned long long index = 0;
-    cudaMemcpyAsync(&index, index_, sizeof index, cudaMemcpyDeviceToHost, stream_);
-    const cudaError_t error = cudaStreamSynchronize(stream_);
-    if (ffi::Error launched = Launched(); launched.failure()) return launched;
-    if (error != cudaSuccess) return ffi::Error::Internal(std::string("CUDA failed: ") + cudaGetErrorString(error));
-    found = static_cast<int64_t>(index);
-    return ffi::Error::Success();
+  // Waits for the kernels. Returns an error if one of them failed, error(index, value) if they refused anything.
+  template <typename Error>
+  ffi::Error Wait(const Error& error) const {
+    int64_t index = 0, value = 0;
+    if (ffi::Error failed = Fetch(first_, index); failed.failure() || index < 0) return failed;
+    if (given_.wide) {
+      if (ffi::Error failed = Fetch(given_.wide + index, value); failed.failure()) return failed;
+    } else {
+      int32_t narrow = 0;
+      if (ffi::Error failed = Fetch(given_.narrow + index, narrow); failed.failure()) return failed;
+      value = narrow;
+    }
+    return error(index, value);
   }
 
  private:
+  template <typename From, typename To>
+  ffi::Error Fetch(const From* from, To& to) const {
+    static_assert(sizeof(From) == sizeof(To));
+    cudaMemcpyAsync(&to, from, sizeof to, cudaMemcpyDeviceToHost, stream_);
+    const cudaError_t error = cudaStreamSynchronize(stream_);
+    if (ffi::Error launched = Launched(); launched.failure()) return launched;
+    if (error == cudaSuccess) return ffi::Error::Success();
+    return ffi::Error::Internal(std::string("CUDA failed: ") + cudaGetErrorString(error));
+  }
+
   cudaStream_t stream_;
-  unsigned long long* index_ = nullptr;
+  Integers given_;
+  unsigned long long* first_ = nullptr;
 };
 
 }  // namespace cuda

@@ -20,6 +20,14 @@ T* Data(ffi::Result<ffi::AnyBuffer>& buffer) {
   return static_cast<T*>(buffer->untyped_data());
 }
 
+// The number of rows: the product of all dimensions but the last.
+inline int64_t RowCount(const ffi::AnyBuffer& x) {
+  const auto dims = x.dimensions();
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= dims[i];
+  return rows;
+}
+
 // Returns run(T()) for f32, bf16 or f16. The op's schema allows no others; the name is for the error.
 template <typename Run>
 ffi::Error WithFloatType(const char* op, ffi::DataType type, const Run& run) {

@@ -1,12 +1,5 @@
-// LayerNorm and RMSNorm, and their gradients, on the CPU: what ops with and without bias and residual share. Per row of
-// d values, in float32; RMSNorm has no mean, so there it is 0:
-//
-//   s = x + residual (rounded as it is stored)    mean = mean(s)    inv = 1 / sqrt(mean((s - mean)^2) + epsilon)
-//   h = (s - mean) * inv                          y = h * gamma + bias
-//
-//   g = dy * gamma
-//   ds = inv * (g - mean(g) - h * mean(g * h)) + d_mean / d - h * inv^2 * d_inv / d + d_sum
-//   dgamma = sum over rows of dy * h              dbias = sum over rows of dy
+// LayerNorm and RMSNorm, and their gradients, on the CPU: what ops with and without bias and residual share.
+// norm_arguments.h has the maths.
 //
 // The floor is memory traffic: forward reads x and writes y once, with a residual it reads that and writes s, too;
 // backward reads dy and s and writes ds once, with a residual it reads d_sum, too. Later passes over a row hit the
@@ -25,8 +18,8 @@
 #include <memory>
 #include <new>
 
-#include "tftoolkit/float_types.h"
-#include "tftoolkit/op.h"
+#include "tftoolkit/dispatch.h"
+#include "tftoolkit/norm_arguments.h"
 #include "tftoolkit/parallel.h"
 #include "tftoolkit/simd.h"
 
@@ -35,65 +28,6 @@ namespace norm {
 
 constexpr int64_t kElementsPerTask = 1 << 15;  // some 10 µs: well above the price of a task
 constexpr int64_t kBlock = 1 << 10;            // elements added up in float32 before double takes over
-
-// Rows to normalise. No `residual`: none is added, and `sum` is unused. No `bias`: there is none. No `mean`: RMSNorm.
-template <typename T>
-struct Forward {
-  const T* x;
-  const T* residual;
-  const T* gamma;
-  const T* bias;
-  T* y;
-  T* sum;
-  float* mean;
-  float* inv;
-  int64_t d;
-  float epsilon;
-
-  // The same from another row on.
-  Forward From(int64_t row) const {
-    const int64_t offset = row * d;
-    return {x + offset,
-            residual ? residual + offset : nullptr,
-            gamma,
-            bias,
-            y + offset,
-            sum ? sum + offset : nullptr,
-            mean ? mean + row : nullptr,
-            inv + row,
-            d,
-            epsilon};
-  }
-};
-
-// Rows of the gradient; `x` is what was normalised. No `d_sum`: nothing came back from the sum with the residual.
-template <typename T>
-struct Backward {
-  const T* dy;
-  const float* d_mean;
-  const float* d_inv;
-  const T* d_sum;
-  const T* x;
-  const T* gamma;
-  const float* mean;
-  const float* inv;
-  T* dx;
-  int64_t d;
-
-  Backward From(int64_t row) const {
-    const int64_t offset = row * d;
-    return {dy + offset,
-            d_mean ? d_mean + row : nullptr,
-            d_inv + row,
-            d_sum ? d_sum + offset : nullptr,
-            x + offset,
-            gamma,
-            mean ? mean + row : nullptr,
-            inv + row,
-            dx + offset,
-            d};
-  }
-};
 
 // Up to three sums over a row, or terms of them.
 template <typename Value>
@@ -225,13 +159,6 @@ TK_INLINE void BackwardRows(Backward<T> all, int64_t rows, float* dgamma, float*
       }
     }
   }
-}
-
-inline int64_t RowCount(const ffi::AnyBuffer& x) {
-  const auto dims = x.dimensions();
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= dims[i];
-  return rows;
 }
 
 // Calls rows(part, count), a TK_SIMD function that holds ForwardRows, for the parts of `all`.

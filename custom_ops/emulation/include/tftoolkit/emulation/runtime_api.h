@@ -37,7 +37,7 @@ const char* ErrorText(cudaError_t error);
 cudaError_t AllowDynamicSharedMemory(size_t bytes);
 cudaError_t DeviceAttribute(int* value, cudaDeviceAttr attribute);
 void FillMemory(void* memory, int byte, size_t size);
-void CopyMemory(void* to, const void* from, size_t size);
+void CopyMemory(void* to, const void* from, size_t size, cudaMemcpyKind kind);  // default: both on the device
 
 }  // namespace tftoolkit::emulation
 
@@ -67,8 +67,9 @@ inline cudaError_t cudaMemsetAsync(void* memory, int byte, size_t size, cudaStre
   return ::tftoolkit::emulation::PeekAtLastError();
 }
 
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t = nullptr) {
-  ::tftoolkit::emulation::CopyMemory(to, from, size);
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind,
+                                   cudaStream_t = nullptr) {
+  ::tftoolkit::emulation::CopyMemory(to, from, size, kind);
   return ::tftoolkit::emulation::PeekAtLastError();
 }
 
