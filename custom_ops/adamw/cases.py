@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (NumPy learns the name bfloat16)
 import numpy as np
 
-from tftoolkit.custom_ops.global_norm.cases import ACROSS_TASKS, CASES, WITH_EMPTY, Case
+from tftoolkit.custom_ops.global_norm.cases import ACROSS_TASKS, CASES, Case
 
-__all__ = ["ACROSS_TASKS", "ARGUMENTS", "CASES", "WITH_EMPTY", "Case", "arguments", "lists", "options"]
+__all__ = ["ACROSS_TASKS", "ARGUMENTS", "CASES", "Case", "arguments", "call_of", "lists", "options", "rounded"]
 
 
 def lists(shapes: tuple[tuple[int, ...], ...], dtype: str = "float32", gradients: str = "") -> tuple[list[Any], ...]:
@@ -20,7 +20,7 @@ def lists(shapes: tuple[tuple[int, ...], ...], dtype: str = "float32", gradients
 
 def rounded(tensors: list[Any], dtype: str) -> list[Any]:
     """In another dtype."""
-    return [tensor.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for tensor in tensors]
+    return [tensor.astype(dtype) for tensor in tensors]
 
 
 def options(count: int, beta_1: float = 0.9, beta_2: float = 0.999) -> dict[str, Any]:
@@ -47,3 +47,12 @@ def arguments_with_master() -> tuple[list[Any], dict[str, Any]]:
 
 
 ARGUMENTS = {"AdamWMaster": arguments_with_master}
+
+
+def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
+    """What the table of cases calls the ops with; masters are of bfloat16 weights where the case says float32."""
+    master, m, v, g = lists(case.shapes, "float32", case.dtype)
+    has_master = name == "AdamWMaster"
+    w = rounded(master, "bfloat16" if has_master and case.dtype == "float32" else case.dtype)
+    scalars = [True, np.float32(0.1), np.float32(3)]
+    return [*scalars, w, m, v, *([master] if has_master else []), g], options(len(case.shapes))

@@ -38,9 +38,8 @@ def global_norm(tensors: Sequence[Any], *, name: str | None = None) -> tf.Tensor
         return _norm(tensors, name=name)
     import tensorflow as tf
 
-    # In float64, and rounded to float32 before the root, as the op itself does: it overflows where that does.
-    total = tf.add_n([_sum(grouping.picked(tensors, places)) for places in groups])
-    return tf.sqrt(tf.cast(total, tf.float32), name=name)
+    # Not the norm of the norms: that has no gradient where one of them is 0.
+    return tf.sqrt(tf.add_n([_sum(grouping.picked(tensors, places)) for places in groups]), name=name)
 
 
 @_norm.reference
@@ -52,9 +51,7 @@ def _(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 @_sum.reference
 def _(tensors: list[tf.Tensor]) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.cast(_plain_sum(tensors), tf.float64)
+    return _plain_sum(tensors)
 
 
 def _plain_sum(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -1,6 +1,10 @@
 """Shapes and dtypes that drive the tests of global_norm and adamw alike."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401 (NumPy learns the name bfloat16)
+import numpy as np
 
 
 class Case(NamedTuple):
@@ -11,8 +15,8 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the first tensor."""
-        return self.shapes[0]
+        """That of all elements in a row."""
+        return (sum(map(math.prod, self.shapes)),)
 
 
 # A task of adamw is 2^16 elements of all tensors, one of global_norm 2^17, a block of the norm 2^12, and a vector
@@ -36,3 +40,9 @@ CASES = (
         for shapes in (((5, 7),), ((33,),) * 40, ACROSS_TASKS, WITH_EMPTY)
     ),
 )
+
+
+def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
+    """What the table of cases calls the ops with."""
+    rng = np.random.default_rng(0)
+    return [[np.asarray(rng.standard_normal(shape)).astype(case.dtype) for shape in case.shapes]], {}

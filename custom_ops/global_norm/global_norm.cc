@@ -2,7 +2,7 @@
 //
 //   norm = sqrt(sum over all tensors of the sum of x^2)
 //
-// and the sum alone, in float64, for whoever adds up lists of several dtypes.
+// and the sum alone, for whoever adds up lists of several dtypes.
 //
 // The floor is memory traffic: every element is read once, 4 or 2 bytes. Squares are added up in float32 over blocks
 // and the blocks' sums in float64. The blocks are cut by the tensors' sizes alone and added in their order, so the
@@ -64,10 +64,10 @@ double Sum(ffi::ThreadPool& pool, const ffi::RemainingArgs& tensors) {
   return total;
 }
 
-ffi::Error SumOfSquares(ffi::ThreadPool pool, ffi::RemainingArgs tensors, ffi::ResultBuffer<ffi::F64> sum) {
+ffi::Error SumOfSquares(ffi::ThreadPool pool, ffi::RemainingArgs tensors, ffi::ResultBuffer<ffi::F32> sum) {
   const ffi::DataType type = tensors.get<ffi::AnyBuffer>(0)->element_type();
   return tftoolkit::WithFloatType("SumOfSquares", type, [&](auto value) {
-    *sum->typed_data() = Sum<decltype(value)>(pool, tensors);
+    *sum->typed_data() = static_cast<float>(Sum<decltype(value)>(pool, tensors));
     return ffi::Error::Success();
   });
 }
@@ -85,9 +85,9 @@ ffi::Error GlobalNorm(ffi::ThreadPool pool, ffi::RemainingArgs tensors, ffi::Res
 XLA_FFI_DEFINE_HANDLER(GlobalNormCpu, GlobalNorm,
                        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER(SumOfSquaresCpu, SumOfSquares,
-                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::Buffer<ffi::F64>>());
+                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>());
 
 TK_OP(GlobalNorm, "<T: f32 | bf16 | f16>(*tensors: T[...]) -> (norm: f32[])");
-TK_OP(SumOfSquares, "<T: f32 | bf16 | f16>(*tensors: T[...]) -> (sum: f64[])");
+TK_OP(SumOfSquares, "<T: f32 | bf16 | f16>(*tensors: T[...]) -> (sum: f32[])");
 TK_KERNEL(GlobalNorm, CPU, GlobalNormCpu);
 TK_KERNEL(SumOfSquares, CPU, SumOfSquaresCpu);

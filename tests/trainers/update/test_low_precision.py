@@ -23,7 +23,7 @@ class _Mlp(tf.Module):
 
     def __call__(self, images):
         low = tf.cast(images, self.hidden.dtype) @ self.hidden
-        hidden = tf.nn.relu(tf.cast(low, tf.float32) + self.bias)
+        hidden = tf.nn.relu(tf.cast(low, tf.float32) + tf.cast(self.bias, tf.float32))
         return tf.cast(tf.cast(hidden, self.output.dtype) @ self.output, tf.float32)
 
 

@@ -25,28 +25,24 @@ constexpr int64_t kParameterBytes = 4096;
 #endif
 
 // `Tensor` has its size as `n`.
-template <typename Tensor, int64_t kChunk> struct TensorBatch {
-  static constexpr int kMost =
-      (kParameterBytes - 64) /
-      (sizeof(Tensor) + sizeof(int64_t)); // 64: other parameters
+template <typename Tensor, int64_t kChunk>
+struct TensorBatch {
+  static constexpr int kMost = (kParameterBytes - 64) / (sizeof(Tensor) + sizeof(int64_t));  // 64: other parameters
 
   Tensor tensors[kMost];
-  int64_t
-      ends[kMost]; // after each tensor, how many chunks there are up to here
+  int64_t ends[kMost];  // after each tensor, how many chunks there are up to here
   int count = 0;
 
-  __host__ __device__ int64_t chunks() const {
-    return count == 0 ? 0 : ends[count - 1];
-  }
+  __host__ __device__ int64_t chunks() const { return count == 0 ? 0 : ends[count - 1]; }
 
-  void Add(const Tensor &tensor) {
+  void Add(const Tensor& tensor) {
     ends[count] = chunks() + Ceil(tensor.n, kChunk);
     tensors[count++] = tensor;
   }
 
   struct Piece {
     int tensor;
-    int64_t begin, end; // elements
+    int64_t begin, end;  // elements
   };
 
   __device__ __forceinline__ Piece Find(int64_t chunk) const {
@@ -59,8 +55,7 @@ template <typename Tensor, int64_t kChunk> struct TensorBatch {
         first = middle + 1;
       }
     }
-    const int64_t begin =
-        (first == 0 ? chunk : chunk - ends[first - 1]) * kChunk;
+    const int64_t begin = (first == 0 ? chunk : chunk - ends[first - 1]) * kChunk;
     return {first, begin, min(begin + kChunk, tensors[first].n)};
   }
 };
@@ -68,11 +63,10 @@ template <typename Tensor, int64_t kChunk> struct TensorBatch {
 // Calls launch(batch) for get(0), …, get(count - 1), as many in a batch as it
 // has room for; empty tensors are left out.
 template <typename Batch, typename Get, typename Launch>
-void InBatches(int64_t count, const Get &get, const Launch &launch) {
+void InBatches(int64_t count, const Get& get, const Launch& launch) {
   Batch batch;
   for (int64_t i = 0; i < count; ++i) {
-    if (const auto tensor = get(i); tensor.n > 0)
-      batch.Add(tensor);
+    if (const auto tensor = get(i); tensor.n > 0) batch.Add(tensor);
     if (batch.count == Batch::kMost || (i == count - 1 && batch.count > 0)) {
       launch(batch);
       batch.count = 0;
@@ -82,53 +76,48 @@ void InBatches(int64_t count, const Get &get, const Launch &launch) {
 
 // Four elements, which a thread loads and stores at once where the tensor is
 // aligned to them.
-template <typename T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
+template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T at[4];
+};
 
 template <typename T>
-__device__ __forceinline__ bool IsAligned(const T *tensor) {
+__device__ __forceinline__ bool IsAligned(const T* tensor) {
   return reinterpret_cast<uintptr_t>(tensor) % alignof(Four<T>) == 0;
 }
 
 // Elements `i` and following in float32; those from `end` on are 0.
 template <typename T>
-__device__ __forceinline__ void LoadFour(const T *tensor, int64_t i,
-                                         int64_t end, bool aligned,
-                                         float (&values)[4]) {
+__device__ __forceinline__ void LoadFour(const T* tensor, int64_t i, int64_t end, bool aligned, float (&values)[4]) {
   Four<T> elements{};
   if (aligned && i + 4 <= end) {
-    elements = *reinterpret_cast<const Four<T> *>(tensor + i);
+    elements = *reinterpret_cast<const Four<T>*>(tensor + i);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (i + j < end)
-        elements.at[j] = tensor[i + j];
+      if (i + j < end) elements.at[j] = tensor[i + j];
     }
   }
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
-    values[j] = Load(elements.at[j]);
+  for (int j = 0; j < 4; ++j) values[j] = Load(elements.at[j]);
 }
 
 template <typename T>
-__device__ __forceinline__ void StoreFour(const float (&values)[4], T *tensor,
-                                          int64_t i, int64_t end,
-                                          bool aligned) {
+__device__ __forceinline__ void StoreFour(const float (&values)[4], T* tensor, int64_t i, int64_t end, bool aligned) {
   Four<T> elements;
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
-    elements.at[j] = Store<T>(values[j]);
+  for (int j = 0; j < 4; ++j) elements.at[j] = Store<T>(values[j]);
   if (aligned && i + 4 <= end) {
-    *reinterpret_cast<Four<T> *>(tensor + i) = elements;
+    *reinterpret_cast<Four<T>*>(tensor + i) = elements;
     return;
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    if (i + j < end)
-      tensor[i + j] = elements.at[j];
+    if (i + j < end) tensor[i + j] = elements.at[j];
   }
 }
 
-} // namespace cuda
-} // namespace tftoolkit
+}  // namespace cuda
+}  // namespace tftoolkit
 
-#endif // TFTOOLKIT_TENSOR_BATCH_H_
+#endif  // TFTOOLKIT_TENSOR_BATCH_H_
