@@ -7,7 +7,7 @@ import tensorflow as tf
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops.adamw.cases import ACROSS_TASKS, CASES, arguments, arguments_with_master, lists, options
 from tftoolkit.custom_ops.engine import ops
-from tftoolkit.custom_ops.opcheck import pytest_checks
+from tftoolkit.custom_ops.opcheck import CHECKS, pytest_checks
 
 assert custom_ops.adamw  # loads the library
 REFERENCE = ops.find("TfToolkit>AdamW").run_reference
@@ -38,8 +38,13 @@ test_checks_without_applying = pytest.mark.slow(
 )
 
 
-_INPUTS_WITH_MASTER, _ = arguments_with_master()
-test_all_checks_with_master = pytest.mark.slow(pytest_checks(WITH_MASTER, *_INPUTS_WITH_MASTER, **_ATTRIBUTES))
+_INPUTS_WITH_MASTER, _ATTRIBUTES_WITH_MASTER = arguments_with_master()
+# What the two ops don't share.
+_OWN = ["runs", "empty", "invalid", "written", "reference", "nan", "gradient"]
+test_checks_with_master, test_other_checks_with_master = (
+    mark(pytest_checks(WITH_MASTER, *_INPUTS_WITH_MASTER, **_ATTRIBUTES_WITH_MASTER, checks=checks))
+    for mark, checks in ((pytest.mark.slow, _OWN), (pytest.mark.exhaustive, [x for x in CHECKS if x not in _OWN]))
+)
 
 
 @MODE

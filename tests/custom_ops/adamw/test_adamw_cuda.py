@@ -76,16 +76,16 @@ def test_a_weight_that_was_assigned_since_counts_and_not_its_master():
 
 KERNEL = ["runs", "empty", "modes"]
 _INPUTS, _OPTIONS = arguments()
-_INPUTS_WITH_MASTER, _ = arguments_with_master()
+_INPUTS_WITH_MASTER, _OPTIONS_WITH_MASTER = arguments_with_master()
 test_opcheck = pytest_checks(PLAIN, *_INPUTS, **_OPTIONS, checks=KERNEL, device="emulated")
 test_opcheck_with_master = pytest.mark.exhaustive(
-    pytest_checks(WITH_MASTER, *_INPUTS_WITH_MASTER, **_OPTIONS, checks=KERNEL, device="emulated")
+    pytest_checks(WITH_MASTER, *_INPUTS_WITH_MASTER, **_OPTIONS_WITH_MASTER, checks=KERNEL, device="emulated")
 )
 
 
 # What is changed, in which file, and what is found.
 MUTANTS = {
-    "one element too many": ("tensor_batch.h", "if (i + j < end) tensor[i + j] =", "tensor[i + j] =", "behind its|race"),
+    "one element too many": ("tensor_batch.h", "if (i + j < end) tensor[i + j] =", "tensor[i + j] =", "behind|race"),
     "chunks that overlap": ("tensor_batch.h", "min(begin + kChunk,", "min(begin + kChunk + 1,", "race"),
     "each chunk of the first tensor": ("tensor_batch.h", "first = middle + 1;", "last = middle;", "wrong|race|outside"),
     "a weight that is not stored": ("adamw.cu", "cuda::StoreFour(w, weight.w, i, piece.end, aligned);", "", "wrong"),
