@@ -16,6 +16,11 @@ Array = np.ndarray[Any, Any]
 Program = Callable[..., Sequence[Any]]  # flat tensors → tensors and None
 
 
+def as_array(tensor: Any) -> Array:
+    """``np.asarray``, which fails for a tensor that holds one bfloat16 and no more."""
+    return np.asarray(tf.convert_to_tensor(tensor).numpy())
+
+
 @dataclass(frozen=True)
 class Graph:
     """A function from arrays to arrays.
@@ -109,11 +114,6 @@ def is_inexact(dtype: Any) -> bool:
     """Floating or complex, bfloat16 included."""
     wanted = tf.dtypes.as_dtype(dtype)
     return bool(wanted.is_floating or wanted.is_complex)
-
-
-def as_array(tensor: tf.Tensor) -> Array:
-    """Its values. NumPy alone fails at a scalar of bfloat16."""
-    return np.asarray(tensor.numpy())
 
 
 def wide(array: Array) -> Array:

@@ -283,7 +283,7 @@ def evaluate(function: Program, arrays: Sequence[Array], mode: str = "eagerly") 
     if mode != "eagerly":  # a concrete function, since tf.function would warn that it is made again and again
         traced = tf.function(function, jit_compile=mode == "under XLA", autograph=False)
         function = traced.get_concrete_function(*tensors)
-    return [None if one is None else as_array(tf.convert_to_tensor(one)) for one in function(*tensors)]
+    return [None if one is None else as_array(one) for one in function(*tensors)]
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 # Odd lengths end inside a vector register; 1 and primes have no full one; 4100 and 70 000 rows need several tasks. On a
 # GPU, a warp takes rows of up to 2 KiB and keeps half of that; 12 288 elements' sums fit shared memory.
 SHAPES = (
-    (8,), (1,), (3, 5, 8), (2, 1), (7, 13), (1, 257), (4100, 17), (33, 1024), (3, 4099), (70_000, 3), (1, 1040), (2, 12_304)
+    (8,), (1,), (3, 5, 8), (2, 1), (7, 13), (1, 257), (4100, 17), (33, 1024), (3, 4099), (70_000, 3), (1, 1040),
+    (2, 12_304),
 )  # fmt: skip
 EMPTY_SHAPES = ((0, 8), (4, 0, 8), (3, 0), (0, 0))
 

@@ -15,8 +15,8 @@ class Case(NamedTuple):
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Depths whose halves end inside a vector register; one token; more elements than a task has; on a GPU, more heads than a
-# thread turns, and halves of whole packs of 16 bytes.
+# Depths whose halves end inside a vector register; one token; more elements than a task has; on a GPU, more heads than
+# a thread turns, and halves of whole packs of 16 bytes.
 SHAPES = ((2, 5, 3, 8), (1, 1, 1, 2), (3, 7, 2, 34), (2, 300, 4, 64), (1, 3, 9, 32))
 EMPTY_SHAPES = ((0, 4, 2, 8), (2, 0, 2, 8), (2, 4, 0, 8))
 
