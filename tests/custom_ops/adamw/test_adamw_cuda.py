@@ -79,4 +79,3 @@ test_opcheck = pytest_checks(PLAIN, *_INPUTS, **_OPTIONS, checks=KERNEL, device=
 test_opcheck_with_master = pytest.mark.exhaustive(
     pytest_checks(WITH_MASTER, *_INPUTS_WITH_MASTER, **_OPTIONS_WITH_MASTER, checks=KERNEL, device="emulated")
 )
-
