@@ -41,9 +41,9 @@ def arguments() -> tuple[list[Any], dict[str, Any]]:
 
 def arguments_with_master() -> tuple[list[Any], dict[str, Any]]:
     """The second weight is not the rounding of its master, so that it counts."""
-    *scalars, master, m, v, g = [True, np.float32(0.1), np.float32(3), *lists(((3, 5), ()))]
+    master, m, v, g = lists(((3, 5), ()))
     w = rounded([master[0], master[1] + 1], "bfloat16")
-    return [*scalars, w, m, v, master, rounded(g, "bfloat16")], options(2, 0.6, 0.79)
+    return [True, np.float32(0.1), np.float32(3), w, m, v, master, rounded(g, "bfloat16")], options(2, 0.6, 0.79)
 
 
 ARGUMENTS = {"AdamWMaster": arguments_with_master}
