@@ -1,10 +1,8 @@
-// AdamW on CUDA; adamw.cc has the maths and what must be moved. Every element
-// is computed by itself, four at a time.
+// AdamW on CUDA; adamw.cc has the maths and what must be moved. Every element is computed by itself, four at a time.
 //
-// Traffic: the floor. `apply`, `rate` and `t` are read where they are, on the
-// device, so the host waits for nothing; the corrections of the moments, two
-// exponentials, are computed by each thread for the 32 elements that it takes
-// of a chunk. One launch for some hundred weights.
+// Traffic: the floor. `apply`, `rate` and `t` are read where they are, on the device, so the host waits for nothing;
+// the corrections of the moments, two exponentials, are computed by each thread for the 32 elements that it takes of a
+// chunk. One launch for some hundred weights.
 
 #include <cmath>
 
@@ -38,14 +36,12 @@ struct Rule {
         epsilon(epsilon) {}
 };
 
-// 1 / (1 - beta^t). The logarithm of 0 is minus infinity, to which the power is
-// 0.
+// 1 / (1 - beta^t). The logarithm of 0 is minus infinity, to which the power is 0.
 __device__ __forceinline__ float Correction(double log_beta, float t) {
   return -1.0f / expm1f(static_cast<float>(t * log_beta));
 }
 
-// What the weight is before the update: its master, unless the weight is no
-// longer the rounding of that.
+// What the weight is before the update: its master, unless the weight is no longer the rounding of that.
 template <typename T>
 __device__ __forceinline__ float Before(float w, float master) {
   const float rounded = tftoolkit::Load(tftoolkit::Store<T>(master));
@@ -107,8 +103,7 @@ ffi::Error AdamW(cudaStream_t stream, ffi::Buffer<ffi::PRED> apply, F32 rate, F3
 
 }  // namespace
 
-// Command-buffer compatible: the same launches for the same shapes, so XLA may
-// replay them as a CUDA graph.
+// Command-buffer compatible: the same launches for the same shapes, so XLA may replay them as a CUDA graph.
 XLA_FFI_DEFINE_HANDLER(AdamWCuda, AdamW<false>,
                        ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>().TK_ADAMW_ARGUMENTS,
                        {ffi::Traits::kCmdBufferCompatible});

@@ -1,11 +1,9 @@
-// The Euclidean norm of many tensors, and the sum of their squares, on CUDA;
-// global_norm.cc says what they are. The squares of a chunk are added up in
-// float32 by a block, and the chunks' sums in float64, in their order, by a
-// second launch of one block: no atomics, so the result is the same every time,
-// on every GPU.
+// The Euclidean norm of many tensors, and the sum of their squares, on CUDA; global_norm.cc says what they are. The
+// squares of a chunk are added up in float32 by a block, and the chunks' sums in float64, in their order, by a second
+// launch of one block: no atomics, so the result is the same every time, on every GPU.
 //
-// Traffic: every element is read once, the floor, and 8 bytes for 2^14 elements
-// are written and read. One launch for some hundred tensors, and the second.
+// Traffic: every element is read once, the floor, and 8 bytes for 2^14 elements are written and read. One launch for
+// some hundred tensors, and the second.
 
 #include "tftoolkit/cuda.h"
 #include "tftoolkit/dispatch.h"

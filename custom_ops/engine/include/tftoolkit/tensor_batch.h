@@ -1,17 +1,17 @@
-// Many tensors in one launch: what a kernel must know of each lies in its
-// parameters, since a table in memory would have to be copied there first.
+// Many tensors in one launch: what a kernel must know of each lies in its parameters, since a table in memory would
+// have to be copied there first.
 //
-// Tensors are cut into chunks of equal size, a block takes one chunk at a time,
-// and a launch holds as many tensors as parameters have room for: some hundred,
-// or a dozen before CUDA 12.1. So launches are few, however small the tensors.
+// Tensors are cut into chunks of equal size, a block takes one chunk at a time, and a launch holds as many tensors as
+// parameters have room for: some hundred, or a dozen before CUDA 12.1. So launches are few, however small the tensors.
 
 #ifndef TFTOOLKIT_TENSOR_BATCH_H_
 #define TFTOOLKIT_TENSOR_BATCH_H_
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "tftoolkit/cuda.h"
 
@@ -74,46 +74,46 @@ void InBatches(int64_t count, const Get& get, const Launch& launch) {
   }
 }
 
-// Four elements, which a thread loads and stores at once where the tensor is
-// aligned to them.
+// Four elements, which a thread loads and stores at once where the tensor is aligned to them.
 template <typename T>
-struct alignas(4 * sizeof(T)) Four {
-  T at[4];
-};
+using Four = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
 
 template <typename T>
 __device__ __forceinline__ bool IsAligned(const T* tensor) {
-  return reinterpret_cast<uintptr_t>(tensor) % alignof(Four<T>) == 0;
+  return reinterpret_cast<uintptr_t>(tensor) % sizeof(Four<T>) == 0;
 }
 
 // Elements `i` and following in float32; those from `end` on are 0.
 template <typename T>
 __device__ __forceinline__ void LoadFour(const T* tensor, int64_t i, int64_t end, bool aligned, float (&values)[4]) {
-  Four<T> elements{};
+  T elements[4] = {};
   if (aligned && i + 4 <= end) {
-    elements = *reinterpret_cast<const Four<T>*>(tensor + i);
+    const Four<T> four = *reinterpret_cast<const Four<T>*>(tensor + i);
+    memcpy(elements, &four, sizeof four);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (i + j < end) elements.at[j] = tensor[i + j];
+      if (i + j < end) elements[j] = tensor[i + j];
     }
   }
 #pragma unroll
-  for (int j = 0; j < 4; ++j) values[j] = Load(elements.at[j]);
+  for (int j = 0; j < 4; ++j) values[j] = Load(elements[j]);
 }
 
 template <typename T>
 __device__ __forceinline__ void StoreFour(const float (&values)[4], T* tensor, int64_t i, int64_t end, bool aligned) {
-  Four<T> elements;
+  T elements[4];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) elements.at[j] = Store<T>(values[j]);
+  for (int j = 0; j < 4; ++j) elements[j] = Store<T>(values[j]);
   if (aligned && i + 4 <= end) {
-    *reinterpret_cast<Four<T>*>(tensor + i) = elements;
+    Four<T> four;
+    memcpy(&four, elements, sizeof four);
+    __stwb(reinterpret_cast<Four<T>*>(tensor + i), four);  // an ordinary store, which nvcc would cut into four
     return;
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    if (i + j < end) tensor[i + j] = elements.at[j];
+    if (i + j < end) tensor[i + j] = elements[j];
   }
 }
 
