@@ -19,8 +19,8 @@ class PerWeight(tf.Module):
 
     Attributes:
         weights: the model's variables.
-        slots: slot name -> one variable per weight. Each is named after its weight, not by its position, so that a
-            changed order can't swap them.
+        slots: slot name -> one variable per weight, None for a weight that needs none. Each is named after its weight,
+            not by its position, so that a changed order can't swap them.
     """
 
     # The weights belong to the model: reached from here they would get a second name.
@@ -29,7 +29,7 @@ class PerWeight(tf.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weights: tuple[tf.Variable, ...] = ()
-        self.slots: dict[str, list[tf.Variable]] = {}
+        self.slots: dict[str, list[Any]] = {}
 
 
 def keras_generation(value: Any) -> str | None:
@@ -69,6 +69,8 @@ def named_variables(root: Any) -> dict[str, tf.Variable]:
     for holder_name, holder in holders:
         for slot, variables in holder.slots.items():
             for weight, variable in zip(holder.weights, variables, strict=True):
+                if variable is None:
+                    continue
                 if weight.ref() not in names:
                     raise ValueError(
                         f"the step trains {weight.name} but doesn't hold it, so no checkpoint would: "

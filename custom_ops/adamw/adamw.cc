@@ -4,19 +4,24 @@
 //   v <- beta_2 * v + (1 - beta_2) * g^2          v' = v / (1 - beta_2^t)
 //   w <- w - rate * (m' / (sqrt(v') + epsilon) + weight_decay * w)
 //
-// The floor is memory traffic: w, m, v and g are read and w, m and v are written once, 28 bytes per weight; where all
-// of that is in a cache, it is one square root and one division per weight. As separate operations the same update
-// passes over memory a dozen times and costs a call per weight and operation, which for small weights is most of the
-// time.
+// Weights and gradients are loaded from float32, bfloat16 or half, and weights rounded once when they are stored. With
+// a master, a float32 copy of the weight, that is what is updated, and w is its rounding. Where w is not the rounding
+// of the master any more, somebody has assigned it since, and the update begins from w.
+//
+// The floor is memory traffic: w, m, v (and the master) are read and written once, g is read, in bytes per weight 28
+// for float32, 22 for bfloat16 with gradients of bfloat16, 30 with a master; where all of that is in a cache, it is one
+// square root and one division per weight. As separate operations the same update passes over memory a dozen times and
+// costs a call per weight and operation, which for small weights is most of the time.
 //
 // Every element is computed by itself, so the result does not depend on the number of threads.
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
+#include "lists.h"
+#include "tftoolkit/float_types.h"
 #include "tftoolkit/op.h"
 #include "tftoolkit/parallel.h"
 #include "tftoolkit/simd.h"
@@ -24,6 +29,10 @@
 
 namespace {
 
+using tftoolkit::BFloat16;
+using tftoolkit::Half;
+using tftoolkit::Load;
+using tftoolkit::Store;
 using F32 = ffi::Buffer<ffi::F32>;
 
 constexpr int64_t kElementsPerTask = 1 << 16;  // some 40 µs, which is about what waking another thread takes
@@ -49,78 +58,98 @@ struct Rule {
   static float Correction(double beta, double t) { return static_cast<float>(-1 / std::expm1(t * std::log(beta))); }
 };
 
-struct Weight {
-  float* w;
-  float* m;
-  float* v;
-  const float* g;
-  float rate, decay;
-};
+// Equal floats need not be: there are two zeros.
+TK_INLINE bool SameBits(BFloat16 a, BFloat16 b) { return a.bits == b.bits; }
+TK_INLINE bool SameBits(Half a, Half b) { return a.bits == b.bits; }
 
 // The rule comes by value: what is stored could otherwise be a part of it, and it would be read again each time.
-TK_SIMD void Update(Weight weight, int64_t n, Rule rule) {
-  const auto [w, m, v, g, rate, decay] = weight;
+template <bool kMaster, typename T, typename G>
+TK_INLINE void UpdateAll(adamw::Weight<T, G> weight, float rate, Rule rule) {
+  const auto [w, m, v, master, g, n, factor, decay] = weight;
+  rate *= factor;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    m[i] = rule.beta_1 * m[i] + rule.rest_1 * g[i];
-    v[i] = rule.beta_2 * v[i] + rule.rest_2 * (g[i] * g[i]);
+    const float gradient = Load(g[i]);
+    m[i] = rule.beta_1 * m[i] + rule.rest_1 * gradient;
+    v[i] = rule.beta_2 * v[i] + rule.rest_2 * (gradient * gradient);
     const float direction = m[i] * rule.scale_1 / (std::sqrt(v[i] * rule.scale_2) + rule.epsilon);
-    w[i] -= rate * (direction + decay * w[i]);
+    float value = Load(w[i]);
+    if constexpr (kMaster) value = SameBits(Store<T>(master[i]), w[i]) ? master[i] : value;
+    value -= rate * (direction + decay * value);
+    if constexpr (kMaster) master[i] = value;
+    w[i] = Store<T>(value);
   }
 }
 
+// Run-time dispatch needs functions, not templates.
+#define TK_UPDATE(T, G) \
+  TK_SIMD void Update(adamw::Weight<T, G> weight, float rate, Rule rule) { UpdateAll<false>(weight, rate, rule); }
+#define TK_UPDATE_WITH_MASTER(T, G)                                                  \
+  TK_SIMD void UpdateWithMaster(adamw::Weight<T, G> weight, float rate, Rule rule) { \
+    UpdateAll<true>(weight, rate, rule);                                             \
+  }
+TK_UPDATE(float, float)
+TK_UPDATE(float, BFloat16)
+TK_UPDATE(float, Half)
+TK_UPDATE(BFloat16, float)
+TK_UPDATE(BFloat16, BFloat16)
+TK_UPDATE(BFloat16, Half)
+TK_UPDATE(Half, float)
+TK_UPDATE(Half, BFloat16)
+TK_UPDATE(Half, Half)
+TK_UPDATE_WITH_MASTER(BFloat16, float)
+TK_UPDATE_WITH_MASTER(BFloat16, BFloat16)
+TK_UPDATE_WITH_MASTER(BFloat16, Half)
+TK_UPDATE_WITH_MASTER(Half, float)
+TK_UPDATE_WITH_MASTER(Half, BFloat16)
+TK_UPDATE_WITH_MASTER(Half, Half)
+
+template <bool kMaster>
 ffi::Error AdamW(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> apply, F32 rate, F32 t, ffi::RemainingArgs inputs,
                  ffi::RemainingRets outputs, double beta_1, double beta_2, float epsilon,
                  ffi::Span<const float> rate_factors, ffi::Span<const float> weight_decays) {
-  const size_t count = outputs.size() / 3;
-  if (rate_factors.size() != count || weight_decays.size() != count) {
-    return ffi::Error::InvalidArgument(
-        "each of " + std::to_string(count) + " weights needs a rate factor and a decay, " + "but there are " +
-        std::to_string(rate_factors.size()) + " and " + std::to_string(weight_decays.size()));
-  }
+  const adamw::Lists<kMaster> lists(inputs, outputs, rate_factors, weight_decays);
+  if (ffi::Error error = lists.Check(); error.failure()) return error;
   if (!*apply.typed_data()) return ffi::Error::Success();  // every output holds its input already
-  std::vector<Weight> weights;
-  weights.reserve(count);
-  tftoolkit::TensorList list(count, kElementsPerTask);
-  // The inputs are four lists, the outputs three; the schema has seen to it that all are float32 and fit together.
-  const auto in_place = [&](size_t i) {
-    return static_cast<float*>((*outputs.get<ffi::AnyBuffer>(i))->untyped_data());
-  };
-  for (size_t i = 0; i < count; ++i) {
-    const ffi::AnyBuffer gradient = *inputs.get<ffi::AnyBuffer>(3 * count + i);
-    weights.push_back({in_place(i), in_place(count + i), in_place(2 * count + i),
-                       static_cast<const float*>(gradient.untyped_data()), *rate.typed_data() * rate_factors[i],
-                       weight_decays[i]});
-    list.Add(static_cast<int64_t>(gradient.element_count()));
-  }
   const Rule rule(beta_1, beta_2, *t.typed_data(), epsilon);
-  tftoolkit::ParallelFor(pool, list.tasks(), [&](int64_t task) {
-    list.ForEachPiece(task, [&](size_t i, int64_t begin, int64_t n) {
-      const Weight& all = weights[i];
-      Update({all.w + begin, all.m + begin, all.v + begin, all.g + begin, all.rate, all.decay}, n, rule);
+  return lists.WithTypes([&](auto weight_type, auto gradient_type) {
+    using T = decltype(weight_type);
+    using G = decltype(gradient_type);
+    std::vector<adamw::Weight<T, G>> weights;
+    weights.reserve(lists.count());
+    tftoolkit::TensorList sizes(lists.count(), kElementsPerTask);
+    for (size_t i = 0; i < lists.count(); ++i) {
+      weights.push_back(lists.template At<T, G>(i));
+      sizes.Add(weights.back().n);
+    }
+    tftoolkit::ParallelFor(pool, sizes.tasks(), [&](int64_t task) {
+      sizes.ForEachPiece(task, [&](size_t i, int64_t begin, int64_t n) {
+        const adamw::Weight<T, G> part = weights[i].Part(begin, n);
+        if constexpr (kMaster) {
+          UpdateWithMaster(part, *rate.typed_data(), rule);
+        } else {
+          Update(part, *rate.typed_data(), rule);
+        }
+      });
     });
+    return ffi::Error::Success();
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER(AdamWCpu, AdamW,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<ffi::Buffer<ffi::PRED>>()
-                           .Arg<F32>()
-                           .Arg<F32>()
-                           .RemainingArgs()
-                           .RemainingRets()
-                           .Attr<double>("beta_1")
-                           .Attr<double>("beta_2")
-                           .Attr<float>("epsilon")
-                           .Attr<ffi::Span<const float>>("rate_factors")
-                           .Attr<ffi::Span<const float>>("weight_decays"));
+XLA_FFI_DEFINE_HANDLER(AdamWCpu, AdamW<false>, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().TK_ADAMW_ARGUMENTS);
+XLA_FFI_DEFINE_HANDLER(AdamWMasterCpu, AdamW<true>, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().TK_ADAMW_ARGUMENTS);
 
 TK_OP(AdamW,
-      "(apply: bool[], rate: f32[], t: f32[], *w: f32[...], *m: f32[...], *v: f32[...], *g: f32[...], *,"
+      "<T: f32 | bf16 | f16, G: f32 | bf16 | f16>"
+      "(apply: bool[], rate: f32[], t: f32[], *w: T[...], *m: f32[...], *v: f32[...], *g: G[...], *,"
       " beta_1: f64, beta_2: f64, epsilon: f32, rate_factors: f32[], weight_decays: f32[])"
-      " -> (*new_w: f32[...] = w, *new_m: f32[...] = m, *new_v: f32[...] = v)");
+      " -> (*new_w: T[...] = w, *new_m: f32[...] = m, *new_v: f32[...] = v)");
+TK_OP(AdamWMaster,
+      "<T: bf16 | f16, G: f32 | bf16 | f16>"
+      "(apply: bool[], rate: f32[], t: f32[], *w: T[...], *m: f32[...], *v: f32[...], *master: f32[...], *g: G[...], *,"
+      " beta_1: f64, beta_2: f64, epsilon: f32, rate_factors: f32[], weight_decays: f32[])"
+      " -> (*new_w: T[...] = w, *new_m: f32[...] = m, *new_v: f32[...] = v, *new_master: f32[...] = master)");
 TK_KERNEL(AdamW, CPU, AdamWCpu);
+TK_KERNEL(AdamWMaster, CPU, AdamWMasterCpu);

@@ -84,7 +84,8 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
             except ValueError:
                 continue  # it is one of another op of the folder
             dtype = {long: short for short, long in DTYPES.items()}[case.dtype]
-            calls.append(replace(call, dtypes=dict.fromkeys(schema.dtype_vars, dtype)))
+            dtypes = {name: dtype if dtype in choices else choices[0] for name, choices in schema.dtype_vars.items()}
+            calls.append(replace(call, dtypes=dtypes))
         for call in calls:
             try:
                 yield " ".join([name, *words(call)])

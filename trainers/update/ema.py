@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tftoolkit.trainers.distribution.replicas import move, own
 from tftoolkit.trainers.naming import PerWeight
+from tftoolkit.trainers.update.gradients import wide
 
 
 class Ema(PerWeight):
@@ -15,7 +16,7 @@ class Ema(PerWeight):
     After ``t`` updates the average is ``(1-d) * sum_i d^(t-i) w_i / (1 - d^t)``: a weighted mean of the weights after
     each update, in which the initial weights have no part. It is kept in this form, so it can be used as it is; before
     the first update it equals the initial weights. Only trainable variables are averaged: batch normalisation's moving
-    statistics stay those of the raw weights.
+    statistics stay those of the raw weights. The average of a weight in bfloat16 or float16 is kept in float32.
     """
 
     def __init__(self, decay: float, weights: Sequence[tf.Variable]) -> None:
@@ -24,7 +25,12 @@ class Ema(PerWeight):
         super().__init__()
         self.decay = decay
         self.weights = tuple(weights)
-        self.slots = {"average": [tf.Variable(weight.read_value(), trainable=False) for weight in weights]}
+        # In float32 at least: a small part of the distance would be lost in rounding to bfloat16.
+        self.slots = {
+            "average": [
+                tf.Variable(tf.cast(weight.read_value(), wide(weight.dtype)), trainable=False) for weight in weights
+            ]
+        }
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._swapped = False
 
@@ -38,7 +44,7 @@ class Ema(PerWeight):
         rate = (1.0 - self.decay) / (1.0 - tf.pow(tf.constant(self.decay, tf.float64), t))
         for weight, average in zip(self.weights, self.slots["average"], strict=True):
             before = average.read_value()
-            moved = before + tf.cast(rate, weight.dtype) * (weight - before)
+            moved = before + tf.cast(rate, before.dtype) * (tf.cast(weight, before.dtype) - before)
             move(average, before, tf.where(ok, moved, before))
 
     @contextlib.contextmanager
@@ -56,7 +62,7 @@ class Ema(PerWeight):
         self._swapped = True
         try:
             for weight, average in zip(self.weights, self.slots["average"], strict=True):
-                weight.assign(average)
+                weight.assign(tf.cast(average, weight.dtype))
             yield
         finally:
             for weight, value in zip(self.weights, raw, strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import library
 from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import after, is_asynchronous, move, own
 from tftoolkit.trainers.naming import PerWeight, tf_variable
@@ -59,10 +60,7 @@ class Optimizer(PerWeight):
                 raise ValueError(
                     f"{weight.name} has the constraint {weight.constraint}, which only an optimizer of Keras applies"
                 )
-        self.slots = {
-            slot: [tf.Variable(tf.zeros_like(weight), trainable=False, name=slot) for weight in self.weights]
-            for slot in self.slot_names()
-        }
+        self.slots = {slot: [self._new_slot(slot, weight) for weight in self.weights] for slot in self.slot_names()}
 
     def _adopt(self, weights: Sequence[Any], rate_factors: Sequence[float], decays: Sequence[bool]) -> None:
         if self.weights:
@@ -81,6 +79,10 @@ class Optimizer(PerWeight):
     def slot_names(self) -> tuple[str, ...]:
         """The names of the variables that this rule keeps for each weight."""
         raise NotImplementedError
+
+    def _new_slot(self, slot: str, weight: tf.Variable) -> tf.Variable | None:
+        """The variable of this name for a weight; None if that weight needs none."""
+        return tf.Variable(tf.zeros_like(weight), trainable=False, name=slot)
 
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         """Apply one update if ``ok`` (bool scalar); otherwise every variable keeps its value bit for bit.
@@ -172,18 +174,24 @@ class AdamW(Optimizer):
 
     so the decay follows the learning-rate schedule, as in PyTorch. ``weight_decay=0`` is Adam (Kingma & Ba 2015).
 
+    The moments of bfloat16 and float16 weights are float32, and so is the computation; the new weight is rounded once.
+
     Args:
         learning_rate: a number or a schedule.
         beta_1, beta_2, epsilon, weight_decay: as above.
-        fused: update all weights by one compiled op (:func:`tftoolkit.custom_ops.adamw`), and take the gradients' norm
-            by another, in place of a dozen TensorFlow operations per weight. It needs a C++ compiler, float32 weights
-            on the CPU and no parameter servers. Checkpoints are those of ``fused=False``; results differ from it by
-            rounding.
+        master_weights: keep a float32 copy of each bfloat16 or float16 weight, update that, and round the weight from
+            it: otherwise updates below half a step of the weight's type are lost, which with bfloat16 are those below
+            0.2 % of the weight. A weight that is assigned (loaded, say) between two updates takes its copy along.
+        fused: update all weights by one compiled op (:func:`tftoolkit.custom_ops.adamw`; one for each type), and take
+            the gradients' norm by another, in place of a dozen TensorFlow operations per weight. It needs a C++
+            compiler (and a CUDA toolkit for weights on a GPU), weights of at most 32 bits and no parameter servers.
+            Checkpoints are those of ``fused=False``; results differ from it by rounding.
 
     Raises:
         BuildError: fused, and the ops can't be compiled.
-        ValueError, TypeError: a number out of range; from ``build`` (which the ``Update`` calls), fused, and a weight
-            that isn't float32, is on a GPU or on parameter servers.
+        ValueError, TypeError: a number out of range; from ``build`` (which the ``Update`` calls): parameter servers and
+            ``fused`` or ``master_weights``; fused, and a weight that is float64, or on a GPU that the op isn't built
+            for.
     """
 
     def __init__(
@@ -194,6 +202,7 @@ class AdamW(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
+        master_weights: bool = False,
         fused: bool = False,
     ) -> None:
         _check_fraction("beta_1", beta_1)
@@ -206,17 +215,28 @@ class AdamW(Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.weight_decay: float = weight_decay
+        self.master_weights = master_weights
         self.fused = fused
         if fused:  # compiled here, where an error can be shown, and not while a step is traced
             _ = custom_ops.adamw, custom_ops.global_norm
 
     def _adopt(self, weights: Sequence[Any], rate_factors: Sequence[float], decays: Sequence[bool]) -> None:
         super()._adopt(weights, rate_factors, decays)
+        for name, used in (("fused", self.fused), ("master_weights", self.master_weights)):
+            if used and is_asynchronous():
+                raise ValueError(f"{name}=True overwrites what other workers of parameter servers wrote: leave it out")
         if self.fused:
             _check_fusible(self.weights)
 
     def slot_names(self) -> tuple[str, ...]:
-        return ("m", "v")
+        return ("m", "v", "master") if self.master_weights else ("m", "v")
+
+    def _new_slot(self, slot: str, weight: tf.Variable) -> tf.Variable | None:
+        dtype = wide(weight.dtype)
+        if slot == "master":
+            copy = tf.cast(weight.read_value(), dtype)
+            return tf.Variable(copy, trainable=False, name=slot) if dtype != weight.dtype else None
+        return tf.Variable(tf.zeros_like(weight, dtype), trainable=False, name=slot)
 
     def global_norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         return custom_ops.global_norm(gradients) if self.fused else super().global_norm(gradients)
@@ -229,9 +249,13 @@ class AdamW(Optimizer):
             self._step_by_weight(gradients, ok, t)
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
+    def _masters(self) -> list[tf.Variable | None]:
+        return self.slots.get("master", [None] * len(self.weights))
+
     def _step_at_once(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor, t: tf.Tensor) -> None:
-        kept = [[own(variable) for variable in each] for each in (self.weights, self.slots["m"], self.slots["v"])]
-        w, m, v = ([variable.read_value() for variable in each] for each in kept)
+        lists = (self.weights, self.slots["m"], self.slots["v"], self._masters())
+        kept = [[None if variable is None else own(variable) for variable in each] for each in lists]
+        w, m, v, master = ([None if x is None else x.read_value() for x in each] for each in kept)
         updated = custom_ops.adamw(
             ok,
             tf.cast(self.learning_rate, tf.float32),
@@ -240,6 +264,7 @@ class AdamW(Optimizer):
             m,
             v,
             list(gradients),
+            master=master,
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
@@ -248,18 +273,19 @@ class AdamW(Optimizer):
         )
         for variables, values in zip(kept, updated, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                if variable is not None:
+                    variable.assign(value)
 
     def _step_by_weight(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor, t: tf.Tensor) -> None:
         learning_rate = self.learning_rate
         # Reciprocals: one division of scalars instead of one per weight.
         m_correction = 1.0 / _one_minus_power(self.beta_1, t)
         v_correction = 1.0 / _one_minus_power(self.beta_2, t)
-        for weight, m, v, gradient, factor, decays in zip(
-            self.weights, self.slots["m"], self.slots["v"], gradients, self.rate_factors, self.decays, strict=True
-        ):
-            rate = tf.cast(_scaled(learning_rate, factor), weight.dtype)
-            m_scale, v_scale = (tf.cast(x, weight.dtype) for x in (m_correction, v_correction))
+        columns = (self.weights, self.slots["m"], self.slots["v"], self._masters(), gradients, self.rate_factors)
+        for weight, m, v, master, gradient, factor, decays in zip(*columns, self.decays, strict=True):
+            rate, m_scale, v_scale, gradient = (
+                tf.cast(x, m.dtype) for x in (_scaled(learning_rate, factor), m_correction, v_correction, gradient)
+            )
             old, old_m = weight.read_value(), m.read_value()
             with after(old_m):
                 old_v = v.read_value()
@@ -270,17 +296,26 @@ class AdamW(Optimizer):
                 new_m = assign_if(ok, m, old_m, self.beta_1 * old_m + (1.0 - self.beta_1) * gradient)
             direction = new_m * m_scale / (_root(new_v * v_scale) + self.epsilon)
             decay = self.weight_decay if decays else 0.0
-            assign_if(ok, weight, old, old - rate * (direction + decay * old))
+            before = tf.cast(old, m.dtype)
+            if master is not None:
+                copy = master.read_value()
+                # What isn't the rounding of its copy was assigned since.
+                before = tf.where(tf.cast(copy, old.dtype) == old, copy, before)
+            moved = before - rate * (direction + decay * before)
+            if master is not None:
+                moved = assign_if(ok, master, copy, moved)
+            assign_if(ok, weight, old, tf.cast(moved, old.dtype))
 
 
 def _check_fusible(weights: Sequence[tf.Variable]) -> None:
-    if is_asynchronous():
-        raise ValueError("fused=True overwrites what other workers of parameter servers wrote meanwhile: leave it out")
     for weight in weights:
-        if weight.dtype != tf.float32:
-            raise TypeError(f"fused=True is for float32 weights, but {weight.name} is {weight.dtype.name}")
-        if "GPU" in weight.device:
-            raise ValueError(f"fused=True is for weights on the CPU, but {weight.name} is on {weight.device}")
+        if weight.dtype.size > tf.float32.size:
+            raise TypeError(f"fused=True is for weights of at most 32 bits, but {weight.name} is {weight.dtype.name}")
+        if "GPU" in weight.device and "CUDA" not in library.load_builtin("adamw").op("AdamW").handlers:
+            raise ValueError(
+                f"{weight.name} is on {weight.device}, but the op of fused=True was built for the CPU alone: install a "
+                "CUDA toolkit (`tftoolkit doctor` tells what is missing)"
+            )
 
 
 def assign_if(ok: tf.Tensor, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

@@ -192,10 +192,10 @@ class Update(tf.Module):
                     )
                     scaled = sums.loss if scale is None else sums.loss * scale
                 found = tape.gradient(scaled, weights)
-            dense = self._in_order(found, self.weights)
+            dense = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
             if scale is not None:
                 dense = [gradient / tf.cast(scale, gradient.dtype) for gradient in dense]
-            return Gradients([tf.cast(gradient, wide(gradient.dtype)) for gradient in dense], sums.weight, sums.metrics)
+            return Gradients(dense, sums.weight, sums.metrics)
 
         def mine(batch: Any, key: tf.Tensor) -> Gradients:
             return accumulated(one, batch, key, self.accumulate, self.weights, replica)
@@ -290,7 +290,8 @@ class Update(tf.Module):
     def _clipped(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
         if self.clip_norm is not None:
             scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
-            return [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
+            wider = [(gradient, wide(gradient.dtype)) for gradient in gradients]  # the scale isn't rounded to bfloat16
+            return [tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype) for one, dtype in wider]
         if self.clip_value is not None:
             return [tf.clip_by_value(gradient, -self.clip_value, self.clip_value) for gradient in gradients]
         return gradients

@@ -75,10 +75,10 @@ def test_the_twin_of_a_library():
 def test_what_cannot_be_emulated_is_refused():
     with pytest.raises(custom_ops.BuildError, match=r"library Plain has no \.cu file among pieces\.cc"):
         custom_ops.load("Plain", [HERE / "pieces" / "pieces.cc"], cuda="emulated")
-    assert custom_ops.global_norm
-    global_norm = library.load_builtin("global_norm")
-    with pytest.raises(custom_ops.LoadError, match=r"TfToolkit has no CUDA kernel to emulate; .* global_norm\.cc"):
-        emulation.twin(global_norm.op(next(iter(global_norm.schemas))))
+    assert custom_ops.rand_augment
+    rand_augment = library.load_builtin("rand_augment")
+    with pytest.raises(custom_ops.LoadError, match=r"TfToolkit has no CUDA kernel to emulate; .* rand_augment\.cc"):
+        emulation.twin(rand_augment.op(next(iter(rand_augment.schemas))))
     planted = custom_ops.load("Planted", [HERE / "planted.cu"], cuda="emulated")
     opened = custom_ops.open_library("FromFile", planted.path)
     with pytest.raises(custom_ops.LoadError, match=r"was opened as the file .*: load it with custom_ops\.load"):
@@ -131,5 +131,5 @@ def test_command_line(capsys):
     assert cli.main(["ops", "check", str(HERE / "pieces" / "pieces.cu"), "--cuda=emulated"]) == 0
     text = capsys.readouterr().out
     assert "Pieces>Count" in text
-    assert cli.main(["ops", "check", "global_norm", "--cuda=emulated"]) == 1
-    assert "global_norm has no CUDA kernel to emulate" in capsys.readouterr().err
+    assert cli.main(["ops", "check", "rand_augment", "--cuda=emulated"]) == 1
+    assert "rand_augment has no CUDA kernel to emulate" in capsys.readouterr().err

@@ -46,6 +46,17 @@ def swiglu(ops, *shape):
     ops.swiglu(x, x)
 
 
+def global_norm(ops, *sizes):
+    ops.global_norm([RNG.standard_normal(size).astype(np.float32) for size in sizes])
+
+
+def adamw(ops, *sizes):
+    w, g = ([RNG.standard_normal(size).astype(np.float32) for size in sizes] for _ in range(2))
+    zero, each = [np.zeros_like(x) for x in w], [1.0] * len(w)
+    options = {"beta_1": 0.9, "beta_2": 0.9, "epsilon": 1.0, "rate_factors": each, "weight_decays": each}
+    ops.adam_w(True, 0.1, 1.0, w, zero, zero, g, **options)
+
+
 class Mutant(NamedTuple):
     """``file`` is one of the folder or, as ``shared/…``, one of the kernel authors' headers."""
 
@@ -126,6 +137,25 @@ MUTANTS = {
         swiglu, "shared/gate_cuda.h", "int64_t{gridDim.x} * kThreads * kStep;",
         "int64_t{gridDim.x} * (kThreads - 1) * kStep;", (2100,), r"race: store to output y",
     ),
+    "no barrier in the sum of chunks": Mutant(
+        global_norm, "global_norm.cu", "    __syncthreads();\n    if (threadIdx.x < half)",
+        "    if (threadIdx.x < half)", (300,), r"AddUp.*(race|nobody has written)",
+    ),
+    "all chunks in one place": Mutant(
+        global_norm, "global_norm.cu", "sums[chunk] = sum[0]", "sums[0] = sum[0]", (3, 5),
+        r"ChunkSquares<float>.*race: store to scratch memory",
+    ),
+    "a chunk too few": Mutant(
+        global_norm, "global_norm.cu", "batch.chunks(); chunk +=", "batch.chunks() - 1; chunk +=", (3, 5),
+        r"AddUp.*nobody has written",
+    ),
+    "a second batch over the first": Mutant(
+        global_norm, "global_norm.cu", "batch, sums + done", "batch, sums", (1,) * 170, r"race|nobody has written"
+    ),
+    "one element of a weight too many": Mutant(
+        adamw, "shared/tensor_batch.h", "if (i + j < end) tensor[i + j] =", "tensor[i + j] =", (7,),
+        r"Update<.*(behind|race)",
+    ),
 }  # fmt: skip
 
 
@@ -165,7 +195,7 @@ def load_mutant(tmp_path_factory):
 # A barrier of each kind of place and a mask; the others are like these or like planted.cu's.
 FIRST = (
     "no barrier before the array is used again", "no barrier before the sum over a block's rows",
-    "all slabs in one row of partials", "a pack into the next row",
+    "all slabs in one row of partials", "a pack into the next row", "all chunks in one place",
 )  # fmt: skip
 
 
@@ -177,7 +207,7 @@ def test_a_mistake_is_found(load_mutant, name):
     mutant = MUTANTS[name]
     opened = load_mutant(name)
     with (
-        emulation.settings(max_blocks=2 if "slabs" in name else 1),
+        emulation.settings(max_blocks=2 if "slabs" in name or "chunks" in name else 1),
         pytest.raises(tf.errors.InternalError, match=mutant.finding),
     ):
         mutant.call(opened, *mutant.shape)

@@ -121,11 +121,18 @@ def test_models_of_keras(example, tmp_path):
 
 def test_where_it_cannot_work(monkeypatch):
     on_gpu = SimpleNamespace(dtype=tf.float32, name="kernel:0", device="/job:localhost/replica:0/task:0/device:GPU:0")
-    with pytest.raises(ValueError, match=r"for weights on the CPU, but kernel:0 is on .*GPU:0"):
-        optimizers._check_fusible([on_gpu])
+    for handlers in ({"CPU": 0}, {"CPU": 0, "CUDA": 0}):
+        op = SimpleNamespace(handlers=handlers)
+        monkeypatch.setattr(optimizers.library, "load_builtin", lambda _, op=op: SimpleNamespace(op=lambda _: op))
+        if "CUDA" in handlers:
+            optimizers._check_fusible([on_gpu])
+        else:
+            with pytest.raises(ValueError, match=r"kernel:0 is on .*GPU:0, but .* was built for the CPU alone"):
+                optimizers._check_fusible([on_gpu])
     monkeypatch.setattr(optimizers, "is_asynchronous", lambda: True)
-    with pytest.raises(ValueError, match="other workers of parameter servers"):
-        optimizers.AdamW(0.1, fused=True).build([tf.Variable(1.0)])
+    for option in ("fused", "master_weights"):
+        with pytest.raises(ValueError, match=f"{option}=True overwrites what other workers of parameter servers"):
+            optimizers.AdamW(0.1, **{option: True}).build([tf.Variable(1.0)])
 
 
 @SLOW

@@ -134,7 +134,7 @@ def test_first_bias_correction_has_float32_precision():
         (
             lambda: optimizers.AdamW(0.1, fused=True).build([tf.Variable(1.0, dtype=tf.float64, name="wide")]),
             TypeError,
-            "fused=True is for float32 weights, but wide:0 is float64",
+            "fused=True is for weights of at most 32 bits, but wide:0 is float64",
         ),
     ],
 )
