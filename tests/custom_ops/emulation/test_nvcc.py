@@ -19,8 +19,8 @@ pytestmark = [
 ]
 PRODUCT = Path(__file__).parent / "product.cu"
 OPS = Path(custom_ops.__path__[0])
-# Of a thread: 65536 / (registers * threads) blocks fit a multiprocessor. Attention keeps its sums in them, two blocks of
-# 128 threads; of the others 512 threads fit.
+# Of a thread: 65536 / (registers * threads) blocks fit a multiprocessor. Attention keeps its sums in them, two blocks
+# of 128 threads; of the others 512 threads fit.
 MOST_REGISTERS = {"flash_attention": 255}
 OTHERS = 128
 ALL, ONE = {"sm_80", "sm_90"}, {"sm_90"}
