@@ -71,7 +71,8 @@ __device__ __forceinline__ float Weight(const Common& c, const Row& row, int key
                                         float* slope) {
   *slope = 1.0f;
   const float weight = exp2f(__fadd_rn(Score<T>(c, row, key, product, slope), -row.largest)) * row.inverse;
-  *gradient = weight * (*gradient - row.delta);
+  // Not the product where nothing is seen: zero times NaN is NaN.
+  *gradient = key >= row.begin && key < row.end ? weight * (*gradient - row.delta) : 0.0f;
   return weight;
 }
 

@@ -34,8 +34,8 @@ FEW = [
 EVERY = [dataclasses.replace(case, dtype=dtype) for dtype in DTYPES for case in CASES]
 
 
-def check(case, seed: int, max_blocks: int, magnitude: float = 1) -> None:
-    inputs, upstream = given(case, magnitude)
+def check(case, seed: int, max_blocks: int) -> None:
+    inputs, upstream = given(case)
     with emulation.emulated(FORWARD), emulation.settings(seed=seed, max_blocks=max_blocks):
         found = run(fused(case), case, inputs, upstream)
     naive, exact = run(plain(case), case, inputs, upstream), float64(case, inputs, upstream)
@@ -61,7 +61,7 @@ def test_all_values_and_gradients(case, max_blocks, random_seed):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("magnitude", [1e4, 1e-4])
 def test_large_and_tiny_scores(magnitude):
-    one = case(1, 100, 150, 2, 2, 64, 64, causal=True)
+    one = case(1, 200, 300, 2, 2, 64, 64, causal=True)
     inputs, upstream = given(one, magnitude)
     with emulation.emulated(FORWARD):
         found = run(fused(one), one, inputs, upstream)
