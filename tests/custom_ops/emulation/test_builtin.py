@@ -77,17 +77,18 @@ GAMMA, BIAS = (RNG.standard_normal(8).astype(np.float32) for _ in range(2))
 LABELS = np.array([5, -100, 0], np.int32)
 KEY = np.array([3, -4], np.int32)
 HEADS, POSITIONS = RNG.standard_normal((2, 3, 9, 8)).astype(np.float32), np.array([[0, 5, 70_000]] * 2, np.int64)
-# The others run on the result of one kernel, or on the reference.
+# The others run on the result of one kernel, or on the reference. Ops that share kernels take turns: the rest is
+# exhaustive.
 KERNEL = ["runs", "empty", "modes", "sizes", "gradient"]
 emulated_checks = functools.partial(pytest_checks, checks=KERNEL, device="emulated")
 
 test_rms_norm = pytest.mark.slow(emulated_checks(custom_ops.rms_norm, X, GAMMA))
 test_bias_rms_norm = pytest.mark.exhaustive(emulated_checks(custom_ops.rms_norm, X, GAMMA, bias=BIAS))
-test_add_rms_norm = pytest.mark.slow(emulated_checks(custom_ops.rms_norm, X, GAMMA, bias=BIAS, residual=Y))
+test_add_rms_norm = pytest.mark.exhaustive(emulated_checks(custom_ops.rms_norm, X, GAMMA, bias=BIAS, residual=Y))
 test_layer_norm = pytest.mark.exhaustive(emulated_checks(custom_ops.layer_norm, X, GAMMA, BIAS))
 test_add_layer_norm = pytest.mark.slow(emulated_checks(custom_ops.layer_norm, X, GAMMA, BIAS, residual=Y))
 test_swiglu = pytest.mark.slow(emulated_checks(custom_ops.swiglu, X, Y))
-test_geglu = pytest.mark.slow(emulated_checks(custom_ops.geglu, X, Y))
+test_geglu = pytest.mark.exhaustive(emulated_checks(custom_ops.geglu, X, Y))
 test_rotary_embedding = pytest.mark.slow(emulated_checks(custom_ops.rotary_embedding, HEADS, POSITIONS, dim=6))
 test_softmax_cross_entropy = pytest.mark.slow(
     emulated_checks(custom_ops.softmax_cross_entropy, LABELS, X, label_smoothing=0.1, z_loss=0.01)
