@@ -184,6 +184,8 @@ def _bind_dtypes(op: Declaration, inputs: Sequence[Any]) -> dict[str, Any]:
                 raise ValueError(
                     f"{op.__name__}: {argument.name} is {array.dtype.name}, but {argument.dtype} is {known.name}"
                 )
+    for variable, choices in op.schema.dtype_vars.items():  # that of an input which was left out
+        bound.setdefault(variable, jnp.dtype(DTYPES[choices[0]]))
     return bound
 
 

@@ -22,6 +22,7 @@ calls = {
     "layer_norm": lambda ops, x, y, g, b: ops.layer_norm(x, g),
     "add_layer_norm": lambda ops, x, y, g, b: sum(ops.layer_norm(x, g, b, y)),
     "rotary_embedding": lambda ops, x, y, g, b: ops.rotary_embedding(x, positions, dim=6, base=100.0) * y,
+    "rotary_embedding_counted": lambda ops, x, y, g, b: ops.rotary_embedding(x, start=3, interleaved=True) * y,
     "swiglu": lambda ops, x, y, g, b: ops.swiglu(x, y),
     "geglu": lambda ops, x, y, g, b: ops.geglu(x, y),
     "geglu_approximate": lambda ops, x, y, g, b: ops.geglu(x, y, approximate=True),

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "tftoolkit/dispatch.h"
 #include "tftoolkit/norm_arguments.h"
@@ -116,7 +117,7 @@ template <bool kCentred, typename T>
 TK_INLINE void BackwardRows(Backward<T> all, int64_t rows, float* dgamma, float* dbias) {
   const T* gamma = all.gamma;
   const int64_t d = all.d;
-  const float n = static_cast<float>(d);
+  const double n = static_cast<double>(d);
   for (int64_t r = 0; r < rows; ++r) {
     const T* dy = all.dy + r * d;
     const T* x = all.x + r * d;
@@ -130,31 +131,30 @@ TK_INLINE void BackwardRows(Backward<T> all, int64_t rows, float* dgamma, float*
     };
     constexpr int kSums = kCentred ? 3 : 1;
     const Three<double> sums = RowSums<kSums, float>(d, products);
-    const float sum_gx = static_cast<float>(sums.a);
-    const float sum_g = static_cast<float>(sums.b);
-    const float sum_x = static_cast<float>(sums.c);
-    const float rest = kCentred ? sum_x / n : 0;  // what rounding the mean to one float left
-    const float sum_gh = (sum_gx - rest * sum_g) * inv;
-    const float scale = (inv * sum_gh + inv * inv * all.d_inv[r]) / n;
-    const float mean_g = kCentred ? sum_g / n : 0;
-    const float offset = kCentred ? all.d_mean[r] / n : 0;
+    // What rounding the mean to one float left; then the means over the row. Differences are taken in double, and below
+    // before they are multiplied by inv: where a row is nearly constant, they are small against their terms.
+    const double left = kCentred ? sums.c / n : 0, sum_g = kCentred ? sums.b : 0;
+    const float rest = static_cast<float>(left), mean_g = static_cast<float>(sum_g / n);
+    const float mean_gh = static_cast<float>((sums.a - left * sum_g) * inv / n);
+    const float from_inv = inv * inv * all.d_inv[r] / static_cast<float>(d);
+    const float from_mean = kCentred ? all.d_mean[r] / static_cast<float>(d) : 0;
     if (all.d_sum) {
       const T* d_sum = all.d_sum + r * d;
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) {
-        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
-        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
-        dx[i] = Store<T>(whitened + offset + Load(d_sum[i]));
-        dgamma[i] += above * centred * inv;
+        const float above = Load(dy[i]), h = ((Load(x[i]) - shift) - rest) * inv;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g - h * mean_gh);
+        dx[i] = Store<T>(whitened - h * from_inv + from_mean + Load(d_sum[i]));
+        dgamma[i] += above * h;
         dbias[i] += above;
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) {
-        const float above = Load(dy[i]), centred = (Load(x[i]) - shift) - rest;
-        const float whitened = inv * (above * Load(gamma[i]) - mean_g) - centred * inv * scale;
-        dx[i] = Store<T>(whitened + offset);
-        dgamma[i] += above * centred * inv;
+        const float above = Load(dy[i]), h = ((Load(x[i]) - shift) - rest) * inv;
+        const float whitened = inv * (above * Load(gamma[i]) - mean_g - h * mean_gh);
+        dx[i] = Store<T>(whitened - h * from_inv + from_mean);
+        dgamma[i] += above * h;
         dbias[i] += above;
       }
     }
@@ -169,7 +169,8 @@ ffi::Error RunForward(ffi::ThreadPool& pool, const Forward<T>& all, int64_t coun
   return ffi::Error::Success();
 }
 
-inline void Add(const float* values, float* sum, int64_t n) {
+template <typename Value>
+void Add(const Value* values, double* sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += values[i];
 }
 
@@ -178,31 +179,30 @@ template <typename T, typename Rows>
 ffi::Error RunBackward(ffi::ThreadPool& pool, const Backward<T>& all, int64_t count, T* dgamma, T* dbias,
                        const Rows& rows) {
   constexpr int64_t kMaxTasks = 64;  // each holds partial sums
-  // Per task the sums over its blocks of rows, and those of the block at hand: adding thousands of rows one by one
-  // would lose digits that the plain computation keeps.
+  // Added up in float32; their sums in double: thousands of rows would lose digits that the plain computation keeps.
   constexpr int64_t kRowsPerBlock = 8;
   const int64_t d = all.d, both = 2 * d;
   const int64_t rows_per_task =
       std::max({int64_t{1}, kElementsPerTask / std::max<int64_t>(1, d), (count + kMaxTasks - 1) / kMaxTasks});
   const int64_t tasks = std::max<int64_t>(1, (count + rows_per_task - 1) / rows_per_task);
-  const std::unique_ptr<float[]> partials(new (std::nothrow) float[2 * tasks * both]());
+  const std::unique_ptr<double[]> partials(new (std::nothrow) double[tasks * both]());
   if (!partials) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the partial sums of dgamma and dbias");
   }
   ParallelRanges(pool, count, rows_per_task, [&](int64_t first, int64_t n) {
-    float* sum = partials.get() + first / rows_per_task * 2 * both;
-    float* block = sum + both;
+    double* sum = partials.get() + first / rows_per_task * both;
+    std::vector<float> block(both);
     for (int64_t done = 0; done < n; done += kRowsPerBlock) {
-      std::fill_n(block, both, 0.0f);
-      rows(all.From(first + done), std::min(kRowsPerBlock, n - done), block, block + d);
-      Add(block, sum, both);
+      std::fill(block.begin(), block.end(), 0.0f);
+      rows(all.From(first + done), std::min(kRowsPerBlock, n - done), block.data(), block.data() + d);
+      Add(block.data(), sum, both);
     }
   });
-  float* sum = partials.get();
-  for (int64_t task = 1; task < tasks; ++task) Add(partials.get() + 2 * task * both, sum, both);
+  double* sum = partials.get();
+  for (int64_t task = 1; task < tasks; ++task) Add(partials.get() + task * both, sum, both);
   for (int64_t i = 0; i < d; ++i) {
-    dgamma[i] = Store<T>(sum[i]);
-    dbias[i] = Store<T>(sum[d + i]);
+    dgamma[i] = Store<T>(static_cast<float>(sum[i]));
+    dbias[i] = Store<T>(static_cast<float>(sum[d + i]));
   }
   return ffi::Error::Success();
 }
