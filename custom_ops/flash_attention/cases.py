@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (NumPy learns the name bfloat16)
 import numpy as np
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -120,3 +121,34 @@ ARGUMENTS: dict[str, Callable[[], tuple[list[Any], dict[str, Any]]]] = {
     "FlashAttentionVarlen": _forward_varlen,
     "FlashAttentionVarlenGrad": _backward_varlen,
 }
+
+
+def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
+    """What the table of cases calls an op with. Packed ones get the rows of all sequences, cut anew."""
+    rng, c, options = np.random.default_rng(0), case, dict(case.options)
+    packed = "Varlen" in name
+    rows, keys = ((c.batch * c.queries,), (c.batch * c.keys,)) if packed else ((c.batch, c.queries), (c.batch, c.keys))
+
+    def draw(*shape: int) -> np.ndarray:
+        return _random(rng, *shape).astype(c.dtype)
+
+    lengths = options.pop("lengths", None)
+    inputs: list[Any] = [draw(*rows, c.heads, c.depth), draw(*keys, c.kv_heads, c.depth)]
+    inputs.append(draw(*keys, c.kv_heads, c.value_depth))
+    if packed:
+        inputs += [_borders(rng, count[0], c.batch + 1) for count in (rows, keys)]
+    else:
+        bias = draw(*c.bias, c.keys) if c.bias else None
+        inputs += [bias, None if lengths is None else np.array(lengths, np.int32)]
+    attributes = {"scale": 0.5 / max(1, c.depth) ** 0.5, **options}
+    if not name.endswith("Grad"):
+        return inputs, attributes | {"has_lse": True}
+    if not packed:
+        inputs[3] = np.zeros((0, 0, 0, c.keys), c.dtype) if c.bias is None else inputs[3]
+        attributes |= {"biased": c.bias is not None, "has_dbias": c.bias is not None}
+    o = (*rows, c.heads, c.value_depth)
+    return [*inputs, draw(*o), *_stats(rng, *rows, c.heads), draw(*o), _random(rng, *rows, c.heads)], attributes
+
+
+def _borders(rng: np.random.Generator, rows: int, sequences: int) -> np.ndarray:
+    return np.array([0, *sorted(rng.integers(0, rows + 1, sequences - 1)), rows], np.int32)

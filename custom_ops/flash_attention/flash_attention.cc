@@ -24,6 +24,7 @@
 
 #include "problem.h"
 #include "sequences.h"
+#include "tftoolkit/dispatch.h"
 #include "tftoolkit/float_types.h"
 #include "tftoolkit/isa.h"
 #include "tftoolkit/op.h"
@@ -31,6 +32,7 @@
 
 namespace {
 
+using tftoolkit::Data;
 using tftoolkit::Isa;
 using tftoolkit::Load;
 using tftoolkit::Store;
@@ -111,7 +113,7 @@ ffi::Error FlashAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer
                           ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_bias, bool has_lengths, bool has_lse,
                           float scale, float softcap, int64_t window) {
   const auto sequences = [&](Problem& p) {
-    return Batched(q, k, has_bias ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+    return Batched(q, k, has_bias ? &bias : nullptr, has_lengths ? Data<int32_t>(lengths) : nullptr, p);
   };
   return RunForward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum, lse,
                     has_lse);
@@ -122,7 +124,9 @@ ffi::Error FlashAttentionVarlen(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
                                 ffi::Result<ffi::AnyBuffer> score_max, ffi::Result<ffi::AnyBuffer> inv_sum,
                                 ffi::Result<ffi::AnyBuffer> lse, bool causal, bool has_lse, float scale, float softcap,
                                 int64_t window) {
-  const auto sequences = [&](Problem& p) { return Packed(q, k, q_borders, k_borders, p); };
+  const auto sequences = [&](Problem& p) {
+    return Packed(q, k, Data<int32_t>(q_borders), Data<int32_t>(k_borders), q_borders.dimensions()[0] - 1, p);
+  };
   return RunForward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences, o, score_max, inv_sum, lse,
                     has_lse);
 }
@@ -166,7 +170,7 @@ ffi::Error FlashAttentionGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBu
                               int64_t window) {
   if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
   const auto sequences = [&](Problem& p) {
-    return Batched(q, k, biased ? &bias : nullptr, has_lengths ? &lengths : nullptr, p);
+    return Batched(q, k, biased ? &bias : nullptr, has_lengths ? Data<int32_t>(lengths) : nullptr, p);
   };
   return RunBackward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences,
                      {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv},
@@ -179,7 +183,9 @@ ffi::Error FlashAttentionVarlenGrad(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi:
                                     ffi::AnyBuffer dlse, ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
                                     ffi::Result<ffi::AnyBuffer> dv, bool causal, bool has_dlse, float scale,
                                     float softcap, int64_t window) {
-  const auto sequences = [&](Problem& p) { return Packed(q, k, q_borders, k_borders, p); };
+  const auto sequences = [&](Problem& p) {
+    return Packed(q, k, Data<int32_t>(q_borders), Data<int32_t>(k_borders), q_borders.dimensions()[0] - 1, p);
+  };
   return RunBackward(pool, Tensors(q, k, v, {causal, window, scale, softcap}), sequences,
                      {o, score_max, inv_sum, d_o, has_dlse ? &dlse : nullptr, dq, dk, dv});
 }

@@ -1,4 +1,4 @@
-// What attention is asked to compute, for the kernels of every instruction set.
+// What attention is asked to compute, for the kernels of every instruction set and of CUDA.
 
 #ifndef TFTOOLKIT_FLASH_ATTENTION_PROBLEM_H_
 #define TFTOOLKIT_FLASH_ATTENTION_PROBLEM_H_
@@ -42,7 +42,7 @@ struct Bias {
 
 // q is [rows, heads, depth], k [rows, kv_heads, depth], v [rows, kv_heads, value_depth]: heads lie side by side, and
 // heads / kv_heads of q share one of k and v. All queries that share one are the *rows* of a task, head by head.
-struct Problem {
+struct Shape {
   Type type;
   const void* q;
   const void* k;
@@ -52,20 +52,22 @@ struct Problem {
   bool causal;
   int64_t window;  // 0: none
   float scale, softcap;
-  std::vector<Sequence> sequences;
 
-  int64_t group() const { return heads / std::max<int64_t>(1, kv_heads); }
-  int64_t rows(const Sequence& s) const { return group() * s.queries; }
-  int64_t head(const Sequence& s, int64_t kv, int64_t row) const { return kv * group() + row / s.queries; }
+  // constexpr: so that CUDA's kernels may call them.
+  constexpr int64_t group() const { return heads / std::max<int64_t>(1, kv_heads); }
+  constexpr int64_t rows(const Sequence& s) const { return group() * s.queries; }
+  constexpr int64_t head(const Sequence& s, int64_t kv, int64_t row) const { return kv * group() + row / s.queries; }
   // Of [rows, heads]: times a depth, where the row's vector lies in q or in the output.
-  int64_t place(const Sequence& s, int64_t kv, int64_t row) const {
+  constexpr int64_t place(const Sequence& s, int64_t kv, int64_t row) const {
     return (s.first_query + row % s.queries) * heads + head(s, kv, row);
   }
-  int64_t kv_place(const Sequence& s, int64_t kv, int64_t key) const { return (s.first_key + key) * kv_heads + kv; }
+  constexpr int64_t kv_place(const Sequence& s, int64_t kv, int64_t key) const {
+    return (s.first_key + key) * kv_heads + kv;
+  }
 
   // The keys that a query may see: begin, and the end behind them, which is no smaller. The last query stands at the
   // last key.
-  std::pair<int64_t, int64_t> Seen(const Sequence& s, int64_t query) const {
+  constexpr std::pair<int64_t, int64_t> Seen(const Sequence& s, int64_t query) const {
     const int64_t place = query + s.keys - s.queries;
     int64_t begin = 0, end = s.valid;
     if (causal) end = std::min(end, place + 1);
@@ -77,6 +79,10 @@ struct Problem {
     begin = std::min(begin, s.valid);
     return {begin, std::max(begin, end)};
   }
+};
+
+struct Problem : Shape {
+  std::vector<Sequence> sequences;
 };
 
 // Outputs of the forward pass. Queries that see no key have zeros, 0 for the largest score and for 1 / sum.

@@ -9,10 +9,7 @@
 #include <utility>
 
 #include "problem.h"
-#include "tftoolkit/dispatch.h"
 #include "tftoolkit/op.h"
-
-using tftoolkit::Data;
 
 struct Settings {
   bool causal;
@@ -26,19 +23,19 @@ inline Problem Tensors(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const f
   const size_t last = q.dimensions().size() - 1;
   const ffi::DataType dtype = q.element_type();
   const Type type = dtype == ffi::F32 ? Type::kFloat : dtype == ffi::BF16 ? Type::kBFloat16 : Type::kHalf;
-  return {type,
-          q.untyped_data(),
-          k.untyped_data(),
-          v.untyped_data(),
-          {},
-          q.dimensions()[last - 1],
-          k.dimensions()[last - 1],
-          q.dimensions()[last],
-          v.dimensions()[last],
-          s.causal,
-          s.window,
-          s.scale,
-          s.softcap,
+  return {{type,
+           q.untyped_data(),
+           k.untyped_data(),
+           v.untyped_data(),
+           {},
+           q.dimensions()[last - 1],
+           k.dimensions()[last - 1],
+           q.dimensions()[last],
+           v.dimensions()[last],
+           s.causal,
+           s.window,
+           s.scale,
+           s.softcap},
           {}};
 }
 
@@ -48,9 +45,9 @@ inline std::string CheckHeads(int64_t heads, int64_t kv_heads) {
          " of k and v";
 }
 
-// [batch, length, heads, depth], with all that may be given; returns what is wrong with it.
+// [batch, length, heads, depth], with all that may be given; returns what is wrong with it. `lengths` may be null.
 inline std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer* bias,
-                           const ffi::AnyBuffer* lengths, Problem& p) {
+                           const int32_t* lengths, Problem& p) {
   const int64_t batch = q.dimensions()[0], queries = q.dimensions()[1], keys = k.dimensions()[1];
   if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
   if (bias != nullptr) {
@@ -67,7 +64,7 @@ inline std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, con
               dims[2] == 1 ? 0 : strides[2]};
   }
   for (int64_t i = 0; i < batch; ++i) {
-    const int64_t valid = lengths == nullptr ? keys : Data<int32_t>(*lengths)[i];
+    const int64_t valid = lengths == nullptr ? keys : lengths[i];
     if (valid < 0 || valid > keys) {
       return "lengths[" + std::to_string(i) + "] is " + std::to_string(valid) + ", but must be from 0 to the " +
              std::to_string(keys) + " keys";
@@ -77,13 +74,11 @@ inline std::string Batched(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, con
   return "";
 }
 
-// Sequences one behind the other: their borders, from 0 to the number of rows.
-inline std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& q_borders,
-                          const ffi::AnyBuffer& k_borders, Problem& p) {
+// `count` sequences one behind the other: their borders, from 0 to the number of rows.
+inline std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const int32_t* q_borders,
+                          const int32_t* k_borders, int64_t count, Problem& p) {
   if (std::string wrong = CheckHeads(p.heads, p.kv_heads); !wrong.empty()) return wrong;
-  const int64_t count = q_borders.dimensions()[0] - 1;
-  const std::pair<const int32_t*, int64_t> both[] = {{Data<int32_t>(q_borders), q.dimensions()[0]},
-                                                     {Data<int32_t>(k_borders), k.dimensions()[0]}};
+  const std::pair<const int32_t*, int64_t> both[] = {{q_borders, q.dimensions()[0]}, {k_borders, k.dimensions()[0]}};
   if (both[0].second == 0) {  // no query: whatever k is, its gradients are zeros
     p.sequences.push_back({0, k.dimensions()[0], 0, 0, 0, 0});
     return "";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -28,12 +29,14 @@ def check_cases(
     *,
     max_elements: int | None = None,
     call_of: Callable[[str, Any], tuple[list[Any], dict[str, Any]]] | None = None,
+    within: Sequence[Callable[[], contextlib.AbstractContextManager[Any]]] = (contextlib.nullcontext,),
 ) -> Result:
     """Calls the op eagerly on random inputs for each case; results must be as close to the reference's as opcheck asks.
 
     Args:
       max_elements: leaves out cases whose shape has more; None takes all.
       call_of: (the op's name, a case) → inputs and attributes, of an op that doesn't take any numbers.
+      within: makes contexts, in each of which each call is made; ``emulation.settings``, say.
 
     The first finding fails. Raises what the op's reference raises.
     """
@@ -44,12 +47,15 @@ def check_cases(
         label = f"{case.dtype}{list(case.shape)}"
         inputs, attributes = call_of(op.name, case) if call_of else arguments.make(op, case.shape, case.dtype)
         subject = Subject(op, inputs, attributes)
-        try:
-            values = evaluate(subject.function(subject.given), subject.given.flat)
-        except Exception as error:  # what the kernel reports
-            text = f"{label}: raises {type(error).__name__}: {error}"
-            return Result("cases", "FAILED", text, "mend the kernel there")
-        if findings := compare.against(subject.outputs, values, subject.right(subject.given, 0)):
-            return Result("cases", "FAILED", f"{label}: {findings[0]}", "compare kernel and reference there")
+        right = subject.right(subject.given, 0)
+        for context in within:
+            try:
+                with context():
+                    values = evaluate(subject.function(subject.given), subject.given.flat)
+            except Exception as error:  # what the kernel reports
+                text = f"{label}: raises {type(error).__name__}: {error}"
+                return Result("cases", "FAILED", text, "mend the kernel there")
+            if findings := compare.against(subject.outputs, values, right):
+                return Result("cases", "FAILED", f"{label}: {findings[0]}", "compare kernel and reference there")
         count += 1
     return Result("cases", "ok", f"{count} cases within twice the error of the naive computation")

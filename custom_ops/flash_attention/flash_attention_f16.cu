@@ -1,0 +1,11 @@
+// Attention's CUDA kernels in float16; see flash_attention.cu.
+
+#include "gpu_backward.h"
+#include "gpu_forward.h"
+
+namespace gpu {
+
+template cudaError_t LaunchForward<__half>(cudaStream_t stream, const ForwardCall& call);
+template cudaError_t LaunchBackward<__half>(cudaStream_t stream, const BackwardCall& call);
+
+}  // namespace gpu
