@@ -1,6 +1,6 @@
 """AdamW of a model's weights, one update, against plain TensorFlow, PyTorch and copying.
 
-    python benchmarks/adamw.py [--rounds=15] [--matrices=16] [--torch=/path/to/python] [--no-save]
+    python benchmarks/adamw.py [--rounds=15] [--matrices=8] [--torch=/path/to/python] [--no-save]
 
 The weights are matrices of 1024 x 1024, of float32, of bfloat16, and of bfloat16 with a float32 master; gradients have
 the weights' dtype. *ours* is ``trainers.optimizers.AdamW(fused=True)``, *plain* the same without ``fused``. Under XLA
@@ -82,7 +82,7 @@ class Torch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--matrices", type=int, default=16)
+    parser.add_argument("--matrices", type=int, default=8)
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results.csv as it is")
     options = parser.parse_args()

@@ -91,7 +91,7 @@ class Op(Declaration):
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
             inputs, keywords = self._bind(inputs, keywords)
         attributes = self.complete(keywords)
-        if "jax" in sys.modules and _is_jax(inputs):
+        if "jax" in sys.modules and is_jax(inputs):
             from tftoolkit.custom_ops.engine import jax_host
 
             return jax_host.call(self, inputs, attributes)
@@ -155,7 +155,7 @@ def _reopen(library: Library, name: str, modules: Iterable[str]) -> Op:
     return library.op(name)
 
 
-def _is_jax(inputs: Iterable[Any]) -> bool:
+def is_jax(inputs: Iterable[Any]) -> bool:
     """Whether any of the inputs is a JAX array or tracer."""
     array = sys.modules["jax"].Array
     return any(

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tftoolkit.custom_ops.engine import grouping, library
+from tftoolkit.custom_ops.engine import grouping, library, ops
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -36,10 +37,15 @@ def global_norm(tensors: Sequence[Any], *, name: str | None = None) -> tf.Tensor
     groups = grouping.by_key(map(grouping.dtype_name, tensors)) if isinstance(tensors, list | tuple) else []
     if len(groups) < 2:
         return _norm(tensors, name=name)
+    # Not the norm of the norms: that has no gradient where one of them is 0.
+    sums = [_sum(grouping.picked(tensors, places)) for places in groups]
+    if "jax" in sys.modules and ops.is_jax(sums):
+        import jax.numpy as jnp
+
+        return jnp.sqrt(sum(sums))
     import tensorflow as tf
 
-    # Not the norm of the norms: that has no gradient where one of them is 0.
-    return tf.sqrt(tf.add_n([_sum(grouping.picked(tensors, places)) for places in groups]), name=name)
+    return tf.sqrt(tf.add_n(sums), name=name)
 
 
 @_norm.reference
@@ -71,7 +77,16 @@ def _(op: Any, d_sum: tf.Tensor) -> list[tf.Tensor]:
     return _scaled(op.inputs, 2 * d_sum)
 
 
-def _scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
+def _scaled(tensors: Sequence[Any], scale: Any) -> list[Any]:
+    return [_cast(_cast(tensor, "float32") * scale, grouping.dtype_name(tensor)) for tensor in tensors]
+
+
+def _cast(value: Any, dtype: str) -> Any:
+    """In TensorFlow and in JAX, whose gradients come through here, too."""
+    if grouping.dtype_name(value) == dtype:
+        return value
+    if hasattr(value, "astype"):
+        return value.astype(dtype)
     import tensorflow as tf
 
-    return [tf.cast(tf.cast(tensor, scale.dtype) * scale, tensor.dtype) for tensor in tensors]
+    return tf.cast(value, dtype)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 # For both: calls of floating arrays x, y [2, 6, 4, 8], gamma, beta [8] and of whole numbers.
 CALLS = """
+low = lambda x: x.astype("bfloat16") if hasattr(x, "astype") else tf.cast(x, "bfloat16")
 calls = {
     "rms_norm": lambda ops, x, y, g, b: ops.rms_norm(x, g, bias=b),
     "add_rms_norm": lambda ops, x, y, g, b: sum(ops.rms_norm(x, g, residual=y)),
@@ -31,6 +32,7 @@ calls = {
         labels // 2, x, y[0, 0], logit_softcap=5.0, label_smoothing=0.1, ignore_index=-50
     ),
     "dropout_add": lambda ops, x, y, g, b: ops.dropout_add(x, y, key, rate=0.3),
+    "global_norm": lambda ops, x, y, g, b: ops.global_norm([x, y]) + ops.global_norm([g, low(b), low(x)]),
 }
 """
 IN_JAX = """
@@ -64,7 +66,7 @@ def test_values_and_gradients(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, *files], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = np.load(files[1])
-    namespace = {name: tf.constant(data[name]) for name in ("positions", "labels", "key")}
+    namespace = {"tf": tf} | {name: tf.constant(data[name]) for name in ("positions", "labels", "key")}
     exec(CALLS, namespace)
     for name, call in namespace["calls"].items():
         tensors = [tf.constant(data[part]) for part in shapes]
