@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (NumPy learns the name bfloat16)
 import numpy as np
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -72,6 +73,22 @@ def _forward() -> tuple[list[Any], dict[str, Any]]:
 def _backward() -> tuple[list[Any], dict[str, Any]]:
     inputs, options = _arguments(1, "d_loss", "d_lse")
     return inputs, {**options, "biased": True, "has_dbias": True}
+
+
+def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
+    """What the table of cases calls an op with; some labels are ignored, and those of a second dtype are int64."""
+    rng, options = np.random.default_rng(0), dict(case.options)
+    weight, bias = (rng.standard_normal(shape).astype(case.dtype) for shape in ((case.classes, case.depth), case.classes))
+    labels = rng.integers(0, max(1, case.classes), case.rows)
+    labels = np.where(rng.random(case.rows) < 0.25, options.get("ignore_index", -100), labels)
+    inputs = [rng.standard_normal(case.shape).astype(case.dtype), weight, bias if case.bias else None]
+    inputs.append(labels.astype(np.int64 if case.dtype == "float16" else np.int32))
+    inputs.append(rng.random(case.classes).astype(np.float32) if case.class_weight else None)
+    if not name.endswith("Grad"):
+        return inputs, options
+    inputs[2] = bias if case.bias else bias[:0]
+    inputs += [rng.standard_normal(case.rows).astype(np.float32) for _ in range(2)]
+    return inputs, {**options, "biased": case.bias, "has_dbias": case.bias, "mean": "label_smoothing" in options}
 
 
 # What ``ops check`` calls each op with.
