@@ -11,7 +11,8 @@
 // weight and its gradient pass through memory a few times per chunk: 16 V D bytes for 768 V D operations. Tokens
 // whose label is ignored are left out before anything is computed.
 //
-// token.h: the maths of a token. problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h: who does which tiles.
+// token.h: the maths of a token. problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h:
+// who does which tiles.
 
 #include <algorithm>
 #include <cmath>

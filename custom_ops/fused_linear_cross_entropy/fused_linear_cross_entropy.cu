@@ -37,7 +37,7 @@ namespace {
 using tftoolkit::Data;
 using Result = ffi::Result<ffi::AnyBuffer>;
 
-constexpr int64_t kBlocks = 256;   // of a product, where the inner dimension can be cut
+constexpr int64_t kBlocks = 256;  // of a product, where the inner dimension can be cut
 constexpr int64_t kMostParts = 16;
 
 // Memory of an op that its kernels share, until it ends. Once there was none, `failed`.
@@ -90,8 +90,13 @@ ffi::Error Prepare(cudaStream_t stream, ffi::ScratchAllocator& scratch, const ff
   };
   Call& call = task.call;
   call = {};
-  call.terms = {rows,     depth,           classes, s.label_smoothing,
-                s.z_loss, s.logit_softcap, class_weight == nullptr ? nullptr : Data<float>(*class_weight)};
+  call.terms = {rows,
+                depth,
+                classes,
+                s.label_smoothing,
+                s.z_loss,
+                s.logit_softcap,
+                class_weight == nullptr ? nullptr : Data<float>(*class_weight)};
   call.inputs = inputs.untyped_data();
   call.weight = weight.untyped_data();
   call.bias = bias == nullptr ? nullptr : bias->untyped_data();
@@ -103,9 +108,8 @@ ffi::Error Prepare(cudaStream_t stream, ffi::ScratchAllocator& scratch, const ff
   call.step = call.tiles * kTile;
   List<<<1, kListThreads, 0, stream>>>(call.terms, cuda::Integers(labels), s.ignore_index, tokens, found,
                                        refusal.first());
-  if (ffi::Error wrong = refusal.Wait([&](int64_t index, int64_t label) {
-        return BadLabel(index, label, classes, s.ignore_index);
-      });
+  if (ffi::Error wrong =
+          refusal.Wait([&](int64_t index, int64_t label) { return BadLabel(index, label, classes, s.ignore_index); });
       wrong.failure()) {
     return wrong;
   }

@@ -6,6 +6,7 @@
 namespace gpu {
 
 template ffi::Error LaunchLogits<tftoolkit::BFloat16>(cudaStream_t stream, const Call& call, const Chunk& chunk);
-template ffi::Error LaunchGradients<tftoolkit::BFloat16>(cudaStream_t stream, const Call& call, const Chunk& chunk, const Into& into);
+template ffi::Error LaunchGradients<tftoolkit::BFloat16>(cudaStream_t stream, const Call& call, const Chunk& chunk,
+                                                         const Into& into);
 
 }  // namespace gpu

@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(kThreads) LogitGradientsKernel(Call call, Chun
 
 // What a part of the classes gives to a tile of the gradients by the inputs.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    InputGradientsKernel(Call call, Chunk chunk, Into into, int64_t work) {
+__global__ void __launch_bounds__(kThreads, 2) InputGradientsKernel(Call call, Chunk chunk, Into into, int64_t work) {
   using Product = cuda::Product<T, false, true>;
   const int64_t rows = (chunk.count + kTile - 1) / kTile, depth = call.terms.depth;
   const int64_t columns = (depth + kTile - 1) / kTile;
@@ -106,8 +105,7 @@ __device__ __forceinline__ void AddChunk(const Into& into, float value, int64_t 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    WeightGradientsKernel(Call call, Chunk chunk, Into into, int64_t work) {
+__global__ void __launch_bounds__(kThreads, 2) WeightGradientsKernel(Call call, Chunk chunk, Into into, int64_t work) {
   using Product = cuda::Product<T, true, true>;
   const int64_t depth = call.terms.depth, columns = (depth + kTile - 1) / kTile;
   for (int64_t i = blockIdx.x; i < work; i += gridDim.x) {
@@ -128,16 +126,27 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// A block for 32 classes: each warp sums some of the tokens up, which is quicker and more exact than one sum of all.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) BiasGradientKernel(Call call, Chunk chunk, Into into) {
+  constexpr int kWarps = kThreads / cuda::kWarp;
+  __shared__ float sums[kWarps][cuda::kWarp];
   const cuda::Matrix<T> gradients = LogitGradients<T>(call, chunk);
+  const int lane = threadIdx.x % cuda::kWarp, warp = threadIdx.x / cuda::kWarp;
   const float down = UnitOf(chunk.largest).down;
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x; c < call.terms.classes; c += stride) {
+  for (int64_t first = int64_t{blockIdx.x} * cuda::kWarp; first < call.terms.classes;
+       first += int64_t{gridDim.x} * cuda::kWarp) {
     float sum = 0;
 #pragma unroll 8
-    for (int64_t token = 0; token < chunk.count; ++token) sum += tftoolkit::Load(gradients.Row(token)[c]);
-    AddChunk<T>(into, sum * down, c, into.bias_sums, into.dbias);
+    for (int64_t token = warp; token < chunk.count; token += kWarps) {
+      sum += tftoolkit::Load(gradients.Row(token)[first + lane]);
+    }
+    __syncthreads();  // the sums may still be in use for the previous classes
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp != 0 || first + lane >= call.terms.classes) continue;
+    for (int i = 1; i < kWarps; ++i) sum += sums[i][lane];
+    AddChunk<T>(into, sum * down, first + lane, into.bias_sums, into.dbias);
   }
 }
 
@@ -145,19 +154,20 @@ template <typename T>
 ffi::Error LaunchGradients(cudaStream_t stream, const Call& call, const Chunk& chunk, const Into& into) {
   const Terms& t = call.terms;
   const int64_t columns = cuda::Ceil(t.depth, kTile), tokens = cuda::Ceil(chunk.count, kTile);
-  const auto blocks = [](int64_t elements) {
-    return tftoolkit::GridBlocks(cuda::Ceil(elements, kThreads), int64_t{1} << 20);
+  const auto blocks = [](int64_t items, int64_t of_block) {
+    return tftoolkit::GridBlocks(cuda::Ceil(items, of_block), int64_t{1} << 20);
   };
   LogitGradientsKernel<T><<<tftoolkit::GridBlocks(chunk.count, kTokens), kThreads, 0, stream>>>(call, chunk);
-  if (into.dbias != nullptr) BiasGradientKernel<T><<<blocks(t.classes), kThreads, 0, stream>>>(call, chunk, into);
+  if (into.dbias != nullptr)
+    BiasGradientKernel<T><<<blocks(t.classes, cuda::kWarp), kThreads, 0, stream>>>(call, chunk, into);
   if (ffi::Error failed = cuda::Launched(); failed.failure() || t.depth == 0) return failed;
   const int64_t of_inputs = into.parts * tokens * columns, of_weight = call.tiles * columns;
-  if (ffi::Error failed = cuda::LaunchProduct<cuda::Product<T, false, true>>(InputGradientsKernel<T>, of_inputs,
-                                                                             stream, call, chunk, into, of_inputs);
+  if (ffi::Error failed = cuda::LaunchProduct<cuda::Product<T, false, true>>(InputGradientsKernel<T>, of_inputs, stream,
+                                                                             call, chunk, into, of_inputs);
       failed.failure()) {
     return failed;
   }
-  StoreInputGradientsKernel<T><<<blocks(chunk.count * t.depth), kThreads, 0, stream>>>(call, chunk, into);
+  StoreInputGradientsKernel<T><<<blocks(chunk.count * t.depth, kThreads), kThreads, 0, stream>>>(call, chunk, into);
   return cuda::LaunchProduct<cuda::Product<T, true, true>>(WeightGradientsKernel<T>, of_weight, stream, call, chunk,
                                                            into, of_weight);
 }

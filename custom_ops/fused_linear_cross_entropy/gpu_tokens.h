@@ -1,4 +1,5 @@
-// What is found about tokens on CUDA, whatever the dtype; see fused_linear_cross_entropy.cu, where alone it is compiled.
+// What is found about tokens on CUDA, whatever the dtype; see fused_linear_cross_entropy.cu, where alone it is
+// compiled.
 
 #ifndef TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_GPU_TOKENS_H_
 #define TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_GPU_TOKENS_H_
@@ -13,9 +14,8 @@ namespace {
 constexpr int kListThreads = 512;
 
 // Lists the tokens that count, and adds up class weights; one block.
-__global__ void __launch_bounds__(kListThreads)
-    List(Terms t, cuda::Integers labels, int64_t ignore_index, Token* tokens, Found* found,
-         unsigned long long* refused) {
+__global__ void __launch_bounds__(kListThreads) List(Terms t, cuda::Integers labels, int64_t ignore_index,
+                                                     Token* tokens, Found* found, unsigned long long* refused) {
   constexpr int kWarps = kListThreads / cuda::kWarp;
   __shared__ int warps[kWarps];
   const int lane = threadIdx.x % cuda::kWarp, warp = threadIdx.x / cuda::kWarp;

@@ -30,9 +30,9 @@ struct Losses {
 
 // By the losses, to be multiplied by `share`, and by the log-sum-exps of each row; what comes of it. dbias may be null.
 struct Gradients {
-  const float* d_loss;
+  const float *d_loss;
   double share;
-  const float* d_lse;
+  const float *d_lse;
   void *dinputs, *dweight, *dbias;
   double total;  // comes out: the sum of share times d_loss times the losses
 };

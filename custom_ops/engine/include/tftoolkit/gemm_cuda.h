@@ -41,14 +41,14 @@ __device__ __forceinline__ void LoadTile(T (&tile)[kRows * (kColumns + kPack<T>)
 #pragma unroll
   for (int i = threadIdx.x; i < kRows * kPacks; i += kThreads) {
     const int row = i / kPacks, pack = i % kPacks * kPack<T>;
-    T* to = tile + row * (kColumns + kPack<T>) + pack;
+    T* to = tile + row * (kColumns + kPack<T>)+pack;
     const int64_t column = first_column + pack;
     const bool inside = first_row + row < source.rows && column < source.columns;
     if (inside && source.packed) {
       CopyAsync16(to, source.Row(first_row + row) + column);
     } else {
-      *reinterpret_cast<uint4*>(to) = inside ? LoadPack(source.Row(first_row + row), column, 0, source.columns, false)
-                                             : make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(to) =
+          inside ? LoadPack(source.Row(first_row + row), column, 0, source.columns, false) : make_uint4(0, 0, 0, 0);
     }
   }
 }
