@@ -11,7 +11,8 @@
 // weight and its gradient pass through memory a few times per chunk: 16 V D bytes for 768 V D operations. Tokens
 // whose label is ignored are left out before anything is computed.
 //
-// problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h: who does which tiles.
+// token.h: the maths of a token. problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h:
+// who does which tiles.
 
 #include <algorithm>
 #include <cmath>
@@ -34,9 +35,6 @@ namespace {
 using tftoolkit::Data;
 using tftoolkit::Isa;
 using Result = ffi::Result<ffi::AnyBuffer>;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 #define TK_LANES 4
 namespace baseline {
@@ -117,10 +115,7 @@ ffi::Error FindTokens(const ffi::AnyBuffer& labels, int64_t ignore_index, Proble
       const int64_t label = from[row];
       if (label == ignore_index) continue;
       if (label < 0 || label >= p.classes) {
-        return ffi::Error::InvalidArgument("labels holds " + std::to_string(label) + " (element " +
-                                           std::to_string(row) + "), but must hold classes, from 0 to below " +
-                                           std::to_string(p.classes) + ", the first dimension of weight, or " +
-                                           std::to_string(ignore_index) + ", ignore_index");
+        return BadLabel(row, label, p.classes, ignore_index);
       }
       p.tokens.push_back({row, label});
     }
@@ -180,17 +175,13 @@ ffi::Error FusedLinearCrossEntropyGrad(ffi::ThreadPool pool, ffi::AnyBuffer inpu
                                        Result dbias, Result total, bool biased, bool has_class_weight, bool has_dbias,
                                        int64_t ignore_index, float label_smoothing, float logit_softcap, bool mean,
                                        float z_loss) {
-  if (has_dbias && !biased) return ffi::Error::InvalidArgument("has_dbias=True needs biased=True");
+  if (ffi::Error wrong = CheckBias(biased, has_dbias, bias, weight); wrong.failure()) return wrong;
   Problem p;
   if (ffi::Error error =
           MakeProblem(inputs, weight, biased ? &bias : nullptr, labels, has_class_weight ? &class_weight : nullptr,
                       {ignore_index, label_smoothing, logit_softcap, z_loss}, p);
       error.failure()) {
     return error;
-  }
-  if (biased && static_cast<int64_t>(bias.element_count()) != p.classes) {
-    return ffi::Error::InvalidArgument("bias has " + std::to_string(bias.element_count()) + " elements, but weight " +
-                                       std::to_string(p.classes) + " rows");
   }
   Gradients gradients{Data<float>(d_loss),
                       mean ? 1 / TotalWeight(p) : 1,

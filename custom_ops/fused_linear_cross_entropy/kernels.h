@@ -149,12 +149,12 @@ void ForwardGroup(const Problem& p, const Chunk& chunk, const Cut& cut, int64_t 
   }
 }
 
-// What the gradient by a token's logits is made of: power * scale - even * class weight - own where the label is.
-struct Factors {
+// The factors of all tokens of a chunk.
+struct ChunkFactors {
   float *shift, *inverse, *scale, *even, *own;
 
   static int64_t Size(int64_t step) { return 5 * step; }
-  Factors(float* memory, int64_t step)
+  ChunkFactors(float* memory, int64_t step)
       : shift(memory),
         inverse(memory + step),
         scale(memory + 2 * step),
@@ -170,7 +170,7 @@ TK_INLINE Value CapSlope(const Problem& p, Value logit) {
 }
 
 // The gradient by the products (before bias and softcap nothing happens to them) in place of the logits of `n` classes.
-inline void LogitGradients(const Problem& p, const Chunk& chunk, const Factors& f, const Sums& sums, int64_t first,
+inline void LogitGradients(const Problem& p, const Chunk& chunk, const ChunkFactors& f, const Sums& sums, int64_t first,
                            int64_t n, float* logits) {
   for (int64_t lane = 0; lane < chunk.lanes; lane += kLanes) {
     const Vector shift = LoadVector(f.shift + lane), scale = LoadVector(f.scale + lane) * LoadVector(f.inverse + lane),
@@ -219,7 +219,7 @@ inline void StoreWeightGradient(const Problem& p, const Gradients& g, const Weig
 // From the logits of classes [from, to) of a chunk to what they give to the gradients: that by the inputs to
 // `dinputs`, [panel][depth][kPanel].
 void BackwardGroup(const Problem& p, const Chunk& chunk, const Cut& cut, int64_t from, int64_t to, float* logits,
-                   const Factors& factors, const Sums& sums, const Gradients& g, const WeightGradient& into,
+                   const ChunkFactors& factors, const Sums& sums, const Gradients& g, const WeightGradient& into,
                    float* dinputs) {
   thread_local tftoolkit::Scratch scratch;
   const int64_t weight_step = p.depth + kApart, wide = Panels(p.depth) * kPanel, dweight_step = wide + kApart;

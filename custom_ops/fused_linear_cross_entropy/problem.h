@@ -8,27 +8,19 @@
 #include <vector>
 
 #include "tftoolkit/float_types.h"
-
-// A row of the inputs whose label is not ignored.
-struct Token {
-  int64_t row, label;
-};
+#include "token.h"
 
 // inputs is [rows, depth], weight [classes, depth], bias [classes] or null, class_weight [classes] or null.
-struct Problem {
+struct Problem : Terms {
   tftoolkit::FloatType type;
   const void *inputs, *weight, *bias;
-  const float* class_weight;
-  int64_t rows, depth, classes;
-  float smoothing, z_loss, softcap;  // softcap 0: none
-  double weight_sum;                 // of the classes, 1 each where there is no class_weight
+  double weight_sum;  // of the classes, 1 each where there is no class_weight
   std::vector<Token> tokens;
 
   double WeightSum(int64_t from, int64_t to) const {
     if (class_weight == nullptr) return static_cast<double>(to - from);
     return std::accumulate(class_weight + from, class_weight + to, 0.0);
   }
-  float ClassWeight(int64_t c) const { return class_weight == nullptr ? 1.0f : class_weight[c]; }
 };
 
 // Of each row; 0 where the label is ignored.
@@ -38,9 +30,9 @@ struct Losses {
 
 // By the losses, to be multiplied by `share`, and by the log-sum-exps of each row; what comes of it. dbias may be null.
 struct Gradients {
-  const float* d_loss;
+  const float *d_loss;
   double share;
-  const float* d_lse;
+  const float *d_lse;
   void *dinputs, *dweight, *dbias;
   double total;  // comes out: the sum of share times d_loss times the losses
 };

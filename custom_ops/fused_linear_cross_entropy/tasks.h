@@ -1,12 +1,6 @@
 // How the passes are cut into tasks; once for each instruction set (see gemm.h). The cuts and the order in which parts
 // are added follow from the shapes alone, so results do not depend on the number of threads.
 
-// Log-sum-exp and loss of one token.
-struct Loss {
-  double shift, log_sum, value;
-  double lse() const { return shift + log_sum; }
-};
-
 // Puts together what the groups found of a token: `sums[group]`, of which each knows the `weights[group]` of its
 // classes.
 inline Loss Combine(const Problem& p, const std::vector<Sums>& sums, const std::vector<double>& weights, int64_t lane,
@@ -23,12 +17,7 @@ inline Loss Combine(const Problem& p, const std::vector<Sums>& sums, const std::
     if (part != 0) sum += part * std::exp(move);
     if (p.smoothing != 0) total += sums[g].total[lane] + weights[g] * move;
   }
-  const double log_sum = std::log(sum), own = sums[label_group].own[lane] - shift, smoothing = p.smoothing;
-  double value = p.ClassWeight(label) * (1 - smoothing) * (log_sum - own);
-  if (smoothing != 0) value += smoothing / static_cast<double>(p.classes) * (p.weight_sum * log_sum - total);
-  const double lse = shift + log_sum;
-  if (p.z_loss != 0) value += p.z_loss * lse * lse;
-  return {shift, log_sum, value};
+  return LossOf(p, shift, sum, total, sums[label_group].own[lane] - shift, p.ClassWeight(label), p.weight_sum);
 }
 
 // The logits of a chunk, if wanted, and what each group adds up to.
@@ -86,23 +75,22 @@ void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
 }
 
 // What the losses of a chunk make of the gradients by them; returns the sum of d_loss times the losses.
-double SetFactors(const Problem& p, const Chunk& chunk, const ChunkSums& sums, const Gradients& g, const Factors& f) {
-  std::fill_n(f.shift, Factors::Size(chunk.step), 0.0f);
+double SetFactors(const Problem& p, const Chunk& chunk, const ChunkSums& sums, const Gradients& g,
+                  const ChunkFactors& f) {
+  std::fill_n(f.shift, ChunkFactors::Size(chunk.step), 0.0f);
   std::fill_n(f.shift + chunk.count, chunk.lanes - chunk.count, 1e38f);  // lanes without a token have powers of 0
   double total = 0;
-  const double smoothing = p.smoothing;
   for (int64_t i = 0; i < chunk.count; ++i) {
     const Loss loss = sums.Token(p, chunk, i);
     const auto [row, label] = chunk.tokens[i];
-    const double d_loss = g.share * g.d_loss[row], own = d_loss * (1 - smoothing) * p.ClassWeight(label),
-                 even = d_loss * smoothing / static_cast<double>(p.classes);
+    const double d_loss = g.share * g.d_loss[row];
     total += d_loss * loss.value;
-    f.shift[i] = static_cast<float>(loss.shift);
-    f.inverse[i] = static_cast<float>(1 / std::exp(loss.log_sum));
-    if (loss.log_sum == kInfinity) f.inverse[i] = kNan;  // infinity minus infinity
-    f.scale[i] = static_cast<float>(own + even * p.weight_sum + 2 * d_loss * p.z_loss * loss.lse() + g.d_lse[row]);
-    f.even[i] = static_cast<float>(even);
-    f.own[i] = static_cast<float>(own);
+    const Factors found = FactorsOf(p, loss, d_loss, g.d_lse[row], p.ClassWeight(label), p.weight_sum);
+    f.shift[i] = found.shift;
+    f.inverse[i] = found.inverse;
+    f.scale[i] = found.scale;
+    f.even[i] = found.even;
+    f.own[i] = found.own;
   }
   return total;
 }
@@ -133,7 +121,7 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
   }
   const Cut cut(p);
   const int64_t most = std::min(kTokens, Panels(count) * kPanel);  // lanes
-  std::vector<float> memory(Chunk::Size(p)), factor_memory(Factors::Size(most + kApart));
+  std::vector<float> memory(Chunk::Size(p)), factor_memory(ChunkFactors::Size(most + kApart));
   ChunkSums sums(p, cut);
   // Not filled: each page is written to before it is read.
   const std::unique_ptr<float[]> logits(new float[p.classes * (most + kApart)]);
@@ -153,7 +141,7 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
     Chunk chunk(p, first, memory.data());
     chunk.PackInputs(p, true);
     sums.Compute(pool, p, chunk, logits.get());
-    const Factors factors(factor_memory.data(), chunk.step);
+    const ChunkFactors factors(factor_memory.data(), chunk.step);
     g.total += SetFactors(p, chunk, sums, g, factors);
     into.first = first == 0;
     into.last = first + kTokens >= count;

@@ -1,4 +1,4 @@
-// The maths of a row, for CPU and CUDA: how parts of a row are joined, its loss, and what its gradient is made of.
+// The maths of a row, for CPU and CUDA: its loss, and what its gradient is made of.
 // softmax_cross_entropy.cc says what is computed.
 
 #ifndef TFTOOLKIT_SOFTMAX_CROSS_ENTROPY_ROWS_H_
@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <string>
 
-#include "tftoolkit/math.h"
 #include "tftoolkit/op.h"
+#include "tftoolkit/softmax_part.h"
 
 namespace tftoolkit {
 namespace cross_entropy {
@@ -19,37 +19,14 @@ struct Options {
   float label_smoothing, z_loss;
 };
 
-// What a row or a part of it adds up to: sum of e^(x - shift), and, if wanted, of x - shift. `shift` is finite.
 template <typename Real>
-struct Part {
-  float shift;
-  Real sum, total;
-  int64_t count;
-};
-
-TK_INLINE float ExpOf(float x) { return Exp(x); }
-TK_INLINE double ExpOf(double x) { return std::exp(x); }
-
-// Adds the other part to `row` (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867).
-template <typename Real>
-TK_INLINE void Join(Part<Real>& row, const Part<Real>& other, bool wants_total) {
-  // Until a term is not 0 (there may be none: all logits minus infinity) the shift says nothing.
-  const bool first = row.sum == 0, last = other.sum == 0;
-  const float shift = first ? other.shift : last || row.shift > other.shift ? row.shift : other.shift;
-  const Real move_row = static_cast<Real>(row.shift) - shift, move_other = static_cast<Real>(other.shift) - shift;
-  if (wants_total) {
-    row.total += static_cast<Real>(row.count) * move_row + other.total + static_cast<Real>(other.count) * move_other;
-  }
-  row.sum = (first ? 0 : row.sum * ExpOf(move_row)) + (last ? 0 : other.sum * ExpOf(move_other));
-  row.shift = shift;
-  row.count += other.count;
-}
+using Part = SoftmaxPart<Real, int64_t>;  // each logit with weight 1
 
 // In double: a loss may be the difference of large numbers.
 TK_INLINE float Loss(const Part<double>& row, float label_logit, const Options& options) {
   const double log_sum = std::log(row.sum), lse = row.shift + log_sum, smoothing = options.label_smoothing;
   double value = log_sum - (1 - smoothing) * (static_cast<double>(label_logit) - row.shift);
-  if (smoothing != 0) value -= smoothing * (row.total / static_cast<double>(row.count));
+  if (smoothing != 0) value -= smoothing * (row.total / static_cast<double>(row.weight));
   if (options.z_loss != 0) value += options.z_loss * lse * lse;
   return static_cast<float>(value);
 }

@@ -81,7 +81,7 @@ template <typename T>
 Part Row(const T* x, int64_t classes, bool wants_total) {
   Part row{};
   for (int64_t begin = 0; begin < classes; begin += kBlock) {
-    cross_entropy::Join(row, Block(x + begin, std::min(kBlock, classes - begin), wants_total), wants_total);
+    tftoolkit::Join(row, Block(x + begin, std::min(kBlock, classes - begin), wants_total), wants_total);
   }
   return row;
 }

@@ -51,7 +51,7 @@ __device__ __forceinline__ void Add(Part& part, const cuda::Values<T>& x, int64_
   const bool first = part.sum == 0;
   if (std::isfinite(largest) && (first || largest > part.shift)) {
     const float move = part.shift - largest;
-    part.total += static_cast<float>(part.count) * move;
+    part.total += static_cast<float>(part.weight) * move;
     part.sum = first ? 0 : part.sum * tftoolkit::Exp(move);
     part.shift = largest;
   }
@@ -61,7 +61,7 @@ __device__ __forceinline__ void Add(Part& part, const cuda::Values<T>& x, int64_
     const float centred = x.at[j] - part.shift;
     part.sum += tftoolkit::Exp(centred);
     if (wants_total) part.total += centred;
-    ++part.count;
+    ++part.weight;
   }
 }
 
@@ -71,8 +71,8 @@ __device__ void JoinGroup(Part& part, bool wants_total) {
   for (int offset = cuda::kWarp / 2; offset > 0; offset /= 2) {
     const Part other{__shfl_down_sync(0xffffffffu, part.shift, offset), __shfl_down_sync(0xffffffffu, part.sum, offset),
                      __shfl_down_sync(0xffffffffu, part.total, offset),
-                     __shfl_down_sync(0xffffffffu, part.count, offset)};
-    cross_entropy::Join(part, other, wants_total);
+                     __shfl_down_sync(0xffffffffu, part.weight, offset)};
+    tftoolkit::Join(part, other, wants_total);
   }
   if constexpr (kGroup > cuda::kWarp) {
     __shared__ Part warps[kGroup / cuda::kWarp];
@@ -80,7 +80,7 @@ __device__ void JoinGroup(Part& part, bool wants_total) {
     if (threadIdx.x % cuda::kWarp == 0) warps[threadIdx.x / cuda::kWarp] = part;
     __syncthreads();
     if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kGroup / cuda::kWarp; ++warp) cross_entropy::Join(part, warps[warp], wants_total);
+      for (int warp = 1; warp < kGroup / cuda::kWarp; ++warp) tftoolkit::Join(part, warps[warp], wants_total);
     }
   }
 }
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>)
     JoinGroup<kGroup>(part, wants_total);
     if (lane != 0) continue;
     to.loss[r] =
-        cross_entropy::Loss({part.shift, part.sum, part.total, part.count}, Load(all.logits[begin + label]), options);
+        cross_entropy::Loss({part.shift, part.sum, part.total, part.weight}, Load(all.logits[begin + label]), options);
     to.max[r] = part.shift;
     to.sum[r] = part.sum;
   }

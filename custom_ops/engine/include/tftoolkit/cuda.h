@@ -31,6 +31,17 @@ inline ffi::Error Launched() {
   return ffi::Error::Internal(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
 }
 
+// Copies an element to the host when the stream is through with what is before it; an error if anything failed.
+template <typename From, typename To>
+ffi::Error Fetch(cudaStream_t stream, const From* from, To& to) {
+  static_assert(sizeof(From) == sizeof(To));
+  cudaMemcpyAsync(&to, from, sizeof to, cudaMemcpyDeviceToHost, stream);
+  const cudaError_t error = cudaStreamSynchronize(stream);
+  if (ffi::Error launched = Launched(); launched.failure()) return launched;
+  if (error == cudaSuccess) return ffi::Error::Success();
+  return ffi::Error::Internal(std::string("CUDA failed: ") + cudaGetErrorString(error));
+}
+
 // Packs: 16 bytes of T, which a thread loads and stores at once where they are aligned.
 
 template <typename T>
@@ -162,28 +173,18 @@ class Refusal {
   template <typename Error>
   ffi::Error Wait(const Error& error) const {
     int64_t index = 0, value = 0;
-    if (ffi::Error failed = Fetch(first_, index); failed.failure() || index < 0) return failed;
+    if (ffi::Error failed = Fetch(stream_, first_, index); failed.failure() || index < 0) return failed;
     if (given_.wide) {
-      if (ffi::Error failed = Fetch(given_.wide + index, value); failed.failure()) return failed;
+      if (ffi::Error failed = Fetch(stream_, given_.wide + index, value); failed.failure()) return failed;
     } else {
       int32_t narrow = 0;
-      if (ffi::Error failed = Fetch(given_.narrow + index, narrow); failed.failure()) return failed;
+      if (ffi::Error failed = Fetch(stream_, given_.narrow + index, narrow); failed.failure()) return failed;
       value = narrow;
     }
     return error(index, value);
   }
 
  private:
-  template <typename From, typename To>
-  ffi::Error Fetch(const From* from, To& to) const {
-    static_assert(sizeof(From) == sizeof(To));
-    cudaMemcpyAsync(&to, from, sizeof to, cudaMemcpyDeviceToHost, stream_);
-    const cudaError_t error = cudaStreamSynchronize(stream_);
-    if (ffi::Error launched = Launched(); launched.failure()) return launched;
-    if (error == cudaSuccess) return ffi::Error::Success();
-    return ffi::Error::Internal(std::string("CUDA failed: ") + cudaGetErrorString(error));
-  }
-
   cudaStream_t stream_;
   Integers given_;
   unsigned long long* first_ = nullptr;

@@ -1,0 +1,12 @@
+// The CUDA kernels of fused_linear_cross_entropy in bfloat16; see fused_linear_cross_entropy.cu.
+
+#include "gpu_gradients.h"
+#include "gpu_logits.h"
+
+namespace gpu {
+
+template ffi::Error LaunchLogits<tftoolkit::BFloat16>(cudaStream_t stream, const Call& call, const Chunk& chunk);
+template ffi::Error LaunchGradients<tftoolkit::BFloat16>(cudaStream_t stream, const Call& call, const Chunk& chunk,
+                                                         const Into& into);
+
+}  // namespace gpu
