@@ -68,6 +68,8 @@ def read() -> list[dict[str, str]]:
 def table(benchmark: str) -> str:
     """A benchmark's rows in Markdown: variants down and metrics across, or the other way if that is narrower."""
     rows = [row for row in read() if row["benchmark"] == benchmark]
+    if not rows:
+        return "Not measured yet.\n"
     cells = {(row["variant"], f"{row['metric']} ({row['unit']})"): row for row in rows}
     variants, metrics = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     if turned := len(metrics) > len(variants):
