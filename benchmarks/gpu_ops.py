@@ -187,7 +187,8 @@ OPS: Mapping[str, Entry] = {
     # Bound by arithmetic: the rate of a copy says nothing here. Forward alone: JAX has no gradient of it yet.
     "flash_attention": Entry(
         lambda q, k, v: custom_ops.flash_attention(q, k, v, causal=True),
-        attention, matrices(3), ATTENTION_CASES, ((16, 1024, 16, 64), (8, 2048, 16, 128)), 4, torch_attention, gradient=False,
+        attention, matrices(3), ATTENTION_CASES, ((16, 1024, 16, 64), (8, 2048, 16, 128)), 4, torch_attention,
+        gradient=False,
     ),
     "rms_norm": Entry(
         custom_ops.rms_norm, rms_norm, matrices(1, 1), RMS_CASES, ROWS, 2 + 3, torch_norm("rms_norm")
