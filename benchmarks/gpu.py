@@ -124,6 +124,8 @@ def torch_calls(entry: Entry, inputs: Sequence[np.ndarray], upstream: Sequence[n
         def run() -> None:
             found = function(*tensors)
             outputs = list(found) if isinstance(found, tuple) else [found]
+            if not entry.gradient:
+                return
             ups = [up.to(one.dtype) for up, one in zip(above, outputs, strict=True)]
             torch.autograd.grad(outputs, [one for one in tensors if one.requires_grad], ups)
 

@@ -3,6 +3,7 @@
 Another op is one more entry of ``OPS``. Needs no TensorFlow; no program of its own.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from tftoolkit.custom_ops.dropout_add.cases import CASES as DROPOUT_CASES
 from tftoolkit.custom_ops.layer_norm.cases import CASES as LAYER_CASES
 from tftoolkit.custom_ops.rms_norm.cases import CASES as RMS_CASES
 from tftoolkit.custom_ops.rotary_embedding.cases import CASES as ROTARY_CASES
+from tftoolkit.custom_ops.rotary_embedding.cases import Case as RotaryCase
 from tftoolkit.custom_ops.softmax_cross_entropy.cases import CASES as CLASS_CASES
 from tftoolkit.custom_ops.swiglu.cases import CASES as GATE_CASES
 
@@ -96,6 +98,14 @@ def rms_norm(xp: Any, x: Any, gamma: Any) -> Any:
     return x / xp.sqrt(xp.mean(x * x, -1, keepdims=True) + 1e-6) * gamma
 
 
+def attention(xp: Any, q: Any, k: Any, v: Any) -> Any:
+    """Causal, over all of [batch, length, heads, depth]."""
+    scores = xp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    scores = xp.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, xp.asarray(-1e9, scores.dtype))
+    weights = xp.exp(scores - xp.max(scores, -1, keepdims=True))
+    return xp.einsum("bhqk,bkhd->bqhd", weights / xp.sum(weights, -1, keepdims=True), v)
+
+
 def rotary_embedding(xp: Any, x: Any) -> Any:
     length, pairs = x.shape[1], x.shape[3] // 2
     angles = np.arange(length)[:, None, None] * 10000.0 ** (-np.arange(pairs) / pairs)
@@ -158,12 +168,28 @@ def torch_cross_entropy(torch: Any, logits: Any, labels: Any) -> Any:
     return torch.nn.functional.cross_entropy(logits.float(), labels.long(), reduction="none")
 
 
+def torch_attention(torch: Any, q: Any, k: Any, v: Any) -> Any:
+    heads_first = (one.transpose(1, 2) for one in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+
+
 def with_sum(function: Function) -> Function:
     """Of x + residual, which is returned, too."""
     return lambda xp, x, residual, *others: (function(xp, x + residual, *others), x + residual)
 
 
+ATTENTION_CASES = [
+    RotaryCase(shape, dtype)
+    for shape in ((2, 5, 2, 3), (1, 64, 1, 64), (2, 130, 3, 40), (1, 300, 2, 128))
+    for dtype in ("float32", "bfloat16", "float16")
+]
 OPS: Mapping[str, Entry] = {
+    # Bound by arithmetic: the rate of a copy says nothing here. Forward alone: JAX has no gradient of it yet.
+    "flash_attention": Entry(
+        lambda q, k, v: custom_ops.flash_attention(q, k, v, causal=True),
+        attention, matrices(3), ATTENTION_CASES, ((16, 1024, 16, 64), (8, 2048, 16, 128)), 4, torch_attention,
+        gradient=False,
+    ),
     "rms_norm": Entry(
         custom_ops.rms_norm, rms_norm, matrices(1, 1), RMS_CASES, ROWS, 2 + 3, torch_norm("rms_norm")
     ),

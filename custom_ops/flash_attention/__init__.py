@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -157,14 +158,23 @@ def _dlse(op: Any, gradients: Sequence[Any]) -> Any:
     return gradients[3] - d_inv_sum if op.get_attr("has_lse") else -d_inv_sum
 
 
-@_forward.gradient
-def _(op: Any, *gradients: Any) -> Any:
+def _no_bias(k: Any) -> Any:
+    """Of the rank that a bias has, and its last dimension."""
+    if "jax" in sys.modules and isinstance(k, sys.modules["jax"].Array):
+        import jax.numpy as jnp
+
+        return jnp.zeros([0, 0, 0, k.shape[1]], k.dtype)
     import tensorflow as tf
 
+    return tf.zeros([0, 0, 0, tf.shape(k)[1]], k.dtype)
+
+
+@_forward.gradient
+def _(op: Any, *gradients: Any) -> Any:
     q, k, v, bias, lengths = op.inputs
     has_bias, has_lengths = op.get_attr("has_bias"), op.get_attr("has_lengths")
     found = _backward(
-        *(q, k, v, bias if has_bias else tf.zeros([0, 0, 0, tf.shape(k)[1]], k.dtype)),
+        *(q, k, v, bias if has_bias else _no_bias(k)),
         *(lengths if has_lengths else None, *op.outputs[:3], gradients[0], _dlse(op, gradients)),
         **{name: op.get_attr(name) for name in _ATTRIBUTES},
         biased=has_bias,
