@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,20 +74,19 @@ def test_the_product_has_registers_enough(product):
     check(product[1])
 
 
-@pytest.mark.skipif(not (tool("cuobjdump") and tool("nvdisasm")), reason="neither cuobjdump nor nvdisasm here")
-def test_the_product_is_made_of_tensor_core_instructions(product):
+def check_instructions(output: Path, targets: set[str], formats: Sequence[str]) -> None:
+    """Those for products on tensor cores in the formats, and for what feeds them."""
     cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
-    assert cuobjdump
-    assert nvdisasm
-    command = [cuobjdump, "-sass", str(product[0])]
+    if not (cuobjdump and nvdisasm):
+        pytest.skip("neither cuobjdump nor nvdisasm here")
+    command = [cuobjdump, "-sass", str(output)]
     environment = os.environ | {"NVDISASM_PATH": str(Path(nvdisasm).parent)}
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     parts = re.split(r"^\s*code for (sm_\d+)", text, flags=re.MULTILINE)[1:]
     codes = dict(zip(parts[::2], parts[1::2], strict=True))
-    for target in ("sm_80", "sm_90"):
+    for target in targets:
         for instruction in (
-            "HMMA.16816.F32",
-            "HMMA.16816.F32.BF16",
+            *(f"HMMA.16816.F32{one}" for one in formats),
             "LDSM.16.M88.4",
             "LDSM.16.MT88.4",
             "LDGSTS.E.BYPASS.128",
@@ -94,6 +94,11 @@ def test_the_product_is_made_of_tensor_core_instructions(product):
             assert re.search(rf"\b{re.escape(instruction)}\s", codes[target]), f"{instruction} on {target}"
 
 
+def test_the_product_is_made_of_tensor_core_instructions(product):
+    check_instructions(product[0], ALL, ["", ".BF16"])
+
+
+FORMATS = {"_bf16": [".BF16"], "_f16": [""]}  # by the end of a source's name
 SOURCES = [source for folder in library.builtin_folders() for source in sorted((OPS / folder).glob("*.cu"))]
 
 
@@ -101,4 +106,8 @@ SOURCES = [source for folder in library.builtin_folders() for source in sorted((
 @pytest.mark.parametrize("targets", [ONE, pytest.param(ALL, marks=pytest.mark.exhaustive)], ids=["sm_90", "all"])
 @pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
 def test_built_in_kernels_spill_nothing(source, targets, tmp_path):
-    check(compiled(source, tmp_path, targets)[1], targets)
+    output, kernels = compiled(source, tmp_path, targets)
+    check(kernels, targets)
+    for end, formats in FORMATS.items():
+        if source.stem.endswith(end):
+            check_instructions(output, targets, formats)
