@@ -11,6 +11,7 @@ import numpy as np
 
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops.dropout_add.cases import CASES as DROPOUT_CASES
+from tftoolkit.custom_ops.fused_linear_cross_entropy.cases import CASES as LINEAR_CASES
 from tftoolkit.custom_ops.layer_norm.cases import CASES as LAYER_CASES
 from tftoolkit.custom_ops.rms_norm.cases import CASES as RMS_CASES
 from tftoolkit.custom_ops.rotary_embedding.cases import CASES as ROTARY_CASES
@@ -50,6 +51,10 @@ class Entry(NamedTuple):
 
 ROWS = ((4096, 1024), (8192, 4096), (512, 16_384))
 HEADS = ((4, 2048, 16, 64), (2, 4096, 32, 128))
+# Of a depth of 300 logits are so large that it is luck which of two sums in float32 errs more.
+SMALL_LINEAR = [case for case in LINEAR_CASES if case.depth < 100]
+# Tokens and depth; eight times as many classes. Bound by arithmetic, so that little of the copy rate is right.
+LINEAR = ((4096, 4096), (2048, 2048))
 VOCABULARIES = ((4096, 32_768), (2048, 50_257), (512, 256_000))
 
 
@@ -84,6 +89,12 @@ def classified(shape: Sequence[int], dtype: str) -> list[np.ndarray]:
         normal(0, shape, dtype),
         np.where(np.arange(labels.size).reshape(rows) % 5 == 4, -100, labels).astype(np.int32),
     ]
+
+
+def last_layer(shape: Sequence[int], dtype: str) -> list[np.ndarray]:
+    classes = 8 * shape[-1]
+    labels = classified((*shape[:-1], classes), dtype)[1]
+    return [normal(0, shape, dtype), normal(1, (classes, shape[-1]), dtype), labels]
 
 
 # The formulas
@@ -130,6 +141,10 @@ def softmax_cross_entropy(xp: Any, logits: Any, labels: Any) -> Any:
     return xp.where(labels == -100, xp.zeros_like(lse), lse - label)
 
 
+def fused_linear_cross_entropy(xp: Any, x: Any, weight: Any, labels: Any) -> Any:
+    return softmax_cross_entropy(xp, x @ weight.T, labels)
+
+
 def philox(count: int) -> np.ndarray:
     """``count`` words of Philox4x32-10 with KEY as its key: four of each counter 0, 1, …"""
     number = np.arange((count + 3) // 4, dtype=np.uint64)
@@ -171,6 +186,11 @@ def torch_cross_entropy(torch: Any, logits: Any, labels: Any) -> Any:
 def torch_attention(torch: Any, q: Any, k: Any, v: Any) -> Any:
     heads_first = (one.transpose(1, 2) for one in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+
+
+def torch_linear_cross_entropy(torch: Any, x: Any, weight: Any, labels: Any) -> Any:
+    logits = torch.nn.functional.linear(x, weight).flatten(0, -2)
+    return torch_cross_entropy(torch, logits, labels.flatten()).reshape(labels.shape)
 
 
 def with_sum(function: Function) -> Function:
@@ -218,6 +238,10 @@ OPS: Mapping[str, Entry] = {
     "softmax_cross_entropy": Entry(
         lambda logits, labels: custom_ops.softmax_cross_entropy(labels, logits),
         softmax_cross_entropy, classified, CLASS_CASES, VOCABULARIES, 1 + 2, torch_cross_entropy,
+    ),
+    "fused_linear_cross_entropy": Entry(
+        lambda x, weight, labels: custom_ops.fused_linear_cross_entropy(labels, x, weight, reduction="none"),
+        fused_linear_cross_entropy, last_layer, SMALL_LINEAR, LINEAR, 3 * (1 + 8), torch_linear_cross_entropy,
     ),
     "dropout_add": Entry(
         lambda x, residual: custom_ops.dropout_add(x, residual, np.array(KEY, np.int32), rate=RATE),

@@ -62,7 +62,7 @@ __device__ __forceinline__ void Add(Part& part, const cuda::Values<T>& x, int lo
     part.sum += tftoolkit::Exp(centred);
     if (wants_total) part.total += centred;
   }
-  part.weight += static_cast<float>(high - low);
+  part.weight += high - low;
 }
 
 // The first thread of the group gets what all its threads have.

@@ -30,6 +30,8 @@ PRODUCTS = {
     "product": ("HMMA.16816.F32", "HMMA.16816.F32.BF16"),
     "flash_attention_bf16": ("HMMA.16816.F32.BF16",),
     "flash_attention_f16": ("HMMA.16816.F32",),
+    "fused_linear_cross_entropy_bf16": ("HMMA.16816.F32.BF16",),
+    "fused_linear_cross_entropy_f16": ("HMMA.16816.F32",),
 }
 
 
@@ -99,7 +101,11 @@ def test_the_product_is_made_of_tensor_core_instructions(tmp_path):
 
 
 SOURCES = [source for folder in library.builtin_folders() for source in sorted((OPS / folder).glob("*.cu"))]
-LATER = ("flash_attention_f16", "flash_attention_f32")  # half a minute each, of the same templates as _bf16
+LATER = (
+    "flash_attention_f16",
+    "flash_attention_f32",
+    "fused_linear_cross_entropy_f16",
+)  # half a minute each, of the same templates as _bf16
 
 
 # To compile one for all targets takes up to 40 s of processor time.
