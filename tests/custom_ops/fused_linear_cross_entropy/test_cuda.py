@@ -173,7 +173,8 @@ MUTANTS = {
         "kernel gpu::LogitsKernel<.*(race: |nobody has written)",
     ),
     "no barrier before the next tile": (
-        "gemm_cuda.h", "__syncthreads();  // the stages may", "// the stages may", "kernel gpu::.*XX",
+        "gemm_cuda.h", "__syncthreads();  // the stages may", "// the stages may",
+        "kernel gpu::.*(race: |that was not waited for)",
     ),
     "rows behind the end": (
         "gemm_cuda.h", "first_row + row < source.rows && column", "column", "kernel gpu::.*(behind its end|nobody)",
