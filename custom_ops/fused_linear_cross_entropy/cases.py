@@ -43,7 +43,7 @@ def case(*rows: int, depth: int, classes: int, bias: bool = False, class_weight:
     return Case(rows, depth, classes, tuple(options.items()), bias, class_weight)
 
 
-# A chunk has 256 tokens, on a GPU 1024, a panel 8, 16 or 32; a product 256 steps of the depth; a tile 24 to 192
+# A chunk has 256 tokens, on a GPU up to 1024, a panel 8, 16 or 32; a product 256 steps of the depth; a tile 24 to 192
 # classes, on a GPU 128, a group several tiles: sizes below, at and beside these.
 CASES = (
     case(2, 3, depth=5, classes=11),

@@ -6,17 +6,19 @@
 // written for each token), and finds the labels that are no classes; the host waits for it (some ten microseconds, and
 // its lead over the GPU), once for each op.
 //
-// Chunks of 1024 tokens are taken one after the other. Logits: a product whose blocks also find what their 128 classes
-// add up to, so that losses alone need no logits in memory; those of a chunk are kept, in float32, for gradients.
-// Losses: a warp for each token joins the sums of its tiles, in their order, and finds the factors of its gradients.
-// Gradients by the logits then take their place, in the dtype of the inputs. Products with the weight, the classes
-// cut into parts where there would be few blocks, and with the inputs give the gradients; that by the weight is summed
-// up over chunks in float32. No atomics on floats: the order of sums follows from the shape and the number of tokens.
+// Chunks of 1024 tokens, in float32 of 256, are taken one after the other. Logits: a product whose blocks also find
+// what their 128 classes add up to, so that losses alone need no logits in memory; those of a chunk are kept, in
+// float32, for gradients. Losses: a warp for each token joins the sums of its tiles, in their order, and finds the
+// factors of its gradients. Gradients by the logits then take their place, in the dtype of the inputs. Products with
+// the weight, the classes cut into parts where there would be few blocks, and with the inputs give the gradients; that
+// by the weight is summed up over chunks in float32. No atomics on floats: the order of sums follows from the shape and
+// the number of tokens.
 //
 // The floor is arithmetic, 2 N V D operations for losses, 6 N V D with gradients, and they are what is done, in tiles
-// of 128. Memory traffic per chunk: the weight 2 times, its gradient twice 4 bytes, and a chunk's logits some 4 times:
-// for D = 4096 in bfloat16 on an H100, a fifth of the time that the products take. Memory: 4096 bytes times V for the
-// logits of a chunk, and in 16 bits, for several chunks, 4 V D bytes for the sums.
+// of 128. Memory traffic per chunk: the weight twice, its gradient twice in float32, and a chunk's logits some 4 times:
+// by its data sheet an H100 needs for that half the time of the products in bfloat16, most of it side by side with
+// them. Nobody has measured it yet. Memory: 4096 bytes times V for the logits of a chunk (1024 in float32), and in 16
+// bits, for several chunks, 4 V D bytes for the sums.
 //
 // gpu.h: what kernels get. gpu_tokens.h: what does not depend on the dtype. gpu_logits.h, gpu_gradients.h: what is
 // compiled for each dtype in a file of its own.
@@ -38,7 +40,10 @@ using tftoolkit::Data;
 using Result = ffi::Result<ffi::AnyBuffer>;
 
 constexpr int64_t kBlocks = 256;  // of a product, where the inner dimension can be cut
-constexpr int64_t kMostParts = 16;
+constexpr int64_t kMostParts = 64;
+
+// In a chunk. In float32 arithmetic takes longer and hides more traffic, and shorter sums are more exact.
+int64_t TokensAtOnce(ffi::DataType type) { return type == ffi::F32 ? kTokens / 4 : kTokens; }
 
 // Memory of an op that its kernels share, until it ends. Once there was none, `failed`.
 class Memory {
@@ -69,8 +74,9 @@ struct Settings {
 struct Task {
   ffi::DataType type;
   Call call;
-  int64_t tokens;  // that count
-  double* terms;   // of the total
+  int64_t tokens;   // that count
+  int64_t at_once;  // tokens in a chunk, at most
+  double* terms;    // of the total
 };
 
 ffi::Error Prepare(cudaStream_t stream, ffi::ScratchAllocator& scratch, const ffi::AnyBuffer& inputs,
@@ -114,9 +120,9 @@ ffi::Error Prepare(cudaStream_t stream, ffi::ScratchAllocator& scratch, const ff
     return wrong;
   }
   if (ffi::Error failed = cuda::Fetch(stream, &found->tokens, task.tokens); failed.failure()) return failed;
-  const int64_t at_once = std::min(kTokens, task.tokens);
-  call.parts = memory.Get<Part>(at_once * call.tiles);
-  call.own = memory.Get<float>(at_once);
+  task.at_once = std::min(TokensAtOnce(task.type), task.tokens);
+  call.parts = memory.Get<Part>(task.at_once * call.tiles);
+  call.own = memory.Get<float>(task.at_once);
   task.terms = memory.Get<double>(task.tokens);
   return memory.failed() ? NoMemory() : ffi::Error::Success();
 }
@@ -155,8 +161,8 @@ ffi::Error FusedLinearCrossEntropy(cudaStream_t stream, ffi::ScratchAllocator sc
     cudaMemsetAsync(Data<float>(lse), 0, lse->size_bytes(), stream);
   }
   const Losses losses{Data<float>(loss), Data<float>(lse)};
-  for (int64_t first = 0; first < task.tokens; first += kTokens) {
-    const Chunk chunk{first, std::min(kTokens, task.tokens - first), nullptr};
+  for (int64_t first = 0; first < task.tokens; first += task.at_once) {
+    const Chunk chunk{first, std::min(task.at_once, task.tokens - first), nullptr};
     if (ffi::Error failed = RunChunk(stream, task, chunk, losses, {}); failed.failure()) return failed;
   }
   return FinishTotal(stream, task, Data<float>(total), Data<float>(total_weight));
@@ -167,8 +173,8 @@ ffi::Error PrepareGradients(cudaStream_t stream, ffi::ScratchAllocator& scratch,
                             unsigned** largest) {
   Memory memory(scratch);
   const Terms& t = task.call.terms;
-  const int64_t chunks = cuda::Ceil(task.tokens, kTokens), at_once = std::min(kTokens, task.tokens);
-  const int64_t blocks = kTokens / kTile * std::max<int64_t>(1, cuda::Ceil(t.depth, kTile));
+  const int64_t at_once = task.at_once, chunks = cuda::Ceil(task.tokens, at_once);
+  const int64_t blocks = TokensAtOnce(task.type) / kTile * std::max<int64_t>(1, cuda::Ceil(t.depth, kTile));
   const int64_t parts = std::clamp<int64_t>(kBlocks / blocks, 1, kMostParts);
   into.part = cuda::Ceil(task.call.tiles, parts) * kTile;
   into.parts = cuda::Ceil(t.classes, into.part);
@@ -191,11 +197,11 @@ ffi::Error RunGradients(cudaStream_t stream, ffi::ScratchAllocator& scratch, Tas
                         Into into) {
   unsigned* largest = nullptr;
   if (ffi::Error failed = PrepareGradients(stream, scratch, task, into, &largest); failed.failure()) return failed;
-  for (int64_t first = 0; first < task.tokens; first += kTokens) {
-    const Chunk chunk{first, std::min(kTokens, task.tokens - first), largest + first / kTokens};
+  for (int64_t first = 0; first < task.tokens; first += task.at_once) {
+    const Chunk chunk{first, std::min(task.at_once, task.tokens - first), largest + first / task.at_once};
     if (ffi::Error failed = RunChunk(stream, task, chunk, {}, up); failed.failure()) return failed;
     into.first = first == 0;
-    into.last = first + kTokens >= task.tokens;
+    into.last = first + task.at_once >= task.tokens;
     ffi::Error failed = tftoolkit::WithFloatType("FusedLinearCrossEntropyGrad", task.type, [&](auto zero) {
       return LaunchGradients<decltype(zero)>(stream, task.call, chunk, into);
     });

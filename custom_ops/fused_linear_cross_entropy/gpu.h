@@ -14,7 +14,7 @@ namespace gpu {
 
 namespace cuda = tftoolkit::cuda;
 
-constexpr int64_t kTokens = 1024;  // in a chunk
+constexpr int64_t kTokens = 1024;  // in a chunk, at most
 constexpr int64_t kTile = 128;     // of a product: so many tokens, classes or columns of the depth
 constexpr int kThreads = 256;
 

@@ -54,13 +54,11 @@ struct LogitsPass {
   static __device__ __forceinline__ void Finish(const Call& call, const Chunk& chunk, int64_t first_token,
                                                 int64_t first_class, Sums& c, Part (&parts)[kTile][4]) {
     const Terms& t = call.terms;
-    float bias[8] = {}, weights[8] = {};
+    float bias[8] = {};
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int64_t at = first_class + Product::Column(e / 2, e % 2);
-      if (at >= t.classes) continue;
-      if (call.bias != nullptr) bias[e] = tftoolkit::Load(static_cast<const T*>(call.bias)[at]);
-      if (t.smoothing != 0) weights[e] = t.ClassWeight(at);
+      if (call.bias != nullptr && at < t.classes) bias[e] = tftoolkit::Load(static_cast<const T*>(call.bias)[at]);
     }
     const int left = static_cast<int>(min(t.classes - first_class, kTile));
 #pragma unroll
@@ -86,7 +84,10 @@ struct LogitsPass {
         if (Product::Column(e / 2, e % 2) >= left) continue;
         const float centred = c[r / 2][e / 2][r % 2 * 2 + e % 2] - part.shift;
         part.sum += tftoolkit::Exp(centred);
-        if (t.smoothing != 0) part.total += weights[e] * centred, part.weight += weights[e];
+        if (t.smoothing == 0) continue;
+        const float weight = t.ClassWeight(first_class + Product::Column(e / 2, e % 2));
+        part.total += weight * centred;
+        part.weight += weight;
       }
       part = {part.shift, RowSum(part.sum), RowSum(part.total), RowSum(part.weight)};
       if (Product::Lane() % 4 == 0) parts[row][Product::FirstColumn() / 32] = part;

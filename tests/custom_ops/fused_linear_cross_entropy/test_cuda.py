@@ -14,8 +14,8 @@ from tftoolkit.custom_ops import emulation
 from tftoolkit.custom_ops.engine import library, toolchain
 from tftoolkit.custom_ops.fused_linear_cross_entropy.cases import ARGUMENTS, CASES, DTYPES, EMPTY_CASES, call_of, case
 
-# A chunk has 1024 tokens, a tile 128 of them and 128 classes: one, several, and rows that cannot be copied 16 bytes at
-# a time.
+# A chunk has 1024 tokens (in float32 256), a tile 128 of them and 128 classes: one, several, and rows that cannot be
+# copied 16 bytes at a time.
 FEW = [
     dataclasses.replace(one, dtype=dtype)
     for dtype, one in (
@@ -173,7 +173,8 @@ MUTANTS = {
         "kernel gpu::LogitsKernel<.*(race: |nobody has written)",
     ),
     "no barrier before the next tile": (
-        "gemm_cuda.h", "__syncthreads();  // the stages may", "// the stages may", "kernel gpu::.*XX",
+        "gemm_cuda.h", "__syncthreads();  // the stages may", "// the stages may",
+        "kernel gpu::.*(race: |that was not waited for)",
     ),
     "rows behind the end": (
         "gemm_cuda.h", "first_row + row < source.rows && column", "column", "kernel gpu::.*(behind its end|nobody)",

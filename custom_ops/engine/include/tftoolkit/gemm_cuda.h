@@ -38,7 +38,7 @@ __device__ __forceinline__ void LoadTile(T (&tile)[kRows * (kColumns + kPack<T>)
                                          int64_t first_row, int64_t first_column) {
   constexpr int kPacks = kColumns / kPack<T>;
   static_assert(kRows * kPacks % kThreads == 0);
-#pragma unroll
+#pragma unroll 1  // addresses of several loads at once would not fit the registers
   for (int i = threadIdx.x; i < kRows * kPacks; i += kThreads) {
     const int row = i / kPacks, pack = i % kPacks * kPack<T>;
     T* to = tile + row * (kColumns + kPack<T>)+pack;
