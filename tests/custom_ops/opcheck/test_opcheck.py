@@ -188,7 +188,7 @@ def test_a_file_that_is_not_there_on_the_command_line():
 @pytest.mark.parametrize(
     ("folder", "op"),
     [
-        ("rms_norm", "RmsNormGrad"),
+        ("swiglu", "SwigluGrad"),
         pytest.param("adamw", "AdamW", marks=pytest.mark.exhaustive),
         pytest.param("rand_augment", "RandAugment", marks=pytest.mark.exhaustive),
     ],
