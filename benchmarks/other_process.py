@@ -1,6 +1,7 @@
 """A benchmark's part that runs in a process of its own, under another interpreter where that is needed."""
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ class OtherProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(" ".join(map(str, what)) + "\n")
         self._process.stdin.flush()
-        return float(self._line())
+        seconds = float(self._line())
+        time.sleep(0.25)  # PyTorch's threads spin for a while after their work, and would slow who comes next
+        return seconds
 
     def _line(self) -> str:
         assert self._process.stdout is not None

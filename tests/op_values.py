@@ -25,7 +25,7 @@ def normal(shape: Sequence[int], dtype: str, seed: int = 0) -> tf.Tensor:
 
 
 def opcheck_parameter(op: Op) -> Any:
-    """For a test that runs ``opcheck``; gradients' own and norms with a sum, which take longest, in ``make test-all``."""
+    """For a test that runs ``opcheck``; those of gradients and of norms with a sum take longest: ``make test-all``."""
     marks = [pytest.mark.exhaustive] if op.name.endswith("Grad") or op.name.startswith("Add") else []
     return pytest.param(op, id=op.name, marks=marks)
 
