@@ -5,13 +5,11 @@ step went wrong. TensorFlow keeps a list of packages to leave alone, itself and 
 added. AutoGraph then looks no deeper, so functions of users are called from there through :func:`as_written`.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import tensorflow as tf
 from tensorflow.python.autograph.core import config
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from tftoolkit.custom_ops.engine.autograph import as_written
+
+__all__ = ["as_written"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 _LEFT_ALONE = ("autograph", "distribution", "naming", "runners", "step", "update")
@@ -27,12 +25,3 @@ def _leave_alone() -> None:
 
 
 _leave_alone()
-
-
-def as_written(function: _Function) -> _Function:
-    """A function of the user as TensorFlow would call it here: with AutoGraph, where that is on, or as it is."""
-    if not tf.inside_function():
-        return function
-    internal = tf.__internal__.autograph
-    converted: _Function = internal.tf_convert(function, internal.control_status_ctx())
-    return converted

@@ -22,6 +22,7 @@ from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
 from tftoolkit.custom_ops.engine import builder, toolchain, whole_numbers
+from tftoolkit.custom_ops.engine.autograph import as_written
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.op_def import (
@@ -225,7 +226,7 @@ def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[
         else None if value is None else tf.convert_to_tensor(value)
         for argument, value in zip(op.schema.inputs, inputs, strict=True)
     ]  # fmt: skip
-    return op.run_reference(*tensors, **attributes)
+    return as_written(op.run_reference)(*tensors, **attributes)
 
 
 def may_record_gradients() -> bool:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tftoolkit.custom_ops.engine import library
+from tftoolkit.custom_ops.engine import library, ops
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -160,7 +160,7 @@ def _dlse(op: Any, gradients: Sequence[Any]) -> Any:
 
 def _no_bias(k: Any) -> Any:
     """Of the rank that a bias has, and its last dimension."""
-    if "jax" in sys.modules and isinstance(k, sys.modules["jax"].Array):
+    if "jax" in sys.modules and ops.is_jax([k]):
         import jax.numpy as jnp
 
         return jnp.zeros([0, 0, 0, k.shape[1]], k.dtype)

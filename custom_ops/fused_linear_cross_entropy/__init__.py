@@ -20,7 +20,7 @@ import numbers
 import sys
 from typing import Any
 
-from tftoolkit.custom_ops.engine import library
+from tftoolkit.custom_ops.engine import library, ops
 
 _library = library.load_builtin("fused_linear_cross_entropy")
 _forward = _library.op("FusedLinearCrossEntropy")
@@ -73,7 +73,7 @@ def fused_linear_cross_entropy(
     options = _options(ignore_index, label_smoothing, z_loss, logit_softcap)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if reduction != "none" and not return_lse and not _is_jax(labels, inputs, weight, bias):
+    if reduction != "none" and not return_lse and not _in_jax(labels, inputs, weight, bias):
         from tftoolkit.custom_ops.engine import tf_host
 
         if tf_host.may_record_gradients():
@@ -101,8 +101,8 @@ def _options(ignore_index: Any, label_smoothing: Any, z_loss: Any, logit_softcap
     return {"ignore_index": ignore_index, **{label: float(value) for label, value in numbers_given.items()}}
 
 
-def _is_jax(*inputs: Any) -> bool:
-    return "jax" in sys.modules and any(isinstance(value, sys.modules["jax"].Array) for value in inputs)
+def _in_jax(*inputs: Any) -> bool:
+    return "jax" in sys.modules and ops.is_jax(inputs)
 
 
 _ATTRIBUTES = ("ignore_index", "label_smoothing", "z_loss", "logit_softcap")

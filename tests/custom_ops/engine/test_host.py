@@ -133,6 +133,22 @@ def test_the_reference_runs_where_there_is_no_kernel(jit, tmp_path, caplog):
         assert "Twice has no kernel for this machine; its reference runs in its place" in caplog.text
 
 
+def test_a_reference_in_place_of_a_kernel_may_branch_on_tensors(tmp_path):
+    """AutoGraph leaves the engine alone, but not what users wrote."""
+    source = tmp_path / "branching.cc"
+    source.write_text('#include "tftoolkit/op.h"\nTK_OP(Shrink, "(x: f32[...]) -> (y: f32[...])");\n')
+    shrink = custom_ops.load("Branching", [source]).shrink
+
+    @shrink.reference
+    def _(x):
+        if tf.reduce_max(x) > 1:
+            return x / 2
+        return x
+
+    traced = tf.function(lambda x: shrink(x))
+    assert [traced(tf.fill([1], size)).numpy()[0] for size in (4.0, 1.0)] == [2.0, 1.0]
+
+
 def test_calls_from_many_threads(faulty):
     x = tf.random.stateless_normal([64, 256], seed=(1, 2))
     gamma = tf.ones(256)

@@ -156,7 +156,7 @@ struct Integers {
 };
 
 // Finds the first of these that kernels cannot take, for an error that names it. A kernel that has begun cannot return
-// one, so the handler waits for the stream: some 10 µs, and the host's lead over the GPU.
+// one, so the handler waits for the stream, and the host loses its lead over the GPU.
 class Refusal {
  public:
   Refusal(cudaStream_t stream, ffi::ScratchAllocator& scratch, const Integers& given) : stream_(stream), given_(given) {
