@@ -217,11 +217,16 @@ SHARED: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 }
 
 
-# Every number before the change with every other one after it, and every pipeline with at least one of these pairs.
-CHANGES_OF_WORKERS = list(zip(itertools.cycle(SHARED), itertools.permutations(WORKERS, 2), strict=False))
+# Every number before the change with every other one after it, and every pipeline with at least one of these pairs;
+# every other one of these is slow only, the rest exhaustive.
+CHANGES_OF_WORKERS = [
+    pytest.param(name, counts, marks=pytest.mark.exhaustive if number % 2 else pytest.mark.slow)
+    for number, (name, counts) in enumerate(
+        zip(itertools.cycle(SHARED), itertools.permutations(WORKERS, 2), strict=False)
+    )
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "counts"), CHANGES_OF_WORKERS)
 def test_the_number_of_workers_may_change_within_an_epoch(
     random_pipelines: ModuleType, source_files: Path, name: str, counts: tuple[int, int]
