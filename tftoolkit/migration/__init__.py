@@ -1,2 +1,4 @@
-"""What became of TensorFlow Addons: an answer for each of its public symbols (``answers``), programs that use them
-(``programs``), and the page docs/tfa_migration.md (``page``). Nothing here imports TensorFlow but the recipes."""
+"""What became of TensorFlow Addons: an answer for each of its public symbols, and programs that use them.
+
+docs/tfa_migration.md is made of the same answers. Nothing here imports TensorFlow but the recipes.
+"""

@@ -80,7 +80,7 @@ def interpolate_bilinear(grid, query_points, indexing="ij"):
     low = tf.minimum(tf.floor(points), last - 1)
     y, x = tf.split(tf.cast(points - low, grid.dtype), 2, -1)
     low = tf.cast(low, tf.int32)
-    corner = {(i, j): tf.gather_nd(grid, low + (i, j), batch_dims=1) for i in (0, 1) for j in (0, 1)}
+    corner = {(i, j): tf.gather_nd(grid, low + tf.constant([i, j]), batch_dims=1) for i in (0, 1) for j in (0, 1)}
     top, bottom = (corner[i, 0] + x * (corner[i, 1] - corner[i, 0]) for i in (0, 1))
     return top + y * (bottom - top)
 
