@@ -1,6 +1,6 @@
 """What TensorFlow Addons computes (``there``) and what its answer does (``here``): one pair of functions per case.
 
-``tftoolkit/migration/golden_tfa.py`` calls ``there`` with TensorFlow Addons itself; the test calls ``here`` and compares.
+``tftoolkit/migration/golden_tfa.py`` calls ``there`` with TensorFlow Addons itself; the test calls ``here``.
 A case's name is the symbol's, and what distinguishes several of one symbol behind a blank.
 """
 

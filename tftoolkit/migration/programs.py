@@ -11,7 +11,7 @@ from pathlib import Path
 from tftoolkit.migration.answers import Answer, answers
 
 _PACKAGE = "tensorflow_addons"
-_PARTS = frozenset(symbol.partition(".")[0] for symbol in answers() if "." in symbol)
+_PARTS = frozenset({symbol.partition(".")[0] for symbol in answers() if "." in symbol} | {"text.crf"})
 _MAGIC = re.compile(r"^(\s*)[%!?].*$", re.MULTILINE)
 _Scope = dict[str, str | None]  # name -> what it is behind "tfa." ("" for the package); None: something else
 

@@ -68,8 +68,9 @@ def cutout(images, mask_size, offset, constant_values=0):
 def random_cutout(images, mask_size, constant_values=0, seed=(0, 0)):
     """One place per image, wholly inside."""
     half = tf.constant(mask_size) // 2
-    drawn = tf.random.stateless_uniform([tf.shape(images)[0], 2], seed, half, tf.shape(images)[1:3] - half, tf.int32)
-    return cutout(images, mask_size, drawn, constant_values)
+    room = tf.cast(tf.shape(images)[1:3] - 2 * half, tf.float32)
+    drawn = tf.random.stateless_uniform([tf.shape(images)[0], 2], seed) * room
+    return cutout(images, mask_size, half + tf.cast(drawn, tf.int32), constant_values)
 
 
 def interpolate_bilinear(grid, query_points, indexing="ij"):
