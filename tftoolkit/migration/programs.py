@@ -203,10 +203,10 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node, ast.Attribute):
             base = self._behind_tfa(node.value)
             return None if base is None else f"{base}.{node.attr}".lstrip(".")
-        if isinstance(node, ast.Call) and (strings := [a.value for a in node.args if _is_text(a)]):
+        if isinstance(node, ast.Call) and (strings := [text for a in node.args if (text := _text(a))]):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and _is_ours(str(strings[0])):
-                return _behind(str(strings[0])) if called == "import_module" else ""
+            if called in ("import_module", "__import__") and _is_ours(strings[0]):
+                return _behind(strings[0]) if called == "import_module" else ""
             if called == "getattr" and (base := self._behind_tfa(node.args[0])) is not None:
                 return f"{base}.{strings[0]}".lstrip(".")
         return None
@@ -230,8 +230,8 @@ def _behind(module: str) -> str:
     return module[len(_PACKAGE) + 1 :]
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _text(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _parameters(arguments: ast.arguments) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tftoolkit.trainers.update.gradients import wide
 from tftoolkit.trainers.update.optimizers.rule import Rule, Turn, check_not_negative, root
 from tftoolkit.trainers.update.schedules import Schedule
 
@@ -38,10 +39,10 @@ class Adagrad(Rule):
         return ("s", *super().slot_names())
 
     def _new_slot(self, slot: str, weight: tf.Variable) -> tf.Variable | None:
-        variable = super()._new_slot(slot, weight)
-        if slot == "s":
-            variable.assign(tf.fill(variable.shape, tf.cast(self.initial_accumulator_value, variable.dtype)))
-        return variable
+        if slot != "s":
+            return super()._new_slot(slot, weight)
+        start = tf.cast(self.initial_accumulator_value, wide(weight.dtype))
+        return tf.Variable(tf.fill(weight.shape, start), trainable=False, name=slot)
 
     def moved(self, one: Turn, *scalars: tf.Tensor) -> tf.Tensor:
         total = one.change("s", lambda s: s + tf.square(one.gradient))

@@ -83,8 +83,10 @@ class Muon(Moments):
 
     def _adopt(self, weights: Sequence[Any], rate_factors: Sequence[float], decays: Sequence[bool]) -> None:
         super()._adopt(weights, rate_factors, decays)
-        chosen = self.others is not None
-        matches = naming.matching(self.others if chosen else OTHERS, self.names, "others" if chosen else None)
+        if self.others is None:
+            matches = naming.matching(OTHERS, self.names, None)
+        else:
+            matches = naming.matching(self.others, self.names, "others")
         left = {name for names in matches.values() for name in names}
         self.hidden = tuple(
             weight.shape.rank == 2 and name not in left for weight, name in zip(self.weights, self.names, strict=True)
