@@ -33,8 +33,13 @@ def keras() -> Any:
     return importlib.import_module("keras")
 
 
+def ops() -> Any:
+    """This package's ops; imported late, likewise."""
+    return importlib.import_module("tftoolkit.custom_ops")
+
+
 def load() -> dict[str, Case]:
     """All cases."""
-    for name in ("functions", "sequences"):
+    for name in ("functions", "pictures", "sequences"):
         importlib.import_module(f"tfa_cases.{name}")
     return CASES

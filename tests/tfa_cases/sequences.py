@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfa_cases import case, recipe
+from tfa_cases import case, ops, recipe
 
 _RANDOM = np.random.default_rng(1)
 
@@ -218,4 +218,18 @@ for name, arguments in FIELD.items():
         f"text.{name}",
         lambda a, n=name, x=arguments: getattr(a.text, n)(*x),
         lambda n=name, x=arguments: getattr(recipe("text"), n)(*x),
+    )
+case(
+    "text.crf_log_likelihood",
+    lambda a: a.text.crf_log_likelihood(SCORES, TAGS, ENDS, MOVES)[0],
+    lambda: ops().crf_log_likelihood(SCORES, TAGS, ENDS, MOVES),
+)
+WHOLE = np.array([6, 4, 1, 2], np.int32)  # Addons' own gives an empty sequence the score of its first place
+INSIDE = np.arange(6) < WHOLE[:, None]
+for part in (0, 1):
+    kept = INSIDE if part == 0 else np.ones([4], bool)
+    case(
+        f"text.crf_decode {part}",
+        lambda a, p=part, k=kept: np.where(k, a.text.crf_decode(SCORES, MOVES, WHOLE)[p], 0),
+        lambda p=part, k=kept: np.where(k, ops().crf_decode(SCORES, WHOLE, MOVES)[p], 0),
     )

@@ -86,26 +86,6 @@ def interpolate_bilinear(grid, query_points, indexing="ij"):
     return top + y * (bottom - top)
 
 
-def interpolate_spline(train_points, train_values, query_points, order, regularization_weight=0.0):
-    """Polyharmonic splines; [batch, n, d], [batch, n, k], [batch, m, d] -> [batch, m, k]."""
-
-    def phi(a, b):
-        squares = tf.reduce_sum(tf.square(a[:, :, None] - b[:, None]), -1)
-        positive = tf.maximum(squares, 1e-10)
-        return positive ** (order / 2) if order % 2 else squares ** (order / 2) * tf.math.log(positive) / 2
-
-    def with_one(points):
-        return tf.pad(points, [[0, 0], [0, 0], [0, 1]], constant_values=1.0)
-
-    n, linear = tf.shape(train_points)[1], with_one(train_points)
-    square = phi(train_points, train_points) + regularization_weight * tf.eye(n, dtype=train_points.dtype)
-    corner = tf.zeros_like(linear[:, :1, :1]) * tf.ones([linear.shape[-1]] * 2, linear.dtype)
-    system = tf.concat([tf.concat([square, linear], 2), tf.concat([tf.linalg.matrix_transpose(linear), corner], 2)], 1)
-    right = tf.pad(train_values, [[0, 0], [0, linear.shape[-1]], [0, 0]])
-    weights = tf.linalg.solve(system, right)
-    return phi(query_points, train_points) @ weights[:, :n] + with_one(query_points) @ weights[:, n:]
-
-
 def _padded(image, filter_shape, padding, constant_values):
     (top, left), (rows, columns) = ((size - 1) // 2 for size in filter_shape), filter_shape
     edges = [[0, 0], [top, rows - 1 - top], [left, columns - 1 - left], [0, 0]]
