@@ -15,6 +15,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
     from tftoolkit.custom_ops.dropout_add import dropout_add
+    from tftoolkit.custom_ops.embedding_bag import embedding_bag
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
@@ -41,6 +42,7 @@ __all__ = [
     "as_jax",
     "available",
     "dropout_add",
+    "embedding_bag",
     "flash_attention",
     "flash_attention_varlen",
     "fused_linear_cross_entropy",
