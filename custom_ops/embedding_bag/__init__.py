@@ -140,7 +140,7 @@ def _slices(table: Any, values: Any, drows: Any, padded: bool) -> Any:
 def _(op: Any, dy: Any) -> tuple[Any, ...]:
     table, values, row_splits, weights = op.inputs
     mean, padded, has_weights = (op.get_attr(name) for name in ("mean", "padded", "has_weights"))
-    drows = _backward(values, row_splits, weights if has_weights else None, dy, mean=mean)
+    drows = _backward(dy, values, row_splits, weights if has_weights else None, mean=mean)
     dweights = None
     if has_weights:
         dweights = _weights_backward(table, values, row_splits, weights, dy, mean=mean, padded=padded)
@@ -150,7 +150,7 @@ def _(op: Any, dy: Any) -> tuple[Any, ...]:
 @_max.gradient
 def _(op: Any, dy: Any, dwhich: Any) -> tuple[Any, ...]:
     table, values, row_splits = op.inputs
-    drows = _max_backward(values, row_splits, op.outputs[1], dy)
+    drows = _max_backward(dy, values, row_splits, op.outputs[1])
     return _slices(table, values, drows, op.get_attr("padded")), None, None
 
 
@@ -193,7 +193,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, 
 
 
 @_backward.reference
-def _(values: tf.Tensor, row_splits: tf.Tensor, weights: Any, dy: tf.Tensor, *, mean: bool) -> tf.Tensor:
+def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, *, mean: bool) -> tf.Tensor:
     import tensorflow as tf
 
     bag = _bag_of_each(values, row_splits)
@@ -241,7 +241,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
 
 
 @_max_backward.reference
-def _(values: tf.Tensor, row_splits: tf.Tensor, which: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, which: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     bag = _bag_of_each(values, row_splits)

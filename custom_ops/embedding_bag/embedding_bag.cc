@@ -113,9 +113,8 @@ float TotalWeight(const Id* ids, const float* weights, int64_t begin, int64_t en
   return total;
 }
 
-ffi::Error EmbeddingBagGrad(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer row_splits,
-                            ffi::AnyBuffer given_weights, ffi::AnyBuffer dy, Result drows, bool has_weights,
-                            bool mean) {
+ffi::Error EmbeddingBagGrad(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer values, ffi::AnyBuffer row_splits,
+                            ffi::AnyBuffer given_weights, Result drows, bool has_weights, bool mean) {
   Bags bags;
   const int64_t depth = dy.dimensions()[1];
   if (auto error = bag::ReadBags("EmbeddingBagGrad", row_splits, values.element_count(), bags); error.failure()) {
@@ -180,8 +179,8 @@ ffi::Error EmbeddingBagWeightsGrad(ffi::ThreadPool pool, ffi::AnyBuffer table, f
 }
 
 // `which`: the place within the bag that the largest comes from, -1 in a bag without ids.
-ffi::Error EmbeddingBagMax(ffi::ThreadPool pool, ffi::AnyBuffer table, ffi::AnyBuffer values,
-                           ffi::AnyBuffer row_splits, Result y, Result which, bool padded) {
+ffi::Error EmbeddingBagMax(ffi::ThreadPool pool, ffi::AnyBuffer table, ffi::AnyBuffer values, ffi::AnyBuffer row_splits,
+                           Result y, Result which, bool padded) {
   Bags bags;
   const int64_t ids_count = values.element_count(), depth = table.dimensions()[1];
   if (auto error = bag::ReadBags("EmbeddingBagMax", row_splits, ids_count, bags); error.failure()) return error;
@@ -219,8 +218,8 @@ ffi::Error EmbeddingBagMax(ffi::ThreadPool pool, ffi::AnyBuffer table, ffi::AnyB
   });
 }
 
-ffi::Error EmbeddingBagMaxGrad(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer row_splits,
-                               ffi::AnyBuffer which, ffi::AnyBuffer dy, Result drows) {
+ffi::Error EmbeddingBagMaxGrad(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer values,
+                               ffi::AnyBuffer row_splits, ffi::AnyBuffer which, Result drows) {
   Bags bags;
   const int64_t depth = dy.dimensions()[1];
   if (auto error = bag::ReadBags("EmbeddingBagMaxGrad", row_splits, values.element_count(), bags); error.failure()) {
@@ -255,10 +254,10 @@ XLA_FFI_DEFINE_HANDLER(EmbeddingBagGradCpu, EmbeddingBagGrad,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>() TK_IN TK_IN TK_IN TK_IN TK_OUT.Attr<bool>("has_weights")
                            .Attr<bool>("mean"));
-XLA_FFI_DEFINE_HANDLER(EmbeddingBagWeightsGradCpu, EmbeddingBagWeightsGrad,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>() TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT.Attr<bool>("mean")
-                           .Attr<bool>("padded"));
+XLA_FFI_DEFINE_HANDLER(
+    EmbeddingBagWeightsGradCpu, EmbeddingBagWeightsGrad,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() TK_IN TK_IN TK_IN TK_IN TK_IN TK_OUT.Attr<bool>("mean").Attr<bool>(
+        "padded"));
 XLA_FFI_DEFINE_HANDLER(EmbeddingBagMaxCpu, EmbeddingBagMax,
                        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() TK_IN TK_IN TK_IN TK_OUT TK_OUT.Attr<bool>("padded"));
 XLA_FFI_DEFINE_HANDLER(EmbeddingBagMaxGradCpu, EmbeddingBagMaxGrad,
@@ -270,7 +269,7 @@ TK_OP(EmbeddingBag, TK_TYPES
       "(table: T[rows depth], values: I[ids], row_splits: S[bags+1], weights?: f32[ids], *, mean: bool = False,"
       " padded: bool = False) -> (y: T[bags depth])");
 TK_OP(EmbeddingBagGrad, TK_TYPES
-      "(values: I[ids], row_splits: S[bags+1], weights?: f32[ids], dy: T[bags depth], *, mean: bool = False)"
+      "(dy: T[bags depth], values: I[ids], row_splits: S[bags+1], weights?: f32[ids], *, mean: bool = False)"
       " -> (drows: T[ids depth])");
 TK_OP(EmbeddingBagWeightsGrad, TK_TYPES
       "(table: T[rows depth], values: I[ids], row_splits: S[bags+1], weights: f32[ids], dy: T[bags depth], *,"
@@ -279,7 +278,7 @@ TK_OP(EmbeddingBagMax, TK_TYPES
       "(table: T[rows depth], values: I[ids], row_splits: S[bags+1], *, padded: bool = False)"
       " -> (y: T[bags depth], which: i32[bags depth])");
 TK_OP(EmbeddingBagMaxGrad, TK_TYPES
-      "(values: I[ids], row_splits: S[bags+1], which: i32[bags depth], dy: T[bags depth]) -> (drows: T[ids depth])");
+      "(dy: T[bags depth], values: I[ids], row_splits: S[bags+1], which: i32[bags depth]) -> (drows: T[ids depth])");
 TK_KERNEL(EmbeddingBag, CPU, EmbeddingBagCpu);
 TK_KERNEL(EmbeddingBagGrad, CPU, EmbeddingBagGradCpu);
 TK_KERNEL(EmbeddingBagWeightsGrad, CPU, EmbeddingBagWeightsGradCpu);

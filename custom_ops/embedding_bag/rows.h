@@ -30,12 +30,19 @@ TK_INLINE void ScaleRow(const T* dy, float scale, T* drow, int64_t depth) {
   for (int64_t i = 0; i < depth; ++i) drow[i] = Store<T>(scale * Load(dy[i]));
 }
 
+// Blocks are added up in double, or long rows would lose a digit.
 template <typename T>
 TK_INLINE float DotRows(const T* a, const T* b, int64_t depth) {
-  float sum = 0;
+  constexpr int64_t kBlock = 256;
+  double total = 0;
+  for (int64_t begin = 0; begin < depth; begin += kBlock) {
+    const int64_t end = std::min(depth, begin + kBlock);
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < depth; ++i) sum += Load(a[i]) * Load(b[i]);
-  return sum;
+    for (int64_t i = begin; i < end; ++i) sum += Load(a[i]) * Load(b[i]);
+    total += sum;
+  }
+  return static_cast<float>(total);
 }
 
 // The first NaN stays, else the first of the largest.
@@ -57,16 +64,16 @@ TK_INLINE void ChosenRow(const T* dy, const int32_t* which, int32_t place, T* dr
 }
 
 // One plain function per dtype: run-time dispatch needs functions, not templates.
-#define TK_BAG_ROWS(T)                                                                                           \
-  TK_SIMD inline void Add(const T* row, float weight, float* sum, int64_t n) { AddRow(row, weight, sum, n); }    \
-  TK_SIMD inline void Round(const float* sum, float scale, T* y, int64_t n) { StoreSum(sum, scale, y, n); }      \
-  TK_SIMD inline void Scale(const T* dy, float scale, T* drow, int64_t n) { ScaleRow(dy, scale, drow, n); }      \
-  TK_SIMD inline float Dot(const T* a, const T* b, int64_t n) { return DotRows(a, b, n); }                       \
-  TK_SIMD inline void Max(const T* row, int32_t place, float* best, int32_t* which, int64_t n) {                 \
-    MaxRow(row, place, best, which, n);                                                                          \
-  }                                                                                                              \
-  TK_SIMD inline void Chosen(const T* dy, const int32_t* which, int32_t place, T* drow, int64_t n) {             \
-    ChosenRow(dy, which, place, drow, n);                                                                        \
+#define TK_BAG_ROWS(T)                                                                                        \
+  TK_SIMD inline void Add(const T* row, float weight, float* sum, int64_t n) { AddRow(row, weight, sum, n); } \
+  TK_SIMD inline void Round(const float* sum, float scale, T* y, int64_t n) { StoreSum(sum, scale, y, n); }   \
+  TK_SIMD inline void Scale(const T* dy, float scale, T* drow, int64_t n) { ScaleRow(dy, scale, drow, n); }   \
+  TK_SIMD inline float Dot(const T* a, const T* b, int64_t n) { return DotRows(a, b, n); }                    \
+  TK_SIMD inline void Max(const T* row, int32_t place, float* best, int32_t* which, int64_t n) {              \
+    MaxRow(row, place, best, which, n);                                                                       \
+  }                                                                                                           \
+  TK_SIMD inline void Chosen(const T* dy, const int32_t* which, int32_t place, T* drow, int64_t n) {          \
+    ChosenRow(dy, which, place, drow, n);                                                                     \
   }
 TK_BAG_ROWS(float)
 TK_BAG_ROWS(BFloat16)
