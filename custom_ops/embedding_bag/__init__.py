@@ -160,7 +160,7 @@ def _(op: Any, dy: Any, dwhich: Any) -> tuple[Any, ...]:
 def _bag_of_each(values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    return tf.searchsorted(row_splits, tf.range(tf.size(values, row_splits.dtype)), side="right") - 1
+    return tf.searchsorted(tf.cast(row_splits, tf.int64), tf.range(tf.size(values, tf.int64)), side="right") - 1
 
 
 def _scales(values: tf.Tensor, bag: tf.Tensor, count: tf.Tensor, weights: tf.Tensor | None, mean: bool) -> tf.Tensor:
@@ -176,10 +176,17 @@ def _scales(values: tf.Tensor, bag: tf.Tensor, count: tf.Tensor, weights: tf.Ten
 
 
 def _looked_up(table: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """In float32; zeros where there is no id."""
     import tensorflow as tf
 
-    rows = tf.cast(tf.gather(table, tf.maximum(values, 0)), tf.float32)
-    return tf.where(values[:, None] >= 0, rows, tf.zeros_like(rows))
+    values = tf.cast(values, tf.int64)
+    return tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(values < 0, tf.shape(table, tf.int64)[0], values))
+
+
+def _with_zeros(rows: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.pad(rows, [[0, 1], [0, 0]])
 
 
 @_forward.reference
@@ -222,7 +229,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
     import tensorflow as tf
 
     bag, count = _bag_of_each(values, row_splits), tf.size(row_splits) - 1
-    rows, there = tf.cast(tf.gather(table, tf.maximum(values, 0)), tf.float32), values[:, None] >= 0
+    rows, there = _looked_up(table, values), values[:, None] >= 0
     is_nan = tf.math.is_nan(rows)
     comparable = tf.where(there & ~is_nan, rows, tf.fill(tf.shape(rows), -math.inf))
     best = tf.math.unsorted_segment_max(comparable, bag, count)
@@ -235,9 +242,9 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
     which = tf.where(empty, -1, which)
     # Through the rows, so that the first of the largest gets the gradient.
     first = tf.cast(row_splits[:-1], tf.int32)[:, None] + tf.maximum(which, 0)
-    y = tf.gather(tf.transpose(rows), tf.transpose(tf.where(empty, 0, first)), batch_dims=1)
-    y = tf.where(empty, 0.0, tf.transpose(y))
-    return tf.cast(y, table.dtype), which
+    first = tf.where(empty, tf.size(values), first)
+    y = tf.gather(tf.transpose(_with_zeros(rows)), tf.transpose(first), batch_dims=1)
+    return tf.cast(tf.transpose(y), table.dtype), which
 
 
 @_max_backward.reference

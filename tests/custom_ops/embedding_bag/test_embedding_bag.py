@@ -1,4 +1,4 @@
-"""embedding_bag bag by bag in float64, in every mode; padding, weights, empty bags, bad ids and borders; variables."""
+"""embedding_bag against float64, in every mode; padding, weights, empty bags, bad ids and borders; variables."""
 
 import json
 from pathlib import Path
@@ -13,30 +13,39 @@ from tftoolkit.custom_ops.embedding_bag.cases import ARGUMENTS, CASES, EMPTY_CAS
 from tftoolkit.custom_ops.engine import ops
 
 MODES = ("sum", "mean", "max")
-FAST = (*CASES[:3], CASES[6], CASES[12])
+FAST = (*CASES[:3], CASES[6])
+# Of a table of 16 bits each row of the gradient is rounded before those of one id are added up.
+ROUNDING = {"float32": 0, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 IDS, BORDERS = np.array([3, 4, 4, 0, 9, 0, 7]), np.array([0, 3, 3, 7])
 PADDED = np.array([[3, -1, 4, 4], [-1, -1, -1, -1], [0, 9, 0, 7]])
 
 
-def bag_by_bag(table, ids, borders, mode, weights=None):
-    """In the table's dtype; with a dense gradient."""
-    table, sums = tf.reshape(table, tf.shape(table)), []
-    for begin, end in zip(borders[:-1], borders[1:], strict=True):
-        rows, w = tf.gather(table, ids[begin:end]), 1.0
-        if begin == end:
-            sums.append(tf.zeros_like(table[0]))
-        elif mode == "max":
-            sums.append(tf.gather(tf.transpose(rows), tf.argmax(rows, 0), batch_dims=1))
-        else:
-            w = tf.ones([end - begin, 1], table.dtype) if weights is None else weights[begin:end, None]
-            total = tf.reduce_sum(tf.cast(w, table.dtype) * rows, 0)
-            sums.append(total / tf.reduce_sum(tf.cast(w, table.dtype)) if mode == "mean" else total)
-    return tf.stack(sums)
+@tf.custom_gradient
+def dense(table):
+    """The table itself, whose gradient becomes a dense one, added up in float64."""
+    return tf.identity(table), lambda dy: tf.cast(tf.convert_to_tensor(tf.cast(dy, tf.float64)), table.dtype)
+
+
+def by_matrix(table, ids, borders, mode, weights=None):
+    """With the rows of all bags in a matrix, in the table's dtype; with a dense gradient."""
+    place = borders[:-1, None] + np.arange(max(1, np.max(np.diff(borders))))
+    there, place = place < borders[1:, None], np.minimum(place, len(ids) - 1)
+    rows = tf.gather(dense(table), ids[place])
+    if mode == "max":
+        lanes = tf.transpose(tf.where(there[..., None], rows, -np.inf), [0, 2, 1])
+        y = tf.gather(lanes, tf.argmax(lanes, -1), batch_dims=2)
+    else:
+        given = tf.ones([len(ids)], table.dtype) if weights is None else dense(tf.cast(weights, table.dtype))
+        scales = tf.where(there, tf.gather(given, place), 0)
+        y = tf.reduce_sum(rows * scales[..., None], 1)
+        total = tf.reduce_sum(scales, 1, keepdims=True)
+        y = y / tf.where(np.any(there, 1)[:, None], total, 1) if mode == "mean" else y
+    return tf.where(np.any(there, 1)[:, None], y, 0)
 
 
 def bags(table, ids=IDS, borders=BORDERS, **options):
     """With a dense gradient of the table."""
-    return custom_ops.embedding_bag(tf.reshape(table, tf.shape(table)), ids, borders, **options)
+    return custom_ops.embedding_bag(dense(table), ids, borders, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -49,8 +58,8 @@ def test_values_and_gradients(case, run, mode):
         inputs.append(op_values.normal([case.ids], "float32") ** 2 + 0.1)
     op_values.check(
         lambda table, *w: bags(table, ids, borders, mode=mode, weights=w[0] if w else None),
-        lambda table, *w: bag_by_bag(table, ids, borders, mode, *w),
-        inputs, run,
+        lambda table, *w: by_matrix(table, ids, borders, mode, *w),
+        inputs, run, absolute=ROUNDING[case.dtype] * case.ids / case.rows,
     )  # fmt: skip
 
 
@@ -66,11 +75,12 @@ def test_a_padded_matrix_is_the_bags_without_its_padding(run, mode):
         with tf.GradientTape() as tape:
             tape.watch(table)
             y = custom_ops.embedding_bag(table, ids, borders, weights=weights, mode=mode)
-        return y, tf.convert_to_tensor(tape.gradient(y * y, table))
+            loss = tf.reduce_sum(y * y)
+        return y, tf.convert_to_tensor(tape.gradient(loss, table))
 
     right = found(table, IDS, BORDERS, weights)
     padded = op_values.MODES[run](lambda table: found(table, PADDED, None, None if mode == "max" else spread))(table)
-    np.testing.assert_allclose(right[0], bag_by_bag(table, IDS, BORDERS, mode, weights), rtol=1e-6)
+    np.testing.assert_allclose(right[0], by_matrix(table, IDS, BORDERS, mode, weights), rtol=1e-6)
     for one, other in zip(padded, right, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -224,7 +234,7 @@ def test_second_order_gradient(mode):
         return outer.gradient(total, [table, weights], unconnected_gradients="zero")
 
     found = penalty(lambda table, w: bags(table, weights=w, mode=mode))
-    right = penalty(lambda table, w: bag_by_bag(table, IDS, BORDERS, mode, w))
+    right = penalty(lambda table, w: by_matrix(table, IDS, BORDERS, mode, w))
     for one, other in zip(found, right, strict=True):
         np.testing.assert_allclose(tf.convert_to_tensor(one), tf.convert_to_tensor(other), rtol=1e-4, atol=1e-5)
 
