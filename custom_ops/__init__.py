@@ -14,6 +14,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.embedding_bag import embedding_bag
     from tftoolkit.custom_ops.engine.available import available
@@ -41,6 +42,9 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "crf_decode",
+    "crf_log_likelihood",
+    "crf_marginals",
     "dropout_add",
     "embedding_bag",
     "flash_attention",
@@ -84,6 +88,8 @@ _LAZY = {
     "opcheck": "opcheck",
     "OpCheckError": "opcheck",
     "OpReport": "opcheck",
+    "crf_decode": "crf_log_likelihood",
+    "crf_marginals": "crf_log_likelihood",
     "flash_attention_varlen": "flash_attention",
 }
 

@@ -13,7 +13,7 @@ SOURCE = """
 #include "tftoolkit/math.h"
 #include "tftoolkit/simd.h"
 
-enum { kExp, kSigmoid, kBelow, kDensity, kSine, kCosine };
+enum { kExp, kLog, kSigmoid, kBelow, kDensity, kSine, kCosine };
 
 template <typename Function>
 TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& function) {
@@ -27,6 +27,7 @@ TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& functio
   static void name(const double* x, float* y, int64_t n, int64_t which) { \\
     using namespace tftoolkit;                                            \\
     MAP(kExp, Exp(static_cast<float>(v)))                                 \\
+    MAP(kLog, Log(static_cast<float>(v)))                                 \\
     MAP(kSigmoid, Sigmoid(static_cast<float>(v)))                         \\
     MAP(kBelow, StandardNormal(static_cast<float>(v)).below)              \\
     MAP(kDensity, StandardNormal(static_cast<float>(v)).density)          \\
@@ -49,7 +50,7 @@ XLA_FFI_DEFINE_HANDLER(ElementaryCpu, Elementary,
 TK_OP(Elementary, "(x: f64[n], *, which: i64, fused: bool) -> (y: f32[n])");
 TK_KERNEL(Elementary, CPU, ElementaryCpu);
 """
-NAMES = ("exp", "sigmoid", "below", "density", "sine", "cosine")
+NAMES = ("exp", "log", "sigmoid", "below", "density", "sine", "cosine")
 FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
@@ -74,6 +75,19 @@ def test_errors_in_units_in_the_last_place(evaluate, name, exact, low, high, ulp
     right = exact(x)
     errors = np.abs(evaluate(name, x, fused) - right) / np.spacing(np.float32(right))
     assert errors.max() <= ulp, (errors.max(), x[errors.argmax()])
+
+
+@FUSED
+def test_log(evaluate, fused):
+    x = np.float64(np.float32(np.exp(np.linspace(-87.3, 88.7, 1_000_001))))
+    near = np.float64(np.float32(np.linspace(0.7, 1.42, 1_000_001)))
+    for values in (x, near):
+        right = np.log(values)
+        errors = np.abs(evaluate("log", values, fused) - right)
+        allowed = np.spacing(np.float32(np.abs(right)))
+        assert np.all(errors <= 2 * allowed), (values[np.argmax(errors / allowed)], np.max(errors / allowed))
+    found = evaluate("log", [0.0, 1.0, np.inf, -1.0, np.nan, -np.inf], fused)
+    np.testing.assert_array_equal(found, [-np.inf, 0, np.inf, np.nan, np.nan, np.nan])
 
 
 @FUSED

@@ -3,7 +3,7 @@
 // result, compiled with and without fused multiply-add; tests/custom_ops/engine/test_math.py measures them. NaN comes
 // out as NaN.
 //
-// Polynomials for exp, sin and cos: Moshier's Cephes library, https://www.netlib.org/cephes/.
+// Polynomials for exp, log, sin and cos: Moshier's Cephes library, https://www.netlib.org/cephes/.
 
 #ifndef TFTOOLKIT_MATH_H_
 #define TFTOOLKIT_MATH_H_
@@ -45,6 +45,30 @@ TK_INLINE float Exp(float x) {
 #else
   return ExpWithin(x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x);
 #endif
+}
+
+// The natural logarithm of 0, where it is minus infinity, and of normal numbers and infinity. At most 1 ulp away from
+// 1, where the result itself is small: there an error of 2^-24 of x - 1.
+TK_INLINE float Log(float x) {
+  // x = 2^k * (1 + f), f from sqrt(1/2) - 1 to sqrt(2) - 1.
+  constexpr uint32_t kRootHalf = 0x3f3504f3u;
+  const uint32_t above = FloatBits(x) - kRootHalf;
+  const float k = static_cast<float>(static_cast<int32_t>(above) >> 23);
+  const float f = BitsFloat((above & 0x7fffffu) + kRootHalf) - 1.0f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float square = f * f;
+  const float low = (p * f * square - k * 2.12194440e-4f) - 0.5f * square;
+  const float result = (f + low) + k * 0.693359375f;
+  constexpr float kInfinity = __builtin_huge_valf();
+  return x > 0.0f ? (x < kInfinity ? result : x) : (x == 0.0f ? -kInfinity : __builtin_nanf(""));
 }
 
 // 1 / (1 + e^-x). At most 3 ulp.
