@@ -16,6 +16,8 @@ from tftoolkit.trainers.update.guards import SpikeGuard
 from tftoolkit.trainers.update.keras_adapter import as_optimizer
 from tftoolkit.trainers.update.optimizers import Optimizer
 from tftoolkit.trainers.update.precision import DTYPES, LossScale, check_model, reading, weights_in
+from tftoolkit.trainers.update.slices import Gradient, mapped
+from tftoolkit.trainers.update.slices import summed as summed_slices
 
 _Result = TypeVar("_Result")
 
@@ -107,6 +109,8 @@ class Update(tf.Module):
             raise ValueError(f"accumulate must be at least 1, but is {accumulate}")
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}, but is {precision!r}")
+        if accumulate > 1 and getattr(optimizer, "sparse", False):
+            raise ValueError(f"accumulate={accumulate} makes dense gradients, for which {_lazy(optimizer)}")
         _check_generations(model, optimizer)
         check_model(model, precision)
         self._model = model
@@ -176,6 +180,8 @@ class Update(tf.Module):
         """
 
         replica, losses = Replica.current(), as_written(losses)
+        if replica.count > 1 and self.optimizer.sparse:
+            raise ValueError(f"{replica.count} replicas make dense gradients, for which {_lazy(self.optimizer)}")
         weights = [own(weight) for weight in self.weights]
 
         def one(part: Any, key: tf.Tensor) -> Gradients:
@@ -192,10 +198,10 @@ class Update(tf.Module):
                     )
                     scaled = sums.loss if scale is None else sums.loss * scale
                 found = tape.gradient(scaled, weights)
-            dense = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
+            ordered = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
             if scale is not None:
-                dense = [gradient / tf.cast(scale, gradient.dtype) for gradient in dense]
-            return Gradients(dense, sums.weight, sums.metrics)
+                ordered = [_divided(gradient, scale) for gradient in ordered]
+            return Gradients(ordered, sums.weight, sums.metrics)
 
         def mine(batch: Any, key: tf.Tensor) -> Gradients:
             return accumulated(one, batch, key, self.accumulate, self.weights, replica)
@@ -235,13 +241,13 @@ class Update(tf.Module):
         self._check_tape_suffices()
         return self._apply(self._in_order(gradients, self.weights if weights is None else weights))
 
-    def _apply(self, gradients: Gradients | list[tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _apply(self, gradients: Gradients | list[Gradient]) -> dict[str, tf.Tensor]:
         if isinstance(gradients, Gradients):
-            dense = [total / tf.cast(gradients.weight, total.dtype) for total in gradients.sums]
+            means = [_divided(total, gradients.weight) for total in gradients.sums]
             loss = gradients.metric_sums["loss"] / gradients.weight
         else:
-            dense, loss = gradients, None
-        norm = self.optimizer.global_norm(dense)
+            means, loss = gradients, None
+        norm = self.optimizer.global_norm(means)
         finite = tf.math.is_finite(norm)
         ok = finite
         if self.spike_guard is not None:
@@ -252,7 +258,7 @@ class Update(tf.Module):
             metrics["loss_scale"] = self.loss_scale.scale.read_value()
             retried = self.loss_scale.update(finite)
 
-        as_written(self.optimizer.step)(self._clipped(dense, norm), ok)
+        as_written(self.optimizer.step)(self._clipped(means, norm), ok)
         if self.ema is not None:
             self.ema.update(ok)
 
@@ -287,17 +293,22 @@ class Update(tf.Module):
         if asked:
             raise ValueError(f"{' and '.join(asked)}: get the gradients from update.gradients(losses, batch, key)")
 
-    def _clipped(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
-        if self.clip_norm is not None:
-            scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
-            wider = [(gradient, wide(gradient.dtype)) for gradient in gradients]  # the scale isn't rounded to bfloat16
-            return [tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype) for one, dtype in wider]
-        if self.clip_value is not None:
-            return [tf.clip_by_value(gradient, -self.clip_value, self.clip_value) for gradient in gradients]
+    def _clipped(self, gradients: list[Gradient], norm: tf.Tensor) -> list[Gradient]:
+        clip_norm, clip_value = self.clip_norm, self.clip_value
+        if clip_norm is not None:
+            scale = clip_norm / tf.maximum(norm, clip_norm)
+
+            def shrunk(one: tf.Tensor) -> tf.Tensor:
+                dtype = wide(one.dtype)  # the scale isn't rounded to bfloat16
+                return tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype)
+
+            return [mapped(shrunk, gradient) for gradient in gradients]
+        if clip_value is not None:
+            return [mapped(lambda one: tf.clip_by_value(one, -clip_value, clip_value), each) for each in gradients]
         return gradients
 
-    def _in_order(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[tf.Tensor]:
-        """The gradients, dense, in the order of ``self.weights``."""
+    def _in_order(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Gradient]:
+        """The gradients in the order of ``self.weights``: dense, or added up slices where the optimizer takes them."""
         if len(gradients) != len(weights):
             raise ValueError(f"there are {len(gradients)} gradients for {len(weights)} weights")
         by_weight = {
@@ -314,7 +325,18 @@ class Update(tf.Module):
         without = [ref.deref().name for ref, gradient in by_weight.items() if gradient is None]
         if without:
             raise ValueError(f"no gradient reaches {sorted(without)}: use them in the loss or leave them out of Update")
-        return [tf.convert_to_tensor(by_weight[weight.ref()]) for weight in self.weights]
+        ordered = [by_weight[weight.ref()] for weight in self.weights]
+        if self.optimizer.sparse:
+            return [summed_slices(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
+        return [tf.convert_to_tensor(one) for one in ordered]
+
+
+def _divided(gradient: Gradient, by: tf.Tensor) -> Gradient:
+    return mapped(lambda one: one / tf.cast(by, one.dtype), gradient)
+
+
+def _lazy(optimizer: Any) -> str:
+    return f"{type(optimizer).__name__} isn't meant: take AdamW"
 
 
 def _check_generations(model: Any, optimizer: Any) -> None:
