@@ -118,17 +118,20 @@ def keras_objects(root: Any) -> list[Any]:
     return [value for value in values if keras_generation(value)]
 
 
-def matching(patterns: Iterable[str], names: Sequence[str], what: str) -> dict[str, list[str]]:
+def matching(patterns: Iterable[str], names: Sequence[str], what: str | None) -> dict[str, list[str]]:
     """Pattern -> the names that it matches; ``*`` stands for anything, slashes included.
 
+    Args:
+        what: the argument that the patterns come from; None if they need not match.
+
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a pattern of ``what`` matches nothing.
     """
     found = {}
     for pattern in patterns:
         expression = re.compile("".join(".*" if char == "*" else re.escape(char) for char in pattern))
         found[pattern] = [name for name in names if expression.fullmatch(name)]
-        if not found[pattern]:
+        if what and not found[pattern]:
             raise ValueError(f"{what}: the pattern {pattern!r} matches none of {', '.join(names)}")
     return found
 

@@ -1,4 +1,4 @@
-"""The public name of ``update/optimizers.py``."""
+"""The public name of ``update/optimizers/``."""
 
 import sys
 

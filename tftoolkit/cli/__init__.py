@@ -19,6 +19,7 @@ COMMANDS = {
     "web": ("FILE FOLDER", "make a web page in which the model runs; serve it"),
     "data": ("COMMAND", "inspect, index, write, profile: look into data"),
     "ops": ("COMMAND", "list, build, check: compiled ops"),
+    "tfa": ("FILE ...", "what became of the TensorFlow Addons in a program"),
     "doctor": ("", "what is installed, what is missing, and how to mend it"),
     "completion": ("SHELL", "print what lets bash or zsh complete all of this"),
 }

@@ -70,7 +70,13 @@ class KerasOptimizer(Optimizer):
         self.state: dict[str, tf.Variable] = {}
         self._followed: Schedule | None = None
 
-    def build(self, weights: Sequence[Any], rate_factors: Sequence[float] = (), decays: Sequence[bool] = ()) -> None:
+    def build(
+        self,
+        weights: Sequence[Any],
+        rate_factors: Sequence[float] = (),
+        decays: Sequence[bool] = (),
+        names: Sequence[str] = (),
+    ) -> None:
         self._adopt(weights, rate_factors, decays)
         # Keras 3 looks for constraints on its own variables, tf_keras knows nothing but TensorFlow's.
         self._keras_weights = tuple(weights) if self._generation == KERAS_3 else self.weights

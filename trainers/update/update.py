@@ -122,8 +122,10 @@ class Update(tf.Module):
         self.optimizer = as_optimizer(optimizer)
         self._only, self._frozen = only, frozen
         weights = self._chosen_weights()
-        factors = _rate_factors(list(weights), learning_rate_factors or {})
-        self.optimizer.build(list(weights.values()), factors, _decays(list(weights), no_weight_decay, self.optimizer))
+        names = list(weights)
+        factors = _rate_factors(names, learning_rate_factors or {})
+        decays = _decays(names, no_weight_decay, self.optimizer)
+        self.optimizer.build(list(weights.values()), factors, decays, names)
         self.weights = self.optimizer.weights
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped")
         self.skipped_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_in_a_row")

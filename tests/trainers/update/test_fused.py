@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tftoolkit import trainers
 from tftoolkit.trainers import optimizers
+from tftoolkit.trainers.update.optimizers import adam, rule
 
 SLOW = pytest.mark.slow
 EXHAUSTIVE = pytest.mark.exhaustive
@@ -123,13 +124,14 @@ def test_where_it_cannot_work(monkeypatch):
     on_gpu = SimpleNamespace(dtype=tf.float32, name="kernel:0", device="/job:localhost/replica:0/task:0/device:GPU:0")
     for handlers in ({"CPU": 0}, {"CPU": 0, "CUDA": 0}):
         op = SimpleNamespace(handlers=handlers)
-        monkeypatch.setattr(optimizers.library, "load_builtin", lambda _, op=op: SimpleNamespace(op=lambda _: op))
+        monkeypatch.setattr(adam.library, "load_builtin", lambda _, op=op: SimpleNamespace(op=lambda _: op))
         if "CUDA" in handlers:
-            optimizers._check_fusible([on_gpu])
+            adam._check_fusible([on_gpu])
         else:
             with pytest.raises(ValueError, match=r"kernel:0 is on .*GPU:0, but .* was built for the CPU alone"):
-                optimizers._check_fusible([on_gpu])
-    monkeypatch.setattr(optimizers, "is_asynchronous", lambda: True)
+                adam._check_fusible([on_gpu])
+    for module in (adam, rule):
+        monkeypatch.setattr(module, "is_asynchronous", lambda: True)
     for option in ("fused", "master_weights"):
         with pytest.raises(ValueError, match=f"{option}=True overwrites what other workers of parameter servers"):
             optimizers.AdamW(0.1, **{option: True}).build([tf.Variable(1.0)])
