@@ -46,7 +46,9 @@ def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
     """What the table of cases calls an op with."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal(case.shape).astype(case.dtype)
-    tags = rng.integers(0, max(1, case.states), case.shape[:2]).astype(np.int64 if case.dtype == "float16" else np.int32)
+    tags = rng.integers(0, max(1, case.states), case.shape[:2]).astype(
+        np.int64 if case.dtype == "float16" else np.int32
+    )
     scores = [rng.standard_normal((case.states,) * rank).astype(np.float32) for rank in (2, 1, 1)]
     scores = scores if case.ends else [scores[0], None, None]
     tags_if_any = [tags] if name.startswith("CrfLogLikelihood") else []

@@ -11,32 +11,31 @@
 
 #include "loops.h"
 #include "problem.h"
-#include "tftoolkit/scratch.h"
 
 namespace tftoolkit {
 namespace crf {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // A sum of products of powers that each are at most 1: below this, what was flushed to 0 may have been part of it.
-constexpr float kTooSmall = 1e-30f;
+constexpr double kTooSmall = 1e-280;
 
-inline float FiniteOrZero(float x) { return x > -kInfinity && x < kInfinity ? x : 0.0f; }
+inline double FiniteOrZero(double x) { return x > -kInfinity && x < kInfinity ? x : 0.0; }
 
 // e^(transition - the largest of its column), so that a step of the recursion is a product with a matrix.
 struct Powers {
   int64_t states, width;
-  std::vector<float> power, turned, top;  // [states, width], the same with rows and columns exchanged, [width]
+  std::vector<double> power, turned, top;  // [states, width], the same with rows and columns exchanged, [width]
 
   explicit Powers(const Problem& p)
       : states(p.states), width(Padded(p.states)), power(states * width), turned(states * width), top(width) {
     for (int64_t j = 0; j < states; ++j) {
-      float largest = -kInfinity;
-      for (int64_t i = 0; i < states; ++i) largest = std::max(largest, p.transitions[i * states + j]);
+      double largest = -kInfinity;
+      for (int64_t i = 0; i < states; ++i) largest = std::max<double>(largest, p.transitions[i * states + j]);
       top[j] = FiniteOrZero(largest);
     }
     for (int64_t i = 0; i < states; ++i) {
       for (int64_t j = 0; j < states; ++j) {
-        power[i * width + j] = turned[j * width + i] = Exp(p.transitions[i * states + j] - top[j]);
+        power[i * width + j] = turned[j * width + i] = WideExp(p.transitions[i * states + j] - top[j]);
       }
     }
   }
@@ -45,17 +44,14 @@ struct Powers {
 // Of one thread, for one sequence after the other.
 class Chain {
  public:
-  // `keeps`: Backward will be called.
-  Chain(const Problem& problem, const Powers& powers, Scratch& scratch, bool keeps)
+  // `memory` is the thread's, kept from call to call: fresh pages cost time. `keeps`: Backward will be called.
+  Chain(const Problem& problem, const Powers& powers, std::vector<double>& memory, bool keeps)
       : p_(problem), powers_(powers), width_(powers.width), rows_(keeps ? std::max<int64_t>(2, problem.time) : 2) {
-    Parts parts;
-    const int64_t alpha = parts.Add(rows_ * width_), sum = parts.Add(rows_ * width_), logits = parts.Add(width_);
-    const int64_t power = parts.Add(width_), ratio = parts.Add(width_), marginal = parts.Add(width_);
-    const int64_t before = parts.Add(width_);
-    float* base = scratch.Get(parts.size());
-    alpha_ = base + alpha, sum_ = base + sum, logits_ = base + logits, power_ = base + power, ratio_ = base + ratio;
-    marginal_ = base + marginal, before_ = base + before;
-    std::fill_n(logits_, width_, 0.0f);
+    const int64_t size = (2 * rows_ + 5) * width_;
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    alpha_ = memory.data(), sum_ = alpha_ + rows_ * width_, logits_ = sum_ + rows_ * width_;
+    power_ = logits_ + width_, ratio_ = power_ + width_, marginal_ = ratio_ + width_, before_ = marginal_ + width_;
+    std::fill_n(logits_, width_, 0.0);
   }
 
   // The logarithm of the sum over all paths of e^score, of a sequence that is not empty.
@@ -65,7 +61,7 @@ class Chain {
     for (int64_t j = 0; j < width_; ++j) Alpha(0)[j] = j < p_.states ? logits_[j] + p_.StartOf(j) : -kInfinity;
     double shifts = 0;
     for (int64_t t = 1; t < length; ++t) {
-      const float shift = FiniteOrZero(Largest(Alpha(t - 1), p_.states));
+      const double shift = FiniteOrZero(Largest(Alpha(t - 1), p_.states));
       ShiftAndExp(Alpha(t - 1), shift, power_, width_);
       shifts += shift;
       ReadRow(logits + t * p_.states, logits_, p_.states);
@@ -83,9 +79,9 @@ class Chain {
   // p_i = e^alpha_i before t and r_j = marginal_j / sum_j, that of (i, j) is p_i power_ij r_j; p_i r_j is added to
   // `pairs`, for columns that took another way the whole to `direct`.
   template <typename Visit>
-  void Backward(int64_t length, float scale, float* pairs, float* direct, const Visit& visit) {
+  void Backward(int64_t length, double scale, double* pairs, double* direct, const Visit& visit) {
     for (int64_t j = 0; j < width_; ++j) {
-      marginal_[j] = j < p_.states ? scale * static_cast<float>(std::exp(Last(j, length))) : 0.0f;
+      marginal_[j] = j < p_.states ? scale * std::exp(Last(j, length)) : 0.0;
     }
     for (int64_t t = length - 1;; --t) {
       visit(t, marginal_);
@@ -101,20 +97,18 @@ class Chain {
   }
 
  private:
-  float* Alpha(int64_t t) { return alpha_ + t % rows_ * width_; }
-  float* Sum(int64_t t) { return sum_ + t % rows_ * width_; }
+  double* Alpha(int64_t t) { return alpha_ + t % rows_ * width_; }
+  double* Sum(int64_t t) { return sum_ + t % rows_ * width_; }
 
   // The logarithm of a state's probability at the end, once last_ is known.
-  double Last(int64_t j, int64_t length) { return static_cast<double>(Alpha(length - 1)[j]) + p_.EndOf(j) - last_; }
+  double Last(int64_t j, int64_t length) { return Alpha(length - 1)[j] + p_.EndOf(j) - last_; }
 
   // log sum_i e^(alpha_i + transition_ij), without what Product leaves out.
   double Before(int64_t t, int64_t j) {
     return LogSum([&](int64_t i) { return Arrival(t, i, j); });
   }
 
-  double Arrival(int64_t t, int64_t i, int64_t j) {
-    return static_cast<double>(Alpha(t - 1)[i]) + p_.transitions[i * p_.states + j];
-  }
+  double Arrival(int64_t t, int64_t i, int64_t j) { return Alpha(t - 1)[i] + p_.transitions[i * p_.states + j]; }
 
   template <typename Term>
   double LogSum(const Term& term) const {
@@ -130,16 +124,16 @@ class Chain {
     for (int64_t j = 0; j < p_.states; ++j) {
       if (!(Sum(t)[j] < kTooSmall)) continue;
       Sum(t)[j] = 0;
-      Alpha(t)[j] = static_cast<float>(logits_[j] + Before(t, j));
+      Alpha(t)[j] = logits_[j] + Before(t, j);
     }
   }
 
-  void AddExactPairs(int64_t t, float* direct) {
+  void AddExactPairs(int64_t t, double* direct) {
     for (int64_t j = 0; j < p_.states; ++j) {
       if (Sum(t)[j] != 0 || marginal_[j] == 0) continue;
       const double before = Before(t, j);
       for (int64_t i = 0; i < p_.states; ++i) {
-        const float pair = marginal_[j] * static_cast<float>(std::exp(Arrival(t, i, j) - before));
+        const double pair = marginal_[j] * std::exp(Arrival(t, i, j) - before);
         before_[i] += pair;
         if (direct != nullptr) direct[i * width_ + j] += pair;
       }
@@ -149,7 +143,7 @@ class Chain {
   const Problem& p_;
   const Powers& powers_;
   int64_t width_, rows_;
-  float *alpha_, *sum_, *logits_, *power_, *ratio_, *marginal_, *before_;
+  double *alpha_, *sum_, *logits_, *power_, *ratio_, *marginal_, *before_;
   double last_ = 0;
 };
 

@@ -3,8 +3,8 @@
 //
 //   best_t,j = x_t,j + max_i (best_t-1,i + A_ij)
 //
-// states^2 additions and comparisons a step, all in the first cache. The scores of a step are kept near 0, and that of
-// the path is added up by itself in double, so that long sequences lose no digits.
+// states^2 additions and comparisons a step, all in the first cache. In double, so that the path is the best one
+// also of long sequences; the scores of a step are kept near 0.
 
 #include <algorithm>
 #include <cstdint>
@@ -25,19 +25,19 @@ namespace crf = tftoolkit::crf;
 struct Viterbi {
   const Problem& p;
   int64_t width = crf::Padded(p.states);
-  std::vector<float> score = std::vector<float>(width), best = std::vector<float>(width);
-  std::vector<float> logits = std::vector<float>(width);
-  std::vector<int32_t> from = std::vector<int32_t>(p.time * width);
+  std::vector<double> score = std::vector<double>(width), best = std::vector<double>(width);
+  std::vector<double> logits = std::vector<double>(width);
+  std::vector<int64_t> from = std::vector<int64_t>(p.time * width);  // as wide as the scores: one loop for both
 
   template <typename T>
-  float Decode(const T* x, const float* transitions, int64_t length, int32_t* path) {
+  float Decode(const T* x, const double* transitions, int64_t length, int32_t* path) {
     crf::ReadRow(x, score.data(), p.states);
     for (int64_t j = 0; j < p.states; ++j) score[j] += p.StartOf(j);
     for (int64_t t = 1; t < length; ++t) {
       crf::BestStep(score.data(), transitions, best.data(), from.data() + t * width, p.states, width);
       crf::ReadRow(x + t * p.states, logits.data(), p.states);
-      const float largest = crf::Largest(best.data(), p.states);
-      const float shift = largest - largest == 0 ? largest : 0;  // none where nothing is finite
+      const double largest = crf::Largest(best.data(), p.states);
+      const double shift = largest - largest == 0 ? largest : 0;  // none where nothing is finite
       for (int64_t j = 0; j < p.states; ++j) score[j] = logits[j] + (best[j] - shift);
     }
     int32_t state = 0;
@@ -50,7 +50,7 @@ struct Viterbi {
       path[t] = state;
       total += Load(x[t * p.states + state]);
       if (t == 0) break;
-      const int32_t before = from[t * width + state];
+      const auto before = static_cast<int32_t>(from[t * width + state]);
       total += p.transitions[before * p.states + state];
       state = before;
     }
@@ -67,7 +67,7 @@ ffi::Error CrfDecode(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer
       crf::ReadProblem(name, logits, lengths, transitions, has_start ? &start : nullptr, has_end ? &end : nullptr, p);
   if (error.failure()) return error;
   const int64_t width = crf::Padded(p.states);
-  std::vector<float> wide(p.states * width);
+  std::vector<double> wide(p.states * width);
   for (int64_t i = 0; i < p.states; ++i) std::copy_n(p.transitions + i * p.states, p.states, wide.data() + i * width);
   constexpr int64_t kPerTask = 1 << 18;  // comparisons
   const int64_t each = std::max<int64_t>(1, kPerTask / std::max<int64_t>(1, p.time * p.states * p.states));

@@ -8,8 +8,8 @@
 // alpha_t,j = x_t,j + log sum_i e^(alpha_t-1,i + A_ij) needs no exponential for each pair: with p = e^(alpha - its
 // largest) and E_ij = e^(A_ij - c_j), c_j the largest of column j, it is x_t,j + c_j + log sum_i p_i E_ij, a product
 // with a matrix that is made once. A step costs states^2 multiplications and as many exponentials and logarithms as
-// there are states. What p or E flush to 0 can be felt only in a sum that is small itself; below 1e-30 it is computed
-// anew from the logarithms, in double. Going back, marginal_t-1,i = p_i sum_j E_ij marginal_t,j / sum_t,j: the same
+// there are states. What p or E flush to 0 can be felt only in a sum that is small itself; below 1e-280 it is computed
+// anew from the logarithms. Going back, marginal_t-1,i = p_i sum_j E_ij marginal_t,j / sum_t,j: the same
 // product turned round, and states^2 more multiplications for the pairs; alpha is computed again, so that forward keeps
 // nothing. All of a step lies in the first cache; the floor is arithmetic, states^2 a step forward and 3 states^2 back.
 //
@@ -35,7 +35,7 @@ using tftoolkit::crf::Problem;
 using Result = ffi::Result<ffi::AnyBuffer>;
 namespace crf = tftoolkit::crf;
 
-thread_local tftoolkit::Scratch scratch;
+thread_local std::vector<double> scratch;
 
 // Steps of recursion, in multiplications.
 constexpr int64_t kPerTask = 1 << 18;
@@ -85,19 +85,19 @@ ffi::Error CrfLogLikelihood(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::An
 
 // Of some sequences: gradients of the transitions, [states, width], of start and of end.
 struct Partial {
-  std::vector<float> pairs, direct, start, end;
+  std::vector<double> pairs, direct, start, end;
 
   explicit Partial(const Powers& powers)
       : pairs(powers.power.size()), direct(powers.power.size()), start(powers.states), end(powers.states) {}
 
   // Of one sequence, whose probabilities are weighted with -scale.
   template <typename T>
-  void Add(const Problem& p, Chain& chain, const int64_t* tags, int64_t length, float scale, T* dlogits) {
+  void Add(const Problem& p, Chain& chain, const int64_t* tags, int64_t length, double scale, T* dlogits) {
     const int64_t width = crf::Padded(p.states);
-    chain.Backward(length, -scale, pairs.data(), direct.data(), [&](int64_t t, const float* marginal) {
+    chain.Backward(length, -scale, pairs.data(), direct.data(), [&](int64_t t, const double* marginal) {
       T* row = dlogits + t * p.states;
       crf::WriteRow(marginal, row, p.states);
-      row[tags[t]] = Store<T>(marginal[tags[t]] + scale);
+      row[tags[t]] = Store<T>(static_cast<float>(marginal[tags[t]] + scale));
       if (t > 0) direct[tags[t - 1] * width + tags[t]] += scale;
       if (t == 0) AddState(marginal, tags[t], scale, start);
       if (t == length - 1) AddState(marginal, tags[t], scale, end);
@@ -105,7 +105,7 @@ struct Partial {
   }
 
  private:
-  static void AddState(const float* marginal, int64_t tag, float scale, std::vector<float>& sum) {
+  static void AddState(const double* marginal, int64_t tag, double scale, std::vector<double>& sum) {
     for (size_t k = 0; k < sum.size(); ++k) sum[k] += marginal[k];
     sum[tag] += scale;
   }
@@ -122,7 +122,7 @@ void AddUp(const Powers& powers, const std::vector<Partial>& parts, float* dtran
       const int64_t place = i * powers.width + j;
       double sum = 0;
       for (const Partial& part : parts) {
-        sum += static_cast<double>(part.pairs[place]) * powers.power[place] + part.direct[place];
+        sum += part.pairs[place] * powers.power[place] + part.direct[place];
       }
       dtransitions[i * states + j] = static_cast<float>(sum);
     }
@@ -180,7 +180,7 @@ ffi::Error CrfMarginals(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuf
         std::fill_n(y, p.time * p.states, 0.0f);
         if (length == 0 || chain.Forward(Data<T>(logits) + place, length) == -kInfinity) continue;
         chain.Backward(length, 1, nullptr, nullptr,
-                       [&](int64_t t, const float* marginal) { std::copy_n(marginal, p.states, y + t * p.states); });
+                       [&](int64_t t, const double* marginal) { crf::WriteRow(marginal, y + t * p.states, p.states); });
       }
     });
     return ffi::Error::Success();

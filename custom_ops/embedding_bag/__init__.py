@@ -180,7 +180,9 @@ def _looked_up(table: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     values = tf.cast(values, tf.int64)
-    return tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(values < 0, tf.shape(table, tf.int64)[0], values))
+    return tf.gather(
+        _with_zeros(tf.cast(table, tf.float32)), tf.where(values < 0, tf.shape(table, tf.int64)[0], values)
+    )
 
 
 def _with_zeros(rows: tf.Tensor) -> tf.Tensor:

@@ -33,11 +33,8 @@ class Case:
 
 
 # Rows are asked for 12 ids ahead; a task has 2^15 elements; odd depths end inside a vector register.
-CASES = tuple(
-    Case(*sizes, dtype)
-    for sizes in ((20, 5, 3, 7), (16, 1, 1, 40), (100, 33, 40, 900), (50, 64, 9, 4), (17, 257, 300, 700), (3, 2050, 5, 60))
-    for dtype in DTYPES
-)
+SIZES = ((20, 5, 3, 7), (16, 1, 1, 40), (100, 33, 40, 900), (50, 64, 9, 4), (17, 257, 300, 700), (3, 2050, 5, 60))
+CASES = tuple(Case(*sizes, dtype) for sizes in SIZES for dtype in DTYPES)
 EMPTY_CASES = (Case(5, 3, 4, 0), Case(5, 3, 0, 0), Case(0, 3, 2, 0), Case(5, 0, 2, 6))
 
 

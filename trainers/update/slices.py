@@ -16,6 +16,20 @@ def mapped(function: Callable[[tf.Tensor], tf.Tensor], gradient: Gradient) -> Gr
     return function(gradient)
 
 
+def divided(gradient: Gradient, by: tf.Tensor) -> Gradient:
+    return mapped(lambda one: one / tf.cast(by, one.dtype), gradient)
+
+
+def shrunk(gradient: Gradient, scale: tf.Tensor) -> Gradient:
+    """Times a float32 scalar, which isn't rounded to bfloat16."""
+
+    def product(one: tf.Tensor) -> tf.Tensor:
+        dtype = wide(one.dtype)
+        return tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype)
+
+    return mapped(product, gradient)
+
+
 def summed(slices: tf.IndexedSlices) -> tf.IndexedSlices:
     """With sorted indices, the rows of one index replaced by their sum, in at least float32.
 

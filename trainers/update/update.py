@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -10,14 +10,14 @@ import tensorflow as tf
 from tftoolkit.trainers import naming
 from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import Replica, own, total
+from tftoolkit.trainers.update import choosing, slices
 from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.gradients import Gradients, LossFunction, accumulated, summed, wide
 from tftoolkit.trainers.update.guards import SpikeGuard
 from tftoolkit.trainers.update.keras_adapter import as_optimizer
 from tftoolkit.trainers.update.optimizers import Optimizer
 from tftoolkit.trainers.update.precision import DTYPES, LossScale, check_model, reading, weights_in
-from tftoolkit.trainers.update.slices import Gradient, mapped
-from tftoolkit.trainers.update.slices import summed as summed_slices
+from tftoolkit.trainers.update.slices import Gradient
 
 _Result = TypeVar("_Result")
 
@@ -123,8 +123,8 @@ class Update(tf.Module):
         self._only, self._frozen = only, frozen
         weights = self._chosen_weights()
         names = list(weights)
-        factors = _rate_factors(names, learning_rate_factors or {})
-        decays = _decays(names, no_weight_decay, self.optimizer)
+        factors = choosing.rate_factors(names, learning_rate_factors or {})
+        decays = choosing.decays(names, no_weight_decay, self.optimizer)
         self.optimizer.build(list(weights.values()), factors, decays, names)
         self.weights = self.optimizer.weights
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped")
@@ -161,9 +161,9 @@ class Update(tf.Module):
         if self._only is not None and self._frozen:
             raise ValueError("give only or frozen, not both")
         if self._only is not None:
-            chosen = _matched(self._only, weights, "only")
+            chosen = choosing.matched(self._only, weights, "only")
         else:
-            chosen = weights.keys() - _matched(self._frozen, weights, "frozen")
+            chosen = weights.keys() - choosing.matched(self._frozen, weights, "frozen")
         return {name: weight for name, weight in weights.items() if name in chosen}
 
     def gradients(self, losses: LossFunction, batch: Any, key: tf.Tensor) -> Gradients:
@@ -202,7 +202,7 @@ class Update(tf.Module):
                 found = tape.gradient(scaled, weights)
             ordered = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
             if scale is not None:
-                ordered = [_divided(gradient, scale) for gradient in ordered]
+                ordered = [slices.divided(gradient, scale) for gradient in ordered]
             return Gradients(ordered, sums.weight, sums.metrics)
 
         def mine(batch: Any, key: tf.Tensor) -> Gradients:
@@ -245,7 +245,7 @@ class Update(tf.Module):
 
     def _apply(self, gradients: Gradients | list[Gradient]) -> dict[str, tf.Tensor]:
         if isinstance(gradients, Gradients):
-            means = [_divided(total, gradients.weight) for total in gradients.sums]
+            means = [slices.divided(total, gradients.weight) for total in gradients.sums]
             loss = gradients.metric_sums["loss"] / gradients.weight
         else:
             means, loss = gradients, None
@@ -296,17 +296,12 @@ class Update(tf.Module):
             raise ValueError(f"{' and '.join(asked)}: get the gradients from update.gradients(losses, batch, key)")
 
     def _clipped(self, gradients: list[Gradient], norm: tf.Tensor) -> list[Gradient]:
-        clip_norm, clip_value = self.clip_norm, self.clip_value
-        if clip_norm is not None:
-            scale = clip_norm / tf.maximum(norm, clip_norm)
-
-            def shrunk(one: tf.Tensor) -> tf.Tensor:
-                dtype = wide(one.dtype)  # the scale isn't rounded to bfloat16
-                return tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype)
-
-            return [mapped(shrunk, gradient) for gradient in gradients]
-        if clip_value is not None:
-            return [mapped(lambda one: tf.clip_by_value(one, -clip_value, clip_value), each) for each in gradients]
+        most = self.clip_value
+        if self.clip_norm is not None:
+            scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
+            return [slices.shrunk(gradient, scale) for gradient in gradients]
+        if most is not None:
+            return [slices.mapped(lambda one: tf.clip_by_value(one, -most, most), each) for each in gradients]
         return gradients
 
     def _in_order(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Gradient]:
@@ -329,12 +324,8 @@ class Update(tf.Module):
             raise ValueError(f"no gradient reaches {sorted(without)}: use them in the loss or leave them out of Update")
         ordered = [by_weight[weight.ref()] for weight in self.weights]
         if self.optimizer.sparse:
-            return [summed_slices(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
+            return [slices.summed(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
         return [tf.convert_to_tensor(one) for one in ordered]
-
-
-def _divided(gradient: Gradient, by: tf.Tensor) -> Gradient:
-    return mapped(lambda one: one / tf.cast(by, one.dtype), gradient)
 
 
 def _lazy(optimizer: Any) -> str:
@@ -352,30 +343,3 @@ def _check_generations(model: Any, optimizer: Any) -> None:
                 f"the model is of {generation}, but the optimizer {type(optimizer).__name__} of {own}: "
                 "take an optimizer of the model's package, or one of tftoolkit.trainers.update.optimizers"
             )
-
-
-def _rate_factors(names: list[str], factors: Mapping[str, float]) -> list[float]:
-    found = dict.fromkeys(names, 1.0)
-    chosen_by: dict[str, str] = {}
-    for pattern, matched in naming.matching(factors, names, "learning_rate_factors").items():
-        if not (math.isfinite(factors[pattern]) and factors[pattern] >= 0):
-            raise ValueError(f"learning_rate_factors[{pattern!r}] must not be negative, but is {factors[pattern]}")
-        for name in matched:
-            if name in chosen_by:
-                raise ValueError(f"learning_rate_factors: {name!r} matches both {chosen_by[name]!r} and {pattern!r}")
-            chosen_by[name] = pattern
-            found[name] = float(factors[pattern])
-    return list(found.values())
-
-
-def _matched(patterns: Sequence[str], names: Iterable[str], what: str) -> set[str]:
-    if isinstance(patterns, str):
-        raise TypeError(f"{what} must be a sequence of patterns, but is the string {patterns!r}")
-    return {name for found in naming.matching(patterns, list(names), what).values() for name in found}
-
-
-def _decays(names: list[str], excluded: Sequence[str], optimizer: Optimizer) -> list[bool]:
-    without = _matched(excluded, names, "no_weight_decay")
-    if excluded and optimizer.weight_decay is None:
-        raise ValueError("no_weight_decay: this optimizer has no weight decay")
-    return [name not in without for name in names]

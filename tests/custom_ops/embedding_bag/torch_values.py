@@ -14,5 +14,7 @@ for mode in ("sum", "mean", "max"):
         torch.tensor(ids), t, torch.tensor(borders[:-1]), mode=mode, per_sample_weights=w if mode == "sum" else None
     )
     y.backward(dy)
-    found[mode] = {"y": y.tolist(), "dtable": t.grad.tolist()} | ({"dweights": w.grad.tolist()} if mode == "sum" else {})
+    found[mode] = {"y": y.tolist(), "dtable": t.grad.tolist()} | (
+        {"dweights": w.grad.tolist()} if mode == "sum" else {}
+    )
 print(json.dumps(found))
