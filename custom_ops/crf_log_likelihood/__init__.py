@@ -139,6 +139,11 @@ def _(logits: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: Any,
     return plain.decode(logits, lengths, transitions, start, end)
 
 
+@_decode.gradient
+def _(op: Any, *gradients: Any) -> Any:
+    raise NotImplementedError("the best path has no gradient; crf_log_likelihood has one, and crf_marginals")
+
+
 @_marginals.reference
 def _(logits: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: Any, end: Any) -> Any:
     from tftoolkit.custom_ops.crf_log_likelihood import plain
