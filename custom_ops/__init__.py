@@ -14,7 +14,9 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
     from tftoolkit.custom_ops.dropout_add import dropout_add
+    from tftoolkit.custom_ops.embedding_bag import embedding_bag
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
@@ -40,7 +42,11 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "crf_decode",
+    "crf_log_likelihood",
+    "crf_marginals",
     "dropout_add",
+    "embedding_bag",
     "flash_attention",
     "flash_attention_varlen",
     "fused_linear_cross_entropy",
@@ -82,6 +88,8 @@ _LAZY = {
     "opcheck": "opcheck",
     "OpCheckError": "opcheck",
     "OpReport": "opcheck",
+    "crf_decode": "crf_log_likelihood",
+    "crf_marginals": "crf_log_likelihood",
     "flash_attention_varlen": "flash_attention",
 }
 

@@ -210,11 +210,13 @@ struct Buffer {
     for (int64_t& dim : dims) in >> dim;
   }
 
-  size_t bytes() const {
-    size_t count = element;
+  int64_t Count() const {
+    int64_t count = 1;
     for (int64_t dim : dims) count *= dim;
     return count;
   }
+
+  size_t bytes() const { return Count() * element; }
 
   // Any bit pattern is a number of any type, save bool: NaN, infinities, subnormals and all. Or small ones only.
   void Fill(std::mt19937_64& random, bool any) {
@@ -240,6 +242,15 @@ struct Buffer {
         std::memset(value, 0, element);
         *value = low;
       }
+    }
+  }
+
+  // Integers that rise from 0 to `last` in equal steps: where rows of different lengths begin.
+  void FillBorders(int64_t last) {
+    const int64_t count = Count();
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t border = i + 1 == count ? last : i * (last / std::max<int64_t>(1, count));
+      std::memcpy(&content[i * element], &border, element);  // little-endian
     }
   }
 
@@ -272,6 +283,7 @@ struct Call {
   void FillInputs(uint64_t seed, bool any) {
     std::mt19937_64 random(seed);
     for (Buffer& input : inputs) input.Fill(random, any);
+    if (!any && op.rfind("EmbeddingBag", 0) == 0) inputs[2].FillBorders(inputs[1].Count());
   }
 
   // The error, or the bytes of all outputs.

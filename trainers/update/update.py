@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -10,12 +10,14 @@ import tensorflow as tf
 from tftoolkit.trainers import naming
 from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import Replica, own, total
+from tftoolkit.trainers.update import choosing, slices
 from tftoolkit.trainers.update.ema import Ema
 from tftoolkit.trainers.update.gradients import Gradients, LossFunction, accumulated, summed, wide
 from tftoolkit.trainers.update.guards import SpikeGuard
 from tftoolkit.trainers.update.keras_adapter import as_optimizer
 from tftoolkit.trainers.update.optimizers import Optimizer
 from tftoolkit.trainers.update.precision import DTYPES, LossScale, check_model, reading, weights_in
+from tftoolkit.trainers.update.slices import Gradient
 
 _Result = TypeVar("_Result")
 
@@ -107,6 +109,8 @@ class Update(tf.Module):
             raise ValueError(f"accumulate must be at least 1, but is {accumulate}")
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}, but is {precision!r}")
+        if accumulate > 1 and getattr(optimizer, "sparse", False):
+            raise ValueError(f"accumulate={accumulate} makes dense gradients, for which {_lazy(optimizer)}")
         _check_generations(model, optimizer)
         check_model(model, precision)
         self._model = model
@@ -119,8 +123,8 @@ class Update(tf.Module):
         self._only, self._frozen = only, frozen
         weights = self._chosen_weights()
         names = list(weights)
-        factors = _rate_factors(names, learning_rate_factors or {})
-        decays = _decays(names, no_weight_decay, self.optimizer)
+        factors = choosing.rate_factors(names, learning_rate_factors or {})
+        decays = choosing.decays(names, no_weight_decay, self.optimizer)
         self.optimizer.build(list(weights.values()), factors, decays, names)
         self.weights = self.optimizer.weights
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped")
@@ -157,9 +161,9 @@ class Update(tf.Module):
         if self._only is not None and self._frozen:
             raise ValueError("give only or frozen, not both")
         if self._only is not None:
-            chosen = _matched(self._only, weights, "only")
+            chosen = choosing.matched(self._only, weights, "only")
         else:
-            chosen = weights.keys() - _matched(self._frozen, weights, "frozen")
+            chosen = weights.keys() - choosing.matched(self._frozen, weights, "frozen")
         return {name: weight for name, weight in weights.items() if name in chosen}
 
     def gradients(self, losses: LossFunction, batch: Any, key: tf.Tensor) -> Gradients:
@@ -178,6 +182,8 @@ class Update(tf.Module):
         """
 
         replica, losses = Replica.current(), as_written(losses)
+        if replica.count > 1 and self.optimizer.sparse:
+            raise ValueError(f"{replica.count} replicas make dense gradients, for which {_lazy(self.optimizer)}")
         weights = [own(weight) for weight in self.weights]
 
         def one(part: Any, key: tf.Tensor) -> Gradients:
@@ -194,10 +200,10 @@ class Update(tf.Module):
                     )
                     scaled = sums.loss if scale is None else sums.loss * scale
                 found = tape.gradient(scaled, weights)
-            dense = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
+            ordered = [tf.cast(gradient, wide(gradient.dtype)) for gradient in self._in_order(found, self.weights)]
             if scale is not None:
-                dense = [gradient / tf.cast(scale, gradient.dtype) for gradient in dense]
-            return Gradients(dense, sums.weight, sums.metrics)
+                ordered = [slices.divided(gradient, scale) for gradient in ordered]
+            return Gradients(ordered, sums.weight, sums.metrics)
 
         def mine(batch: Any, key: tf.Tensor) -> Gradients:
             return accumulated(one, batch, key, self.accumulate, self.weights, replica)
@@ -237,13 +243,13 @@ class Update(tf.Module):
         self._check_tape_suffices()
         return self._apply(self._in_order(gradients, self.weights if weights is None else weights))
 
-    def _apply(self, gradients: Gradients | list[tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _apply(self, gradients: Gradients | list[Gradient]) -> dict[str, tf.Tensor]:
         if isinstance(gradients, Gradients):
-            dense = [total / tf.cast(gradients.weight, total.dtype) for total in gradients.sums]
+            means = [slices.divided(total, gradients.weight) for total in gradients.sums]
             loss = gradients.metric_sums["loss"] / gradients.weight
         else:
-            dense, loss = gradients, None
-        norm = self.optimizer.global_norm(dense)
+            means, loss = gradients, None
+        norm = self.optimizer.global_norm(means)
         finite = tf.math.is_finite(norm)
         ok = finite
         if self.spike_guard is not None:
@@ -254,7 +260,7 @@ class Update(tf.Module):
             metrics["loss_scale"] = self.loss_scale.scale.read_value()
             retried = self.loss_scale.update(finite)
 
-        as_written(self.optimizer.step)(self._clipped(dense, norm), ok)
+        as_written(self.optimizer.step)(self._clipped(means, norm), ok)
         if self.ema is not None:
             self.ema.update(ok)
 
@@ -289,17 +295,17 @@ class Update(tf.Module):
         if asked:
             raise ValueError(f"{' and '.join(asked)}: get the gradients from update.gradients(losses, batch, key)")
 
-    def _clipped(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
+    def _clipped(self, gradients: list[Gradient], norm: tf.Tensor) -> list[Gradient]:
+        most = self.clip_value
         if self.clip_norm is not None:
             scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
-            wider = [(gradient, wide(gradient.dtype)) for gradient in gradients]  # the scale isn't rounded to bfloat16
-            return [tf.cast(tf.cast(one, dtype) * tf.cast(scale, dtype), one.dtype) for one, dtype in wider]
-        if self.clip_value is not None:
-            return [tf.clip_by_value(gradient, -self.clip_value, self.clip_value) for gradient in gradients]
+            return [slices.shrunk(gradient, scale) for gradient in gradients]
+        if most is not None:
+            return [slices.mapped(lambda one: tf.clip_by_value(one, -most, most), each) for each in gradients]
         return gradients
 
-    def _in_order(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[tf.Tensor]:
-        """The gradients, dense, in the order of ``self.weights``."""
+    def _in_order(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Gradient]:
+        """The gradients in the order of ``self.weights``: dense, or added up slices where the optimizer takes them."""
         if len(gradients) != len(weights):
             raise ValueError(f"there are {len(gradients)} gradients for {len(weights)} weights")
         by_weight = {
@@ -316,7 +322,14 @@ class Update(tf.Module):
         without = [ref.deref().name for ref, gradient in by_weight.items() if gradient is None]
         if without:
             raise ValueError(f"no gradient reaches {sorted(without)}: use them in the loss or leave them out of Update")
-        return [tf.convert_to_tensor(by_weight[weight.ref()]) for weight in self.weights]
+        ordered = [by_weight[weight.ref()] for weight in self.weights]
+        if self.optimizer.sparse:
+            return [slices.summed(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
+        return [tf.convert_to_tensor(one) for one in ordered]
+
+
+def _lazy(optimizer: Any) -> str:
+    return f"{type(optimizer).__name__} isn't meant: take AdamW"
 
 
 def _check_generations(model: Any, optimizer: Any) -> None:
@@ -330,30 +343,3 @@ def _check_generations(model: Any, optimizer: Any) -> None:
                 f"the model is of {generation}, but the optimizer {type(optimizer).__name__} of {own}: "
                 "take an optimizer of the model's package, or one of tftoolkit.trainers.update.optimizers"
             )
-
-
-def _rate_factors(names: list[str], factors: Mapping[str, float]) -> list[float]:
-    found = dict.fromkeys(names, 1.0)
-    chosen_by: dict[str, str] = {}
-    for pattern, matched in naming.matching(factors, names, "learning_rate_factors").items():
-        if not (math.isfinite(factors[pattern]) and factors[pattern] >= 0):
-            raise ValueError(f"learning_rate_factors[{pattern!r}] must not be negative, but is {factors[pattern]}")
-        for name in matched:
-            if name in chosen_by:
-                raise ValueError(f"learning_rate_factors: {name!r} matches both {chosen_by[name]!r} and {pattern!r}")
-            chosen_by[name] = pattern
-            found[name] = float(factors[pattern])
-    return list(found.values())
-
-
-def _matched(patterns: Sequence[str], names: Iterable[str], what: str) -> set[str]:
-    if isinstance(patterns, str):
-        raise TypeError(f"{what} must be a sequence of patterns, but is the string {patterns!r}")
-    return {name for found in naming.matching(patterns, list(names), what).values() for name in found}
-
-
-def _decays(names: list[str], excluded: Sequence[str], optimizer: Optimizer) -> list[bool]:
-    without = _matched(excluded, names, "no_weight_decay")
-    if excluded and optimizer.weight_decay is None:
-        raise ValueError("no_weight_decay: this optimizer has no weight decay")
-    return [name not in without for name in names]

@@ -49,6 +49,11 @@ STRICTER = (
     "AdamWMaster",
     "DropoutAdd",
     "DropoutAddGrad",
+    "EmbeddingBag",
+    "EmbeddingBagGrad",
+    "EmbeddingBagMax",
+    "EmbeddingBagMaxGrad",
+    "EmbeddingBagWeightsGrad",
     "FlashAttention",
     "FlashAttentionGrad",
     "FlashAttentionVarlen",
@@ -271,7 +276,17 @@ class OpSubject:
             arrays[1] %= min(max(1, *arrays[0].shape[-1:], 1), 100)  # as there are classes
         if self.op.name.startswith("FusedLinearCrossEntropy"):
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
+        if self.op.name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
+            self.fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
         return arrays
+
+    @staticmethod
+    def fit_bags(arrays: list[Any], ids: np.ndarray, row_splits: np.ndarray) -> None:
+        """Ids that are rows of the table, and borders that rise from 0 to their number."""
+        ids %= min(max(1, *arrays[0].shape[:1], 1), 100)
+        row_splits %= ids.size + 1
+        row_splits.sort()
+        row_splits[:1], row_splits[-1:] = 0, ids.size
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
         """Right by the schema: then the answer must be right too. Else an error must come."""

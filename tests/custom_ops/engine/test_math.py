@@ -13,10 +13,10 @@ SOURCE = """
 #include "tftoolkit/math.h"
 #include "tftoolkit/simd.h"
 
-enum { kExp, kSigmoid, kBelow, kDensity, kSine, kCosine };
+enum { kExp, kWideExp, kWideLog, kSigmoid, kBelow, kDensity, kSine, kCosine };
 
 template <typename Function>
-TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& function) {
+TK_INLINE void Map(const double* x, double* y, int64_t n, const Function& function) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) y[i] = function(x[i]);
 }
@@ -24,9 +24,11 @@ TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& functio
 #define MAP(which_, value) \\
   if (which == which_) Map(x, y, n, [](double v) TK_INLINE_LAMBDA { return value; });
 #define EACH(name)                                                        \\
-  static void name(const double* x, float* y, int64_t n, int64_t which) { \\
+  static void name(const double* x, double* y, int64_t n, int64_t which) { \\
     using namespace tftoolkit;                                            \\
     MAP(kExp, Exp(static_cast<float>(v)))                                 \\
+    MAP(kWideExp, WideExp(v))                                             \\
+    MAP(kWideLog, WideLog(v))                                             \\
     MAP(kSigmoid, Sigmoid(static_cast<float>(v)))                         \\
     MAP(kBelow, StandardNormal(static_cast<float>(v)).below)              \\
     MAP(kDensity, StandardNormal(static_cast<float>(v)).density)          \\
@@ -36,20 +38,20 @@ TK_INLINE void Map(const double* x, float* y, int64_t n, const Function& functio
 TK_SIMD EACH(Fused)
 EACH(Plain)
 
-static ffi::Error Elementary(ffi::Buffer<ffi::F64> x, ffi::ResultBuffer<ffi::F32> y, bool fused, int64_t which) {
+static ffi::Error Elementary(ffi::Buffer<ffi::F64> x, ffi::ResultBuffer<ffi::F64> y, bool fused, int64_t which) {
   (fused ? Fused : Plain)(x.typed_data(), y->typed_data(), x.element_count(), which);
   return ffi::Error::Success();
 }
 XLA_FFI_DEFINE_HANDLER(ElementaryCpu, Elementary,
                        ffi::Ffi::Bind()
                            .Arg<ffi::Buffer<ffi::F64>>()
-                           .Ret<ffi::Buffer<ffi::F32>>()
+                           .Ret<ffi::Buffer<ffi::F64>>()
                            .Attr<bool>("fused")
                            .Attr<int64_t>("which"));
-TK_OP(Elementary, "(x: f64[n], *, which: i64, fused: bool) -> (y: f32[n])");
+TK_OP(Elementary, "(x: f64[n], *, which: i64, fused: bool) -> (y: f64[n])");
 TK_KERNEL(Elementary, CPU, ElementaryCpu);
 """
-NAMES = ("exp", "sigmoid", "below", "density", "sine", "cosine")
+NAMES = ("exp", "wide_exp", "wide_log", "sigmoid", "below", "density", "sine", "cosine")
 FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
@@ -74,6 +76,21 @@ def test_errors_in_units_in_the_last_place(evaluate, name, exact, low, high, ulp
     right = exact(x)
     errors = np.abs(evaluate(name, x, fused) - right) / np.spacing(np.float32(right))
     assert errors.max() <= ulp, (errors.max(), x[errors.argmax()])
+
+
+@FUSED
+def test_in_double(evaluate, fused):
+    x = np.linspace(-708, 709, 1_000_001)
+    right = np.exp(np.longdouble(x))
+    assert np.max(np.abs(evaluate("wide_exp", x, fused) - right) / np.spacing(np.float64(right))) <= 2
+    found = evaluate("wide_exp", [-np.inf, -709, 0, 710, np.inf, np.nan], fused)
+    np.testing.assert_array_equal(found, [0, 0, 1, np.inf, np.inf, np.nan])
+    for values in (np.exp(x), np.linspace(0.7, 1.42, 1_000_001)):
+        right = np.log(np.longdouble(values))
+        allowed = np.maximum(2 * np.spacing(np.abs(np.float64(right))), 2.0**-53)
+        assert np.all(np.abs(evaluate("wide_log", values, fused) - right) <= allowed)
+    found = evaluate("wide_log", [0, 1, np.inf, -1, np.nan, -np.inf], fused)
+    np.testing.assert_array_equal(found, [-np.inf, 0, np.inf, np.nan, np.nan, np.nan])
 
 
 @FUSED

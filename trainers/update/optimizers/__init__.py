@@ -5,6 +5,7 @@ from tftoolkit.trainers.update.optimizers.adagrad import Adagrad
 from tftoolkit.trainers.update.optimizers.adam import Adam, AdamW
 from tftoolkit.trainers.update.optimizers.base import Optimizer, assign_if
 from tftoolkit.trainers.update.optimizers.lamb import Lamb
+from tftoolkit.trainers.update.optimizers.lazy_adam import LazyAdam
 from tftoolkit.trainers.update.optimizers.lion import Lion
 from tftoolkit.trainers.update.optimizers.lookahead import Lookahead
 from tftoolkit.trainers.update.optimizers.muon import Muon
@@ -20,6 +21,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Lamb",
+    "LazyAdam",
     "Lion",
     "Lookahead",
     "Muon",

@@ -31,6 +31,8 @@ class Optimizer(PerWeight):
     """
 
     weight_decay: float | None = None
+    sparse = False
+    """Whether ``step`` takes ``tf.IndexedSlices`` too."""
 
     def __init__(self, learning_rate: float | Schedule) -> None:
         super().__init__()

@@ -68,9 +68,12 @@ class Rule(Optimizer):
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         scalars, learning_rate = self.scalars(tf.cast(self.iterations + 1, tf.float32)), self.learning_rate
         for number, gradient in enumerate(gradients):
-            one = Turn(self, number, gradient, ok, learning_rate)
+            one = self.turn(number, gradient, ok, learning_rate)
             one.move(self.moved(one, *(tf.cast(scalar, one.dtype) for scalar in scalars)))
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
+
+    def turn(self, number: int, gradient: tf.Tensor, ok: tf.Tensor, learning_rate: tf.Tensor) -> "Turn":
+        return Turn(self, number, gradient, ok, learning_rate)
 
     def scalars(self, t: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Numbers (float32) that a step needs for every weight; ``t`` counts the updates from 1."""
@@ -102,19 +105,19 @@ class Turn:
         self.gradient = tf.cast(gradient, self.dtype)
         self.rate = tf.cast(scaled(learning_rate, rule.rate_factors[number]), self.dtype)
         self.decay = (rule.weight_decay or 0.0) if rule.decays[number] else 0.0
-        self._old = self._variable.read_value()
+        self._old = self._value_of(self._variable)
         if self._master is not None:
-            self._old_master = self._master.read_value()
+            self._old_master = self._value_of(self._master)
             self.value = current(self._old_master, self._old)
         else:
             self.value = tf.cast(self._old, self.dtype)
 
     def read(self, slot: str) -> tf.Tensor:
-        return self._slots[slot].read_value()
+        return self._value_of(self._slots[slot])
 
     def write(self, slot: str, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
         """Change a slot from ``before``, what was read, unless the step is skipped. What it holds then."""
-        return assign_if(self._ok, self._slots[slot], before, value)
+        return self._assign(self._slots[slot], before, value)
 
     def change(self, slot: str, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         """Read, compute and write a slot. What it holds then."""
@@ -128,8 +131,14 @@ class Turn:
     def move(self, value: tf.Tensor) -> None:
         """Give the weight (and its master) a new value, unless the step is skipped."""
         if self._master is not None:
-            value = assign_if(self._ok, self._master, self._old_master, value)
-        assign_if(self._ok, self._variable, self._old, tf.cast(value, self._old.dtype))
+            value = self._assign(self._master, self._old_master, value)
+        self._assign(self._variable, self._old, tf.cast(value, self._old.dtype))
+
+    def _value_of(self, variable: tf.Variable) -> tf.Tensor:
+        return variable.read_value()
+
+    def _assign(self, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        return assign_if(self._ok, variable, before, value)
 
 
 def current(copy: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

@@ -27,6 +27,7 @@ class Wrapper(Optimizer):
         super().__init__(optimizer.schedule)
         self.iterations = optimizer.iterations
         self.weight_decay = optimizer.weight_decay
+        self.sparse = optimizer.sparse
 
     @property
     def schedule(self) -> Schedule:
