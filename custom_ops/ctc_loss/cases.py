@@ -29,12 +29,14 @@ class Case:
 
     def __str__(self) -> str:
         kind = "ragged" if self.ragged else "dense"
-        return f"{self.batch}x{self.time}x{self.classes}, {self.labels} labels, {kind}, blank {self.blank}, {self.dtype}"
+        return (
+            f"{self.batch}x{self.time}x{self.classes}, {self.labels} labels, {kind}, blank {self.blank}, {self.dtype}"
+        )
 
 
 # A vector holds 4, 8 or 16 pairs of states, a block 32 frames, a block of logits 2048: sizes below, at and beside
 # these; as many frames as labels; classes of which most are not among the labels, and few, which return often.
-CASES = (
+FLOAT_CASES = (
     Case(3, 7, 5, 2),
     Case(1, 1, 2, 1, blank=1),
     Case(2, 33, 3, 12, ragged=True),
@@ -42,6 +44,7 @@ CASES = (
     Case(2, 40, 2049, 40),
     Case(1, 200, 33, 64),
 )
+CASES = tuple(dataclasses.replace(case, dtype=dtype) for case in FLOAT_CASES for dtype in DTYPES)
 EMPTY_CASES = (Case(0, 4, 5, 2), Case(2, 0, 5, 0), Case(2, 4, 5, 0), Case(2, 4, 5, 0, ragged=True))
 
 
@@ -67,6 +70,6 @@ def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
 
 # What ``ops check`` calls each op with.
 ARGUMENTS: dict[str, Callable[[], tuple[list[Any], dict[str, Any]]]] = {
-    "CtcLoss": lambda: call_of("CtcLoss", CASES[0]),
-    "CtcLossGrad": lambda: call_of("CtcLossGrad", CASES[0]),
+    "CtcLoss": lambda: call_of("CtcLoss", FLOAT_CASES[0]),
+    "CtcLossGrad": lambda: call_of("CtcLossGrad", FLOAT_CASES[0]),
 }

@@ -101,7 +101,7 @@ def gradient(
     with tf.GradientTape() as tape:
         tape.watch(x)
         ways = _ways(given, x)
-    expected = tape.gradient(ways, x)
+    expected = tape.gradient(ways, x, unconnected_gradients="zero")  # no frames, no way through the loop
     log_sums = tf.reduce_sum(tf.where(given.is_frame, tf.math.log(total), tf.zeros_like(total)), axis=-1)
     possible = tf.cast(ways > NOTHING / 2, d_loss.dtype)
     d_loss = tf.where(tf.math.is_finite(log_sums), tf.where(possible > 0, d_loss, 0), log_sums - log_sums)

@@ -88,6 +88,21 @@ inline std::string AddLabels(const std::vector<int64_t>& given, int64_t begin, i
   return "";
 }
 
+// What is wrong with shapes and blank, or "".
+inline std::string CheckShapes(const ffi::AnyBuffer& logits, const ffi::AnyBuffer& labels, int64_t blank) {
+  const int64_t batch = logits.dimensions()[0], classes = logits.dimensions()[2];
+  const size_t rank = labels.dimensions().size();
+  if ((rank != 1 && rank != 2) || (rank == 2 && labels.dimensions()[0] != batch)) {
+    return "labels has shape " + ShapeText(labels) + ", but must be [" + std::to_string(batch) +
+           ", labels], or [values] with the labels of all sequences one behind the other";
+  }
+  if (batch > 0 && (blank < 0 || blank >= classes)) {
+    return "blank is " + std::to_string(blank) + ", but must be a class, from 0 to below " + std::to_string(classes) +
+           ", the last dimension of logits";
+  }
+  return "";
+}
+
 // Returns what is wrong, or "".
 inline std::string MakeProblem(const ffi::AnyBuffer& logits, const ffi::AnyBuffer& labels,
                                const ffi::AnyBuffer& logit_lengths, const ffi::AnyBuffer& label_lengths, int64_t blank,
@@ -98,16 +113,8 @@ inline std::string MakeProblem(const ffi::AnyBuffer& logits, const ffi::AnyBuffe
   p.type = dtype == ffi::F32 ? Type::kFloat : dtype == ffi::BF16 ? Type::kBFloat16 : Type::kHalf;
   p.logits = logits.untyped_data();
   p.batch = dims[0], p.time = dims[1], p.classes = dims[2], p.blank = blank;
+  if (std::string wrong = CheckShapes(logits, labels, blank); !wrong.empty() || p.batch == 0) return wrong;
   const size_t rank = labels.dimensions().size();
-  if ((rank != 1 && rank != 2) || (rank == 2 && labels.dimensions()[0] != p.batch)) {
-    return "labels has shape " + ShapeText(labels) + ", but must be [" + std::to_string(p.batch) +
-           ", labels], or [values] with the labels of all sequences one behind the other";
-  }
-  if (p.batch == 0) return "";
-  if (blank < 0 || blank >= p.classes) {
-    return "blank is " + std::to_string(blank) + ", but must be a class, from 0 to below " + std::to_string(p.classes) +
-           ", the last dimension of logits";
-  }
   const std::vector<int64_t> given = WholeNumbers(labels), frames = WholeNumbers(logit_lengths),
                              counts = WholeNumbers(label_lengths);
   const int64_t values = static_cast<int64_t>(given.size()), width = rank == 2 ? labels.dimensions()[1] : 0;

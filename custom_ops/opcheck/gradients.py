@@ -59,7 +59,7 @@ def gradient_broadcast(subject: Subject) -> str:
     """The gradient is wrong for other ranks of ``...``, or when output gradients come broadcast, sliced or sparse."""
     _require_gradient(subject)
     advice = "reduce over all dimensions that were broadcast; take the output gradient for a dense tensor of any values"
-    ranks = [case for case in subject.ranks if subject.differentiable(case)]
+    ranks = [case for case in subject.ranks if subject.differentiable(case) and not subject.probe(case).error]
     seen = ""
     if ranks:
         found = over(subject, ranks, lambda case: against_reference(subject, case), advice)

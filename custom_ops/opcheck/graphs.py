@@ -140,6 +140,7 @@ def in_float64(function: Program, arrays: Sequence[Array]) -> Callable[[Sequence
     except Exception:  # one that mixes its inputs with float32 by itself
         graph = trace(function, [single(array) for array in arrays])
     graph_def = graph_pb2.GraphDef.FromString(graph.graph_def)
+    _rename_functions(graph_def)
     for node in graph_def.node:
         _widen_attributes(node.attr)
     for inner in graph_def.library.function:
@@ -150,6 +151,22 @@ def in_float64(function: Program, arrays: Sequence[Array]) -> Callable[[Sequence
     constants = tuple((name, wide(value)) for name, value in graph.constants)
     run = runner(replace(graph, graph_def=graph_def.SerializeToString(), constants=constants))
     return lambda values: run([wide(value) for value in values])
+
+
+def _rename_functions(graph_def: graph_pb2.GraphDef) -> None:
+    """Bodies of loops, say: TensorFlow knows functions of their names already, with other dtypes."""
+    functions = graph_def.library.function
+    names = {inner.signature.name: f"{inner.signature.name}_in_float64" for inner in functions}
+    for inner in functions:
+        inner.signature.name = names[inner.signature.name]
+    for node in [*graph_def.node, *(node for inner in functions for node in inner.node_def)]:
+        node.op = names.get(node.op, node.op)
+        for value in node.attr.values():
+            for called in [value.func] * value.HasField("func") + [*value.list.func]:
+                called.name = names.get(called.name, called.name)
+    for gradient in graph_def.library.gradient:
+        gradient.function_name = names.get(gradient.function_name, gradient.function_name)
+        gradient.gradient_func = names.get(gradient.gradient_func, gradient.gradient_func)
 
 
 def _widen_attributes(attributes: Any) -> None:
