@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "tftoolkit/dispatch.h"
 #include "tftoolkit/op.h"
+#include "tftoolkit/sequence_arguments.h"
 
 namespace tftoolkit {
 namespace ctc {
@@ -45,26 +45,10 @@ struct Problem {
   }
 };
 
-inline std::vector<int64_t> WholeNumbers(const ffi::AnyBuffer& buffer) {
-  std::vector<int64_t> numbers(buffer.element_count());
-  (void)WithIntegerType("CtcLoss", buffer.element_type(), [&](auto type) {
-    std::copy_n(Data<decltype(type)>(buffer), numbers.size(), numbers.begin());
-    return ffi::Error::Success();
-  });
-  return numbers;
-}
-
 inline std::string ShapeText(const ffi::AnyBuffer& buffer) {
   std::string text;
   for (const int64_t dim : buffer.dimensions()) text += (text.empty() ? "" : ", ") + std::to_string(dim);
   return "[" + text + "]";
-}
-
-// "" or what is wrong with a length, which must be from 0 to `most`.
-inline std::string CheckLength(const char* name, size_t i, int64_t length, int64_t most, const char* of) {
-  if (length >= 0 && length <= most) return "";
-  return std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(length) + ", but must be from 0 to " +
-         std::to_string(most) + ", " + of;
 }
 
 // The labels of sequence b, element `begin` and following, become part of the problem. Returns what is wrong with them.
@@ -72,12 +56,9 @@ inline std::string AddLabels(const std::vector<int64_t>& given, int64_t begin, i
   Sequence& s = p.sequences[b];
   for (int64_t k = 0; k < s.count; ++k) {
     const int64_t label = given[begin + k];
-    if (label < 0 || label >= p.classes || label == p.blank) {
+    if (!IsLabel(label, p.classes, p.blank)) {
       const std::string place = padded ? std::to_string(b) + ", " + std::to_string(k) : std::to_string(begin + k);
-      return "labels[" + place + "] is " + std::to_string(label) +
-             (label == p.blank ? ", the blank; labels must be other classes"
-                               : ", but must be a class, from 0 to below " + std::to_string(p.classes) +
-                                     ", the last dimension of logits");
+      return BadLabel(label, p.classes, p.blank, "logits", place);
     }
     const bool repeats = k == 0 || label == given[begin + k - 1];
     p.labels.push_back(label);
@@ -96,11 +77,7 @@ inline std::string CheckShapes(const ffi::AnyBuffer& logits, const ffi::AnyBuffe
     return "labels has shape " + ShapeText(labels) + ", but must be [" + std::to_string(batch) +
            ", labels], or [values] with the labels of all sequences one behind the other";
   }
-  if (batch > 0 && (blank < 0 || blank >= classes)) {
-    return "blank is " + std::to_string(blank) + ", but must be a class, from 0 to below " + std::to_string(classes) +
-           ", the last dimension of logits";
-  }
-  return "";
+  return batch > 0 ? CheckBlank(blank, classes, "logits") : "";
 }
 
 // Returns what is wrong, or "".
@@ -108,9 +85,7 @@ inline std::string MakeProblem(const ffi::AnyBuffer& logits, const ffi::AnyBuffe
                                const ffi::AnyBuffer& logit_lengths, const ffi::AnyBuffer& label_lengths, int64_t blank,
                                Problem& p) {
   const auto dims = logits.dimensions();
-  using Type = FloatType;
-  const ffi::DataType dtype = logits.element_type();
-  p.type = dtype == ffi::F32 ? Type::kFloat : dtype == ffi::BF16 ? Type::kBFloat16 : Type::kHalf;
+  p.type = FloatTypeOf(logits);
   p.logits = logits.untyped_data();
   p.batch = dims[0], p.time = dims[1], p.classes = dims[2], p.blank = blank;
   if (std::string wrong = CheckShapes(logits, labels, blank); !wrong.empty() || p.batch == 0) return wrong;

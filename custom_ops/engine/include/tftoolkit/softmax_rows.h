@@ -56,6 +56,20 @@ inline RowSum BlockSum(const float* x, int64_t n) {
   return {shift, SumOf(sum + other)};
 }
 
+// The largest element; a NaN may get lost.
+inline float LargestOfRow(tftoolkit::FloatType type, const void* from, int64_t place, int64_t n) {
+  Vector top = Broadcast(kMinusInfinity);
+  for (int64_t begin = 0; begin < n; begin += kSoftmaxBlock) {
+    const int64_t count = std::min(kSoftmaxBlock, n - begin);
+    const FloatBlock block(type, from, place + begin, count, kMinusInfinity);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Vector x = LoadVector(block.data + i);
+      top = x > top ? x : top;
+    }
+  }
+  return LargestOf(top);
+}
+
 // The row of `n` elements that begins at `place`; blocks are joined in double.
 inline RowSum SumRow(tftoolkit::FloatType type, const void* from, int64_t place, int64_t n) {
   tftoolkit::SoftmaxPart<double, int64_t> row{};
