@@ -65,8 +65,8 @@ inline void Exponentials(const Problem& p, const void* from, int64_t row, int64_
     const FloatBlock block(p.type, from, row * p.classes + begin + at, count, kMinusInfinity);
     for (int64_t i = 0; i < count; i += kLanes) {
       const Vector x = LoadVector(block.data + i);
-      // Of plus infinity, which Exp2 does not take, nothing, so that its cells are computed by themselves.
-      StoreVector(result + i, x == -kMinusInfinity ? Vector{} : Exp2((x - shift) * kLog2E));
+      // Of plus infinity, which Exp2 does not take, NaN, so that its cells are computed by themselves.
+      StoreVector(result + i, x == -kMinusInfinity ? x - x : Exp2((x - shift) * kLog2E));
     }
     for (int64_t i = 0; i < count; ++i) to[(at + i) * step] = result[i];
   }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from fuzz_references import REFERENCES
+from fuzz_sequences import NAMES, fit_arrays, fitting_call
 from fuzz_values import as_list, as_shapes, changed, flat_outputs, largest
 from tensorflow.python.eager import context, execute
 
@@ -59,6 +60,7 @@ STRICTER = (
     "RotaryEmbedding",
     "SoftmaxCrossEntropy",
     "SoftmaxCrossEntropyGrad",
+    *NAMES,
 )
 
 
@@ -81,6 +83,8 @@ class OpSubject:
 
     def sample(self, rng: random.Random) -> sampling.Call:
         call = sampling.sample(self.schema, rng, max_elements=2000)
+        if self.op.name in NAMES:
+            return fitting_call(call, self.op.name, rng)
         if not self.op.name.startswith("AdamW"):
             return call
         each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
@@ -271,6 +275,8 @@ class OpSubject:
             arrays[1] %= min(max(1, *arrays[0].shape[-1:], 1), 100)  # as there are classes
         if self.op.name.startswith("FusedLinearCrossEntropy"):
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
+        if self.op.name in NAMES:
+            fit_arrays(arrays, self.op.name, call.attributes)
         return arrays
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
