@@ -15,6 +15,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
     from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
+    from tftoolkit.custom_ops.ctc_loss import ctc_loss
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.embedding_bag import embedding_bag
     from tftoolkit.custom_ops.engine.available import available
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
+    from tftoolkit.custom_ops.rnnt_loss import rnnt_loss, rnnt_loss_additive
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
     from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
     from tftoolkit.custom_ops.swiglu import swiglu
@@ -45,6 +47,7 @@ __all__ = [
     "crf_decode",
     "crf_log_likelihood",
     "crf_marginals",
+    "ctc_loss",
     "dropout_add",
     "embedding_bag",
     "flash_attention",
@@ -61,6 +64,8 @@ __all__ = [
     "rand_augment",
     "read_records",
     "rms_norm",
+    "rnnt_loss",
+    "rnnt_loss_additive",
     "rotary_embedding",
     "softmax_cross_entropy",
     "swiglu",
@@ -91,6 +96,7 @@ _LAZY = {
     "crf_decode": "crf_log_likelihood",
     "crf_marginals": "crf_log_likelihood",
     "flash_attention_varlen": "flash_attention",
+    "rnnt_loss_additive": "rnnt_loss",
 }
 
 

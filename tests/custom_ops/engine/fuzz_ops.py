@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from fuzz_references import REFERENCES
+from fuzz_sequences import NAMES, fit_arrays, fitting_call
 from fuzz_values import as_list, as_shapes, changed, flat_outputs, largest
 from tensorflow.python.eager import context, execute
 
@@ -64,6 +65,7 @@ STRICTER = (
     "RotaryEmbedding",
     "SoftmaxCrossEntropy",
     "SoftmaxCrossEntropyGrad",
+    *NAMES,
 )
 
 
@@ -86,6 +88,8 @@ class OpSubject:
 
     def sample(self, rng: random.Random) -> sampling.Call:
         call = sampling.sample(self.schema, rng, max_elements=2000)
+        if self.op.name in NAMES:
+            return fitting_call(call, self.op.name, rng)
         if not self.op.name.startswith("AdamW"):
             return call
         each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
@@ -278,6 +282,8 @@ class OpSubject:
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
         if self.op.name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
             self.fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
+        if self.op.name in NAMES:
+            fit_arrays(arrays, self.op.name, call.attributes)
         return arrays
 
     @staticmethod
