@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.fused_linear_cross_entropy import fused_linear_cross_entropy
     from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
+    from tftoolkit.custom_ops.grid_sample import grid_sample
     from tftoolkit.custom_ops.layer_norm import layer_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
@@ -46,6 +47,7 @@ __all__ = [
     "fused_linear_cross_entropy",
     "geglu",
     "global_norm",
+    "grid_sample",
     "index_records",
     "layer_norm",
     "load",
