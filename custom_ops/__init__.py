@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
     from tftoolkit.custom_ops.grid_sample import grid_sample
+    from tftoolkit.custom_ops.grid_sample.transforms import image_transform, rotate, translate
+    from tftoolkit.custom_ops.grid_sample.warps import (
+        dense_image_warp,
+        interpolate_spline,
+        resampler,
+        sparse_image_warp,
+    )
     from tftoolkit.custom_ops.layer_norm import layer_norm
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
@@ -41,6 +48,7 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "dense_image_warp",
     "dropout_add",
     "flash_attention",
     "flash_attention_varlen",
@@ -48,7 +56,9 @@ __all__ = [
     "geglu",
     "global_norm",
     "grid_sample",
+    "image_transform",
     "index_records",
+    "interpolate_spline",
     "layer_norm",
     "load",
     "load_inline",
@@ -56,10 +66,14 @@ __all__ = [
     "open_library",
     "rand_augment",
     "read_records",
+    "resampler",
     "rms_norm",
     "rotary_embedding",
+    "rotate",
     "softmax_cross_entropy",
+    "sparse_image_warp",
     "swiglu",
+    "translate",
 ]
 
 
@@ -84,7 +98,14 @@ _LAZY = {
     "opcheck": "opcheck",
     "OpCheckError": "opcheck",
     "OpReport": "opcheck",
+    "dense_image_warp": "grid_sample.warps",
     "flash_attention_varlen": "flash_attention",
+    "image_transform": "grid_sample.transforms",
+    "interpolate_spline": "grid_sample.warps",
+    "resampler": "grid_sample.warps",
+    "rotate": "grid_sample.transforms",
+    "sparse_image_warp": "grid_sample.warps",
+    "translate": "grid_sample.transforms",
 }
 
 

@@ -4,7 +4,8 @@
 
 over the pixels i of an image x, for each point p of a grid g. The weights w are 1 for the nearest pixel, linear in each
 coordinate (bilinear), or the cubic convolution of Keys (1981) with a = -0.75 (bicubic). Four ops with kernels of their
-own: ``TfToolkit>GridSample`` and ``TfToolkit>GridSampleGrad``, and ``GridSample3d`` and ``GridSample3dGrad`` for volumes.
+own: ``TfToolkit>GridSample`` and its gradient, ``GridSampleGrad``, and ``GridSample3d`` and ``GridSample3dGrad`` for
+volumes.
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ def grid_sample(
     return _sampled(images, grid, mode, padding, int(align_corners), name)
 
 
-def _sampled(images: Any, grid: Any, mode: str, padding: str, space: int, name: str | None = None) -> Any:
+def sample_pixels(images: Any, points: Any, mode: str, padding: str) -> Any:
+    """The same with x and y of points in pixels: whole numbers are pixels, without rounding on the way."""
+    return _sampled(images, points, mode, padding, _PIXELS, None)
+
+
+def _sampled(images: Any, grid: Any, mode: str, padding: str, space: int, name: str | None) -> Any:
     is_volume = len(getattr(images, "shape", ())) == 5
     for what, value, allowed in (
         ("mode", mode, _MODES[:2] if is_volume else _MODES),
