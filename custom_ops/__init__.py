@@ -14,10 +14,12 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.connected_components import connected_components
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
+    from tftoolkit.custom_ops.euclidean_distance_transform import euclidean_distance_transform
     from tftoolkit.custom_ops.flash_attention import flash_attention, flash_attention_varlen
     from tftoolkit.custom_ops.fused_linear_cross_entropy import fused_linear_cross_entropy
     from tftoolkit.custom_ops.geglu import geglu
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         sparse_image_warp,
     )
     from tftoolkit.custom_ops.layer_norm import layer_norm
+    from tftoolkit.custom_ops.median_filter2d import median_filter2d
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
@@ -48,8 +51,10 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "connected_components",
     "dense_image_warp",
     "dropout_add",
+    "euclidean_distance_transform",
     "flash_attention",
     "flash_attention_varlen",
     "fused_linear_cross_entropy",
@@ -62,6 +67,7 @@ __all__ = [
     "layer_norm",
     "load",
     "load_inline",
+    "median_filter2d",
     "opcheck",
     "open_library",
     "rand_augment",

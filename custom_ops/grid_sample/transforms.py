@@ -1,8 +1,8 @@
 """Projective transforms of images by grid_sample, under the meanings of TensorFlow Addons 0.23.
 
 Plain TensorFlow functions: they compute the points, and the kernel reads the pixels. Points are in pixels, float32, and
-carry gradients, so angles, shifts and transforms can be learnt; TensorFlow Addons had gradients by the images only, which
-were those of the inverse transform.
+carry gradients, so angles, shifts and transforms can be learnt; TensorFlow Addons had gradients by the images only,
+which were those of the inverse transform.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def image_transform(
       images: [batch, height, width, channels], [height, width, channels] or [height, width]; float32, bfloat16 or
         float16, or what TensorFlow's own op takes: uint8, int32, int64 and float64, without gradients by the transforms
         and not under XLA.
-      transforms: [8] or [batch, 8]: [a0, a1, a2, b0, b1, b2, c0, c1] of each image takes the *output's* pixel (x, y) from
+      transforms: [8] or [batch, 8]: with [a0, a1, a2, b0, b1, b2, c0, c1] the *output's* pixel (x, y) comes from
         ((a0 x + a1 y + a2) / k, (b0 x + b1 y + b2) / k) of the image, where k = c0 x + c1 y + 1.
       interpolation: "nearest" (halves go away from 0) or "bilinear"; capitals will do.
       fill_mode: what lies outside: "constant" is fill_value, "reflect" mirrors at the outer edges (d c b a | a b c d |

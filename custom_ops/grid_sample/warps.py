@@ -45,8 +45,8 @@ def dense_image_warp(image: Any, flow: Any, name: str | None = None) -> tf.Tenso
         (row - flow[..., 0], column - flow[..., 1]); computed with in float32.
 
     Returns:
-      A tensor of the image's shape and dtype, interpolated bilinearly; outside lies the nearest pixel. Differentiable by
-      both.
+      A tensor of the image's shape and dtype, interpolated bilinearly; outside lies the nearest pixel. Differentiable
+      by both.
     """
     import tensorflow as tf
 

@@ -59,6 +59,7 @@ STRICTER = (
     "GridSample3d",
     "GridSample3dGrad",
     "GridSampleGrad",
+    "MedianFilter2d",
     "RandAugment",
     "RotaryEmbedding",
     "SoftmaxCrossEntropy",

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 def inputs(dims):
     rng = np.random.default_rng(dims)
-    sizes = (*(2, 4, 5, 6, 2)[:dims + 1], 3)
+    sizes = (*(2, 4, 5, 6, 2)[: dims + 1], 3)
     points = (2, 3, 2, 5)[: dims + 1]
     images, dy = (rng.standard_normal(shape).astype(np.float32) for shape in (sizes, (*points, 3)))
     grid = rng.uniform(-1.7, 1.7, (*points, dims)).astype(np.float32)  # some outside, reflected twice
