@@ -78,6 +78,9 @@ void UniteRows(const typename P::Type* above, const Run* runs_above, int64_t fir
 
 template <typename P>
 void FindRuns(const typename P::Type* image, int64_t rows, int64_t width, Strip* strip) {
+  // As many runs as two values can have; what is not used is never touched.
+  strip->runs.reserve(rows * ((width + 1) / 2));
+  strip->parents.reserve(rows * ((width + 1) / 2));
   for (int64_t y = 0; y < rows; ++y) {
     const auto* row = image + y * width;
     strip->rows.push_back(strip->runs.size());

@@ -145,7 +145,7 @@ void GridGradient(ffi::ThreadPool& pool, Tag tag, const gs::Problem<kDims>& prob
     for (int64_t i = 0; i < count; ++i) {
       for (int a = 0; a < kDims; ++a, ++to) {
         float sum = 0;
-        for (int t = 0; t < kPixels; ++t) sum += products[i][t] * slopes.by[a][i][t];
+        for (int t = 0; t < kPixels; ++t) sum += products[i][t] * slopes.by[a][t][i];
         *to = sum;
       }
     }

@@ -117,7 +117,7 @@ TK_INLINE int32_t PixelOf(const Axis& axis, int32_t i) {
   if (axis.padding == kBorder) return i < 0 ? 0 : i < size ? i : size - 1;
   if (size == 1) return 0;
   const int32_t period = axis.space == kCorners ? 2 * size - 2 : 2 * size;
-  const int32_t rest = i % period, inside = rest < 0 ? rest + period : rest;
+  const int32_t inside = i < 0 ? i + period : i >= period ? i - period : i;  // places lie in one period, or end it
   return inside < size ? inside : (axis.space == kCorners ? period : period - 1) - inside;
 }
 

@@ -24,15 +24,38 @@ constexpr int Power(int base, int exponent) { return exponent == 0 ? 1 : base * 
 // The pixels of each point, -1 for those outside, and their weights.
 template <int kPixels>
 struct Shares {
-  int64_t pixel[kChunk][kPixels];
-  float weight[kChunk][kPixels];
+  int64_t pixel[kPixels][kChunk];
+  float weight[kPixels][kChunk];
 };
 
 // The weights' derivatives by x, y(, z) of the grid.
 template <int kPixels, int kDims>
 struct Slopes {
-  float by[kDims][kChunk][kPixels];
+  float by[kDims][kPixels][kChunk];
 };
+
+// Of the points along one axis: pixels, weights and their derivatives by the coordinate.
+template <int kTaps>
+struct Along {
+  int32_t pixel[kTaps][kChunk];
+  float weight[kTaps][kChunk], slope[kTaps][kChunk];
+};
+
+template <Mode kMode, int kTaps>
+TK_INLINE void LookAlong(const Axis axis, const float* coordinates, int64_t step, int64_t count, Along<kTaps>* along) {
+  const float scale = axis.scale();
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const Place place = PlaceOf<kMode>(axis, coordinates[i * step]);
+    const Start start = StartOf<kMode>(place.at);
+    const Weights<kTaps> weights = WeightsOf<kMode>(start.fraction);
+    for (int k = 0; k < kTaps; ++k) {
+      along->pixel[k][i] = PixelOf<kMode>(axis, start.first + k);
+      along->weight[k][i] = weights.value[k];
+      along->slope[k][i] = weights.slope[k] * (place.slope * scale);
+    }
+  }
+}
 
 // Of `count` points, the coordinates of the first at `grid`. The last axis goes fastest in the lists of pixels.
 // `slopes` may be null.
@@ -40,45 +63,42 @@ template <Mode kMode, int kDims, int kPixels = Power(Taps(kMode), kDims)>
 TK_INLINE void SharesOf(const Problem<kDims>& problem, const float* grid, int64_t count, Shares<kPixels>* shares,
                         Slopes<kPixels, kDims>* slopes) {
   constexpr int kTaps = Taps(kMode);
-  float fraction[kDims][kChunk], slope[kDims][kChunk];
-  int32_t first[kDims][kChunk];
+  Along<kTaps> axes[kDims];
   for (int a = 0; a < kDims; ++a) {
-    const Axis axis = problem.axes[a];
-    const float scale = axis.scale();
-    const float* coordinates = grid + kDims - 1 - a;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const Place place = PlaceOf<kMode>(axis, coordinates[i * kDims]);
-      const Start start = StartOf<kMode>(place.at);
-      first[a][i] = start.first;
-      fraction[a][i] = start.fraction;
-      slope[a][i] = place.slope * scale;
-    }
+    LookAlong<kMode>(problem.axes[a], grid + kDims - 1 - a, kDims, count, &axes[a]);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    Weights<kTaps> weights[kDims];
-    int64_t pixels[kDims][kTaps];
-    for (int a = 0; a < kDims; ++a) {
-      weights[a] = WeightsOf<kMode>(fraction[a][i]);
-      for (int k = 0; k < kTaps; ++k) pixels[a][k] = PixelOf<kMode>(problem.axes[a], first[a][i] + k);
-    }
-    for (int t = 0; t < kPixels; ++t) {
-      int64_t pixel = 0;
-      float weight = 1, by[kDims];
-      bool outside = false;
-      for (int a = 0, rest = kPixels; a < kDims; ++a) {
-        rest /= kTaps;
-        const int k = t / rest % kTaps;
-        outside |= pixels[a][k] < 0;
-        pixel = pixel * problem.axes[a].size + pixels[a][k];
-        for (int b = 0; b < a; ++b) by[b] *= weights[a].value[k];
-        by[a] = weight * weights[a].slope[k] * slope[a][i];
-        weight *= weights[a].value[k];
+  for (int t = 0; t < kPixels; ++t) {
+    int64_t* pixel = shares->pixel[t];
+    float* weight = shares->weight[t];
+    for (int a = 0, rest = kPixels; a < kDims; ++a) {
+      rest /= kTaps;
+      const int k = t / rest % kTaps;
+      const int32_t* here = axes[a].pixel[k];
+      const float* factor = axes[a].weight[k];
+      const int64_t size = problem.axes[a].size;
+      if (a == 0) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) pixel[i] = here[i], weight[i] = factor[i];
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t inside = pixel[i] * size + here[i];
+          pixel[i] = pixel[i] < 0 || here[i] < 0 ? -1 : inside;
+          weight[i] *= factor[i];
+        }
       }
-      shares->pixel[i][t] = outside ? -1 : pixel;
-      shares->weight[i][t] = weight;
-      for (int a = 0; slopes && a < kDims; ++a) {
-        slopes->by[kDims - 1 - a][i][t] = weight == weight ? by[a] : weight;  // all NaN where the point is nowhere
+    }
+    for (int b = 0; slopes && b < kDims; ++b) {
+      float* by = slopes->by[kDims - 1 - b][t];
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) {
+        float product = 1;
+        for (int a = 0, rest = kPixels; a < kDims; ++a) {
+          rest /= kTaps;
+          const int k = t / rest % kTaps;
+          product *= a == b ? axes[a].slope[k][i] : axes[a].weight[k][i];
+        }
+        by[i] = weight[i] == weight[i] ? product : weight[i];  // all NaN where the point is nowhere
       }
     }
   }
@@ -101,11 +121,12 @@ TK_INLINE void Blend(const Shares<kPixels>& shares, const T* image, const T* zer
   for (int64_t i = 0; i < count; ++i, y += size) {
     const T* pixels[kPixels];
     for (int t = 0; t < kPixels; ++t) {
-      const int64_t pixel = shares.pixel[i][t];
+      const int64_t pixel = shares.pixel[t][i];
       pixels[t] = pixel < 0 ? zeros : image + pixel * size;
     }
-    const float* weights = shares.weight[i];
-    WithChannels<T, kPixels>(size, [=](auto channels) TK_INLINE_LAMBDA {
+    float weights[kPixels];
+    for (int t = 0; t < kPixels; ++t) weights[t] = shares.weight[t][i];
+    WithChannels<T, kPixels>(size, [&](auto channels) TK_INLINE_LAMBDA {
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
         float sum = Load(pixels[0][c]) * weights[0];
@@ -122,7 +143,7 @@ TK_INLINE void Products(const Shares<kPixels>& shares, const T* image, const T* 
                         float (*products)[kPixels]) {
   for (int64_t i = 0; i < count; ++i, dy += size) {
     for (int t = 0; t < kPixels; ++t) {
-      const int64_t pixel = shares.pixel[i][t];
+      const int64_t pixel = shares.pixel[t][i];
       const T* values = image + std::max<int64_t>(0, pixel) * size;
       float sum = 0;
       if (pixel >= 0) {
@@ -136,15 +157,28 @@ TK_INLINE void Products(const Shares<kPixels>& shares, const T* image, const T* 
   }
 }
 
+// Whether any pixel of the points lies from `begin` to `end`.
+template <int kPixels>
+TK_INLINE bool Reach(const Shares<kPixels>& shares, int64_t count, int64_t begin, int64_t end) {
+  int64_t within = 0;
+  for (int t = 0; t < kPixels; ++t) {
+    const int64_t* pixel = shares.pixel[t];
+#pragma omp simd reduction(+ : within)
+    for (int64_t i = 0; i < count; ++i) within += pixel[i] >= begin && pixel[i] < end;
+  }
+  return within > 0;
+}
+
 // Adds the points' shares of dy to the gradients of their pixels, from `begin` to `end`; `sums` is at `begin`.
 template <int kPixels, typename T>
 TK_INLINE void Spread(const Shares<kPixels>& shares, const T* dy, int64_t count, int64_t size, int64_t begin,
                       int64_t end, float* sums) {
+  if (!Reach(shares, count, begin, end)) return;
   for (int64_t i = 0; i < count; ++i, dy += size) {
     for (int t = 0; t < kPixels; ++t) {
-      const int64_t pixel = shares.pixel[i][t];
+      const int64_t pixel = shares.pixel[t][i];
       if (pixel < begin || pixel >= end) continue;
-      const float weight = shares.weight[i][t];
+      const float weight = shares.weight[t][i];
       float* to = sums + (pixel - begin) * size;
       WithChannels<T, kPixels>(size, [=](auto channels) TK_INLINE_LAMBDA {
 #pragma omp simd
