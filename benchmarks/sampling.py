@@ -4,7 +4,8 @@
 
 The alternatives run in turn, PyTorch in a process of its own, so that a busy machine slows all alike. Images are
 square, channels last; PyTorch's have channels first, as it wants them. A grid turns each image by 20 degrees, so that
-neighbours stay neighbours; *scattered* has each point anywhere. *gradients* is forward and backward, by images and grid.
+neighbours stay neighbours; *scattered* has each point anywhere. *gradients* is forward and backward, by images and
+grid.
 """
 
 import os

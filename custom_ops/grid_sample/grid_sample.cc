@@ -39,7 +39,6 @@ using Result = ffi::Result<ffi::AnyBuffer>;
 namespace gs = tftoolkit::grid_sample;
 
 constexpr int64_t kValuesPerTask = 1 << 14;  // of y: tens of µs
-constexpr int64_t kBandsPerThread = 2;       // points may crowd in one of them
 
 template <gs::Mode kMode>
 using Tag = std::integral_constant<gs::Mode, kMode>;
@@ -64,7 +63,7 @@ TK_SHARES(gs::kBilinear, 3)
     gs::Blend(shares, image, zeros, count, size, y);                                                                 \
   }                                                                                                                  \
   TK_SIMD void Products(const gs::Shares<kPixels>& shares, const T* image, const T* dy, int64_t count, int64_t size, \
-                        float(*products)[kPixels]) {                                                                 \
+                        float(*products)[gs::kChunk]) {                                                              \
     gs::Products(shares, image, dy, count, size, products);                                                          \
   }                                                                                                                  \
   TK_SIMD void Spread(const gs::Shares<kPixels>& shares, const T* dy, int64_t count, int64_t size, int64_t begin,    \
@@ -137,17 +136,16 @@ void GridGradient(ffi::ThreadPool& pool, Tag tag, const gs::Problem<kDims>& prob
     gs::Shares<kPixels> shares;
     gs::Slopes<kPixels, kDims> slopes;
     SharesOf(tag, problem, grid + first * kDims, count, &shares, &slopes);
-    float products[gs::kChunk][kPixels] = {};
+    float products[kPixels][gs::kChunk] = {};
     if (tag != gs::kNearest) {  // its slopes are 0
       Products(shares, images + image * in, dy + first * problem.channels, count, problem.channels, products);
     }
-    float* to = dgrid + first * kDims;
-    for (int64_t i = 0; i < count; ++i) {
-      for (int a = 0; a < kDims; ++a, ++to) {
-        float sum = 0;
-        for (int t = 0; t < kPixels; ++t) sum += products[i][t] * slopes.by[a][t][i];
-        *to = sum;
+    for (int a = 0; a < kDims; ++a) {
+      float sums[gs::kChunk] = {};
+      for (int t = 0; t < kPixels; ++t) {
+        for (int64_t i = 0; i < gs::kChunk; ++i) sums[i] += products[t][i] * slopes.by[a][t][i];
       }
+      for (int64_t i = 0; i < count; ++i) dgrid[(first + i) * kDims + a] = sums[i];
     }
   });
 }
@@ -167,7 +165,7 @@ void AddShares(Tag tag, const gs::Problem<kDims>& problem, const T* dy, const fl
 // band(image, begin, end) for whole slices of the first axis of each image.
 void OverBands(ffi::ThreadPool& pool, int64_t images, int64_t slices,
                const std::function<void(int64_t, int64_t, int64_t)>& band) {
-  const int64_t wanted = kBandsPerThread * pool.num_threads() / std::max<int64_t>(1, images);
+  const int64_t wanted = (pool.num_threads() + images - 1) / std::max<int64_t>(1, images);
   const int64_t bands = std::max<int64_t>(1, std::min(wanted, slices));
   tftoolkit::ParallelFor(pool, images * bands, [&](int64_t task) {
     const int64_t i = task % bands;

@@ -38,20 +38,22 @@ constexpr int Power(int base, int exponent) { return exponent == 0 ? 1 : base * 
 template <gs::Mode kMode, int kDims>
 struct Point {
   static constexpr int kTaps = gs::Taps(kMode), kPixels = Power(kTaps, kDims);
-  gs::Weights<kTaps> weights[kDims];
   int64_t pixels[kDims][kTaps];  // -1: outside
-  float slope[kDims];
+  float fraction[kDims], slope[kDims];
 
   __device__ Point(const gs::Problem<kDims>& problem, const float* coordinates) {
 #pragma unroll
     for (int a = 0; a < kDims; ++a) {
       const gs::Axis& axis = problem.axes[a];
-      const gs::Place place = gs::PlaceOf<kMode>(axis, coordinates[kDims - 1 - a]);
-      const gs::Start start = gs::StartOf<kMode>(place.at);
-      weights[a] = gs::WeightsOf<kMode>(start.fraction);
-      slope[a] = place.slope * axis.scale();
+      gs::WithPadding(axis.padding, [&](auto padding) {
+        constexpr gs::Padding kPadding = decltype(padding)::value;
+        const gs::Place place = gs::PlaceOf<kMode, kPadding>(axis, coordinates[kDims - 1 - a]);
+        const gs::Start start = gs::StartOf<kMode>(place.at);
+        fraction[a] = start.fraction;
+        slope[a] = place.slope * axis.scale();
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) pixels[a][k] = gs::PixelOf<kMode>(axis, start.first + k);
+        for (int k = 0; k < kTaps; ++k) pixels[a][k] = gs::PixelOf<kMode, kPadding>(axis, start.first + k);
+      });
     }
   }
 
@@ -76,7 +78,7 @@ struct Point {
     for (int a = 0, rest = kPixels; a < kDims; ++a) {
       rest /= kTaps;
       const int k = t / rest % kTaps;
-      weight *= a == by ? weights[a].slope[k] * slope[a] : weights[a].value[k];
+      weight *= a == by ? gs::WeightSlopeOf<kMode>(k, fraction[a]) * slope[a] : gs::WeightOf<kMode>(k, fraction[a]);
     }
     return weight;
   }

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "tftoolkit/float_types.h"
 #include "tftoolkit/op.h"
@@ -39,27 +40,35 @@ struct Axis {
   int32_t size;
   Padding padding;
   Space space;
+  // A coordinate's place is ((g + add) * factor - less) * half, which rounds as the formulas above do.
+  float add, factor, less, half;
+  float low, span;  // reflection mirrors at `low` and `low` + `span`
+  float last;       // size - 1
 
-  // Pixels per unit of a coordinate.
-  TK_INLINE float scale() const {
-    const auto pixels = static_cast<float>(size);
-    return space == kPixels ? 1.0f : (space == kCorners ? pixels - 1 : pixels) * 0.5f;
-  }
-  // Where reflection mirrors: at `low` and `low` + `span`.
-  TK_INLINE float low() const { return space == kCorners ? 0.0f : -0.5f; }
-  TK_INLINE float span() const { return static_cast<float>(space == kCorners ? size - 1 : size); }
+  TK_INLINE float scale() const { return factor * half; }  // pixels per unit of a coordinate
 };
+
+inline Axis MakeAxis(int64_t size, int32_t padding, int32_t space) {
+  const auto pixels = static_cast<float>(size);
+  const bool corners = space == kCorners, in_pixels = space == kPixels;
+  return {static_cast<int32_t>(size),
+          static_cast<Padding>(padding),
+          static_cast<Space>(space),
+          in_pixels ? 0.0f : 1.0f,
+          in_pixels ? 1.0f
+          : corners ? pixels - 1
+                    : pixels,
+          in_pixels || corners ? 0.0f : 1.0f,
+          in_pixels ? 1.0f : 0.5f,
+          corners ? 0.0f : -0.5f,
+          corners ? pixels - 1 : pixels,
+          pixels - 1};
+}
 
 // A place, and by how much it moves for each pixel that the coordinate moves.
 struct Place {
   float at, slope;
 };
-
-TK_INLINE float Unpadded(const Axis& axis, float g) {
-  const auto pixels = static_cast<float>(axis.size);
-  if (axis.space == kPixels) return g;
-  return axis.space == kCorners ? (g + 1) * 0.5f * (pixels - 1) : ((g + 1) * pixels - 1) * 0.5f;
-}
 
 // The ends are outside: their slope is 0, as in PyTorch.
 TK_INLINE Place Clipped(Place place, float last) {
@@ -70,27 +79,32 @@ TK_INLINE Place Clipped(Place place, float last) {
 
 // Into one period of what reflection makes of the axis, [0, 2 span], counted from low. Infinity becomes NaN.
 TK_INLINE float InPeriod(const Axis& axis, float at) {
-  const float period = 2 * axis.span(), from_low = at - axis.low();
+  const float period = 2 * axis.span, from_low = at - axis.low;
   const float rest = from_low - period * std::floor(from_low / period);
   return rest < 0 ? 0.0f : rest > period ? period : rest;  // of what is very large, nothing is left but rounding
 }
 
-template <Mode kMode>
+template <Mode kMode, Padding kPadding>
 TK_INLINE Place PlaceOf(const Axis& axis, float g) {
-  const Place place = {Unpadded(axis, g), 1.0f};
-  const float last = static_cast<float>(axis.size) - 1;
-  if (axis.padding == kReflection) {
-    if (axis.span() <= 0) return {place.at - place.at, 0.0f};  // one place only; NaN stays NaN
-    const float from_low = InPeriod(axis, place.at);
-    if (kMode == kBicubic) return {from_low + axis.low(), 1.0f};
-    const bool back = from_low >= axis.span();
-    const float mirrored = back ? 2 * axis.span() - from_low : from_low;
-    return Clipped({mirrored + axis.low(), back ? -1.0f : 1.0f}, last);
+  const float at = ((g + axis.add) * axis.factor - axis.less) * axis.half;
+  if constexpr (kPadding == kReflection) {
+    const float from_low = InPeriod(axis, at);
+    const bool single = axis.span <= 0;  // one place only; NaN stays NaN
+    if constexpr (kMode == kBicubic) {
+      return {single ? at - at : from_low + axis.low, single ? 0.0f : 1.0f};
+    } else {
+      const bool back = from_low >= axis.span;
+      const float mirrored = back ? 2 * axis.span - from_low : from_low;
+      const Place inside = Clipped({mirrored + axis.low, back ? -1.0f : 1.0f}, axis.last);
+      return {single ? at - at : inside.at, single ? 0.0f : inside.slope};
+    }
+  } else if constexpr (kPadding == kBorder && kMode != kBicubic) {
+    return Clipped({at, 1.0f}, axis.last);
+  } else {
+    // From here on outwards all pixels of a place are outside.
+    const float most = axis.last + 5;
+    return {at < -5 ? -5.0f : at > most ? most : at, 1.0f};
   }
-  if (axis.padding == kBorder && kMode != kBicubic) return Clipped(place, last);
-  // From here on outwards all pixels of a place are outside.
-  const float most = last + 5;
-  return {place.at < -5 ? -5.0f : place.at > most ? most : place.at, 1.0f};
 }
 
 // The first pixel of a place, and how far behind it (bicubic: behind the second) the place lies. Of the nearest pixel,
@@ -110,47 +124,58 @@ TK_INLINE Start StartOf(float at) {
 }
 
 // The pixel that stands for pixel i of the padded axis; -1 for none, where it is 0.
-template <Mode kMode>
+template <Mode kMode, Padding kPadding>
 TK_INLINE int32_t PixelOf(const Axis& axis, int32_t i) {
   const int32_t size = axis.size;
-  if (kMode != kBicubic || axis.padding == kZeros || i < kNowhere / 2 || size == 0) return i >= 0 && i < size ? i : -1;
-  if (axis.padding == kBorder) return i < 0 ? 0 : i < size ? i : size - 1;
-  if (size == 1) return 0;
-  const int32_t period = axis.space == kCorners ? 2 * size - 2 : 2 * size;
-  const int32_t inside = i < 0 ? i + period : i >= period ? i - period : i;  // places lie in one period, or end it
-  return inside < size ? inside : (axis.space == kCorners ? period : period - 1) - inside;
+  int32_t found = i;
+  if constexpr (kMode == kBicubic && kPadding == kBorder) {
+    found = i < 0 ? 0 : i < size ? i : size - 1;
+  } else if constexpr (kMode == kBicubic && kPadding == kReflection) {
+    const int32_t corners = axis.space == kCorners, period = 2 * size - 2 * corners;
+    const int32_t inside = i < 0 ? i + period : i >= period ? i - period : i;  // places lie in a period, or end it
+    found = size == 1 ? 0 : inside < size ? inside : period - 1 + corners - inside;
+  }
+  return i >= kNowhere / 2 && found >= 0 && found < size ? found : -1;
 }
 
-// What each pixel of an axis contributes, and the derivative of that by the place.
-template <int kTaps>
-struct Weights {
-  float value[kTaps], slope[kTaps];
-};
+// run(padding) with the padding as a constant.
+template <typename Run>
+TK_INLINE void WithPadding(Padding padding, const Run& run) {
+  if (padding == kZeros) return run(std::integral_constant<Padding, kZeros>());
+  if (padding == kBorder) return run(std::integral_constant<Padding, kBorder>());
+  run(std::integral_constant<Padding, kReflection>());
+}
 
-// Of two: 1 - t and t. Of four: the cubic convolution of Keys (1981) with a = -0.75.
+// What the k-th pixel contributes. Of two: 1 - t and t. Of four: the cubic convolution of Keys (1981) with a = -0.75,
+// one polynomial within a distance of 1 and another up to 2.
+constexpr float kCubic = -0.75f;
+
 template <Mode kMode>
-TK_INLINE Weights<Taps(kMode)> WeightsOf(float t) {
-  Weights<Taps(kMode)> found;
+TK_INLINE float WeightOf(int k, float t) {
   if constexpr (kMode == kNearest) {
-    found.value[0] = t;
-    found.slope[0] = 0;
+    return t;
   } else if constexpr (kMode == kBilinear) {
-    found.value[0] = 1 - t;
-    found.value[1] = t;
-    found.slope[0] = -1;
-    found.slope[1] = 1;
+    return k == 0 ? 1 - t : t;
   } else {
-    constexpr float kA = -0.75f;
-    for (int i = 0; i < 4; ++i) {
-      // x: the pixel's distance; within 1 one polynomial, from 1 to 2 the other.
-      const bool inner = i == 1 || i == 2;
-      const float x = i == 0 ? t + 1 : i == 1 ? t : i == 2 ? 1 - t : 2 - t;
-      const float sign = i < 2 ? 1.0f : -1.0f;  // of x's derivative by t
-      found.value[i] = inner ? ((kA + 2) * x - (kA + 3)) * x * x + 1 : ((kA * x - 5 * kA) * x + 8 * kA) * x - 4 * kA;
-      found.slope[i] = sign * (inner ? (3 * (kA + 2) * x - 2 * (kA + 3)) * x : (3 * kA * x - 10 * kA) * x + 8 * kA);
-    }
+    const float x = k == 0 ? t + 1 : k == 1 ? t : k == 2 ? 1 - t : 2 - t;
+    return k == 1 || k == 2 ? ((kCubic + 2) * x - (kCubic + 3)) * x * x + 1
+                            : ((kCubic * x - 5 * kCubic) * x + 8 * kCubic) * x - 4 * kCubic;
   }
-  return found;
+}
+
+// Its derivative by the place.
+template <Mode kMode>
+TK_INLINE float WeightSlopeOf(int k, float t) {
+  if constexpr (kMode == kNearest) {
+    return 0;
+  } else if constexpr (kMode == kBilinear) {
+    return k == 0 ? -1.0f : 1.0f;
+  } else {
+    const float x = k == 0 ? t + 1 : k == 1 ? t : k == 2 ? 1 - t : 2 - t;
+    const float slope = k == 1 || k == 2 ? (3 * (kCubic + 2) * x - 2 * (kCubic + 3)) * x
+                                         : (3 * kCubic * x - 10 * kCubic) * x + 8 * kCubic;
+    return k < 2 ? slope : -slope;
+  }
 }
 
 // What an op is to do. Points: those of each image.
@@ -188,7 +213,7 @@ ffi::Error Describe(const ffi::AnyBuffer& images, const ffi::AnyBuffer& grid, in
                                          std::to_string(a + 1) + ", but may have at most " +
                                          std::to_string(kMostPixels));
     }
-    problem.axes[a] = {static_cast<int32_t>(size), static_cast<Padding>(padding), static_cast<Space>(space)};
+    problem.axes[a] = MakeAxis(size, padding, space);
     problem.points *= places[a + 1];
   }
   return ffi::Error::Success();

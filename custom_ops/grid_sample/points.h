@@ -41,18 +41,26 @@ struct Along {
   float weight[kTaps][kChunk], slope[kTaps][kChunk];
 };
 
-template <Mode kMode, int kTaps>
-TK_INLINE void LookAlong(const Axis axis, const float* coordinates, int64_t step, int64_t count, Along<kTaps>* along) {
+// In small loops, which compilers make vectors of.
+template <Mode kMode, Padding kPadding, int kTaps>
+TK_INLINE void LookAlong(const Axis axis, const float* coordinates, Along<kTaps>* along) {
   const float scale = axis.scale();
+  int32_t first[kChunk];
+  float fraction[kChunk], slope[kChunk];
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const Place place = PlaceOf<kMode>(axis, coordinates[i * step]);
+  for (int64_t i = 0; i < kChunk; ++i) {
+    const Place place = PlaceOf<kMode, kPadding>(axis, coordinates[i]);
     const Start start = StartOf<kMode>(place.at);
-    const Weights<kTaps> weights = WeightsOf<kMode>(start.fraction);
-    for (int k = 0; k < kTaps; ++k) {
-      along->pixel[k][i] = PixelOf<kMode>(axis, start.first + k);
-      along->weight[k][i] = weights.value[k];
-      along->slope[k][i] = weights.slope[k] * (place.slope * scale);
+    first[i] = start.first;
+    fraction[i] = start.fraction;
+    slope[i] = place.slope * scale;
+  }
+  for (int k = 0; k < kTaps; ++k) {
+#pragma omp simd
+    for (int64_t i = 0; i < kChunk; ++i) {
+      along->pixel[k][i] = PixelOf<kMode, kPadding>(axis, first[i] + k);
+      along->weight[k][i] = WeightOf<kMode>(k, fraction[i]);
+      along->slope[k][i] = WeightSlopeOf<kMode>(k, fraction[i]) * slope[i];
     }
   }
 }
@@ -65,7 +73,11 @@ TK_INLINE void SharesOf(const Problem<kDims>& problem, const float* grid, int64_
   constexpr int kTaps = Taps(kMode);
   Along<kTaps> axes[kDims];
   for (int a = 0; a < kDims; ++a) {
-    LookAlong<kMode>(problem.axes[a], grid + kDims - 1 - a, kDims, count, &axes[a]);
+    float coordinates[kChunk] = {};  // behind the last point, any
+    for (int64_t i = 0; i < count; ++i) coordinates[i] = grid[i * kDims + kDims - 1 - a];
+    WithPadding(problem.axes[a].padding, [&](auto padding) TK_INLINE_LAMBDA {
+      LookAlong<kMode, decltype(padding)::value>(problem.axes[a], coordinates, &axes[a]);
+    });
   }
   for (int t = 0; t < kPixels; ++t) {
     int64_t* pixel = shares->pixel[t];
@@ -78,10 +90,10 @@ TK_INLINE void SharesOf(const Problem<kDims>& problem, const float* grid, int64_
       const int64_t size = problem.axes[a].size;
       if (a == 0) {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) pixel[i] = here[i], weight[i] = factor[i];
+        for (int64_t i = 0; i < kChunk; ++i) pixel[i] = here[i], weight[i] = factor[i];
       } else {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = 0; i < kChunk; ++i) {
           const int64_t inside = pixel[i] * size + here[i];
           pixel[i] = pixel[i] < 0 || here[i] < 0 ? -1 : inside;
           weight[i] *= factor[i];
@@ -91,7 +103,7 @@ TK_INLINE void SharesOf(const Problem<kDims>& problem, const float* grid, int64_
     for (int b = 0; slopes && b < kDims; ++b) {
       float* by = slopes->by[kDims - 1 - b][t];
 #pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
+      for (int64_t i = 0; i < kChunk; ++i) {
         float product = 1;
         for (int a = 0, rest = kPixels; a < kDims; ++a) {
           rest /= kTaps;
@@ -140,7 +152,7 @@ TK_INLINE void Blend(const Shares<kPixels>& shares, const T* image, const T* zer
 // The products of a point's pixels with dy, summed over the channels. Outside they are 0.
 template <int kPixels, typename T>
 TK_INLINE void Products(const Shares<kPixels>& shares, const T* image, const T* dy, int64_t count, int64_t size,
-                        float (*products)[kPixels]) {
+                        float (*products)[kChunk]) {
   for (int64_t i = 0; i < count; ++i, dy += size) {
     for (int t = 0; t < kPixels; ++t) {
       const int64_t pixel = shares.pixel[t][i];
@@ -152,7 +164,7 @@ TK_INLINE void Products(const Shares<kPixels>& shares, const T* image, const T* 
           for (int64_t c = 0; c < channels; ++c) sum += Load(dy[c]) * Load(values[c]);
         });
       }
-      products[i][t] = sum;
+      products[t][i] = sum;
     }
   }
 }

@@ -77,7 +77,9 @@ def test_strings():
 def test_in_a_graph_and_a_pipeline():
     images = RNG.integers(0, 2, (4, 6, 7)).astype(bool)
     right = [custom_ops.connected_components(image) for image in images]
-    for one, label in zip(tf.data.Dataset.from_tensor_slices(images).map(custom_ops.connected_components), right):
+    for one, label in zip(
+        tf.data.Dataset.from_tensor_slices(images).map(custom_ops.connected_components), right, strict=True
+    ):
         np.testing.assert_array_equal(one, label)
     whole = tf.function(custom_ops.connected_components, jit_compile=True)(images)
     np.testing.assert_array_equal(whole, custom_ops.connected_components(images))

@@ -50,7 +50,7 @@ def test_ranks_graphs_and_pipelines():
     np.testing.assert_array_equal(custom_ops.euclidean_distance_transform(images[1, ..., 0]), whole[1, ..., 0])
     np.testing.assert_array_equal(custom_ops.euclidean_distance_transform([[1, 1, 0]]), [[2, 1, 0]])
     data = tf.data.Dataset.from_tensor_slices(images).map(custom_ops.euclidean_distance_transform)
-    for one, right in zip(data, whole):
+    for one, right in zip(data, whole, strict=True):
         np.testing.assert_array_equal(one, right)
     jitted = tf.function(custom_ops.euclidean_distance_transform, jit_compile=True)(images)
     np.testing.assert_array_equal(jitted, whole)

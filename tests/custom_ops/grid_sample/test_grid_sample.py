@@ -179,7 +179,7 @@ def test_wrong_arguments():
             wrong()
     with pytest.raises(ValueError, match="mode = 'cubic': must be one of nearest, bilinear, bicubic"):
         custom_ops.grid_sample(images, grid, mode="cubic")
-    with pytest.raises(ValueError, match="must be one of nearest, bilinear$"):
+    with pytest.raises(ValueError, match=r"must be one of nearest, bilinear$"):
         custom_ops.grid_sample(images[None], grid[None], mode="bicubic")
     with pytest.raises(ValueError, match="padding = 'wrap'"):
         custom_ops.grid_sample(images, grid, padding="wrap")

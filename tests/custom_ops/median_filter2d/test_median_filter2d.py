@@ -87,7 +87,9 @@ def test_ranks_graphs_and_pipelines():
     whole = custom_ops.median_filter2d(images)
     np.testing.assert_array_equal(custom_ops.median_filter2d(images[1]), whole[1])
     np.testing.assert_array_equal(custom_ops.median_filter2d(images[1, ..., 2], 3), whole[1, ..., 2])
-    for one, right in zip(tf.data.Dataset.from_tensor_slices(images).map(custom_ops.median_filter2d), whole):
+    for one, right in zip(
+        tf.data.Dataset.from_tensor_slices(images).map(custom_ops.median_filter2d), whole, strict=True
+    ):
         np.testing.assert_array_equal(one, right)
     np.testing.assert_array_equal(tf.function(custom_ops.median_filter2d, jit_compile=True)(images), whole)
     assert custom_ops.median_filter2d(images[:, :0]).shape == (3, 0, 9, 3)
