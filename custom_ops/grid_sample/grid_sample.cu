@@ -35,10 +35,11 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 constexpr int Power(int base, int exponent) { return exponent == 0 ? 1 : base * Power(base, exponent - 1); }
 
+// Pixels and weights are computed when they are asked for: as arrays they would not fit the registers.
 template <gs::Mode kMode, int kDims>
 struct Point {
   static constexpr int kTaps = gs::Taps(kMode), kPixels = Power(kTaps, kDims);
-  int64_t pixels[kDims][kTaps];  // -1: outside
+  int32_t first[kDims];
   float fraction[kDims], slope[kDims];
 
   __device__ Point(const gs::Problem<kDims>& problem, const float* coordinates) {
@@ -46,13 +47,11 @@ struct Point {
     for (int a = 0; a < kDims; ++a) {
       const gs::Axis& axis = problem.axes[a];
       gs::WithPadding(axis.padding, [&](auto padding) {
-        constexpr gs::Padding kPadding = decltype(padding)::value;
-        const gs::Place place = gs::PlaceOf<kMode, kPadding>(axis, coordinates[kDims - 1 - a]);
+        const gs::Place place = gs::PlaceOf<kMode, decltype(padding)::value>(axis, coordinates[kDims - 1 - a]);
         const gs::Start start = gs::StartOf<kMode>(place.at);
+        first[a] = start.first;
         fraction[a] = start.fraction;
         slope[a] = place.slope * axis.scale();
-#pragma unroll
-        for (int k = 0; k < kTaps; ++k) pixels[a][k] = gs::PixelOf<kMode, kPadding>(axis, start.first + k);
       });
     }
   }
@@ -64,9 +63,13 @@ struct Point {
 #pragma unroll
     for (int a = 0, rest = kPixels; a < kDims; ++a) {
       rest /= kTaps;
-      const int64_t here = pixels[a][t / rest % kTaps];
+      const gs::Axis& axis = problem.axes[a];
+      int32_t here = 0;
+      gs::WithPadding(axis.padding, [&](auto padding) {
+        here = gs::PixelOf<kMode, decltype(padding)::value>(axis, first[a] + t / rest % kTaps);
+      });
       outside |= here < 0;
-      pixel = pixel * problem.axes[a].size + here;
+      pixel = pixel * axis.size + here;
     }
     return outside ? -1 : pixel;
   }
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     const One point(problem, grid + place * kDims);
     const T* image = images + place / problem.points * pixels * problem.channels;
     cuda::Values<T> sums{};
-#pragma unroll
+#pragma unroll 4
     for (int t = 0; t < One::kPixels; ++t) {
       const int64_t pixel = point.Pixel(problem, t);
       const float weight = point.Weight(t);
@@ -133,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) GridGradient(gs::Problem<kDims> prob
       for (int64_t c = lane * cuda::kPack<T>; kMode != gs::kNearest && c < problem.channels;
            c += group * cuda::kPack<T>) {
         const cuda::Values<T> above = cuda::LoadValues(dy + place * problem.channels, c, problem.channels, packed);
-#pragma unroll
+#pragma unroll 2
         for (int t = 0; t < One::kPixels; ++t) {
           const int64_t pixel = point.Pixel(problem, t);
           if (pixel < 0) continue;
@@ -199,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
     const One point(problem, grid + place * kDims);
     const cuda::Values<T> above = cuda::LoadValues(dy + place * problem.channels, channel, problem.channels, packed);
     const double scale = Scale(to.largest[image], bits, 1);
-#pragma unroll
+#pragma unroll 4
     for (int t = 0; t < One::kPixels; ++t) {
       const int64_t pixel = point.Pixel(problem, t);
       if (pixel < 0) continue;

@@ -34,9 +34,9 @@ def median_filter2d(
       constant_values: what lies outside with "CONSTANT".
 
     Returns:
-      A tensor of the image's shape and dtype. Of a window with an even number of pixels it is the mean of the two
-      in the middle, rounded toward 0 if whole. A window with NaN gives NaN. Differentiable by the image, at plain TensorFlow's
-      speed: the gradient goes to the pixel that was the median.
+      A tensor of the image's shape and dtype. Of a window with an even number of pixels it is the mean of the two in
+      the middle, rounded toward 0 if whole. A window with NaN gives NaN. Differentiable by the image, at plain
+      TensorFlow's speed: the gradient goes to the pixel that was the median.
 
     Raises:
       ValueError: another rank, padding or filter_shape.
