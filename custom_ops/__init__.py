@@ -14,6 +14,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.connected_components import connected_components
     from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
     from tftoolkit.custom_ops.ctc_loss import ctc_loss
     from tftoolkit.custom_ops.dropout_add import dropout_add
@@ -21,11 +22,21 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
     from tftoolkit.custom_ops.engine.record_reader import index_records, read_records
+    from tftoolkit.custom_ops.euclidean_distance_transform import euclidean_distance_transform
     from tftoolkit.custom_ops.flash_attention import flash_attention, flash_attention_varlen
     from tftoolkit.custom_ops.fused_linear_cross_entropy import fused_linear_cross_entropy
     from tftoolkit.custom_ops.geglu import geglu
     from tftoolkit.custom_ops.global_norm import global_norm
+    from tftoolkit.custom_ops.grid_sample import grid_sample
+    from tftoolkit.custom_ops.grid_sample.transforms import image_transform, rotate, translate
+    from tftoolkit.custom_ops.grid_sample.warps import (
+        dense_image_warp,
+        interpolate_spline,
+        resampler,
+        sparse_image_warp,
+    )
     from tftoolkit.custom_ops.layer_norm import layer_norm
+    from tftoolkit.custom_ops.median_filter2d import median_filter2d
     from tftoolkit.custom_ops.opcheck import OpCheckError, OpReport, opcheck
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
@@ -44,31 +55,42 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "connected_components",
     "crf_decode",
     "crf_log_likelihood",
     "crf_marginals",
     "ctc_loss",
+    "dense_image_warp",
     "dropout_add",
     "embedding_bag",
+    "euclidean_distance_transform",
     "flash_attention",
     "flash_attention_varlen",
     "fused_linear_cross_entropy",
     "geglu",
     "global_norm",
+    "grid_sample",
+    "image_transform",
     "index_records",
+    "interpolate_spline",
     "layer_norm",
     "load",
     "load_inline",
+    "median_filter2d",
     "opcheck",
     "open_library",
     "rand_augment",
     "read_records",
+    "resampler",
     "rms_norm",
     "rnnt_loss",
     "rnnt_loss_additive",
     "rotary_embedding",
+    "rotate",
     "softmax_cross_entropy",
+    "sparse_image_warp",
     "swiglu",
+    "translate",
 ]
 
 
@@ -97,6 +119,13 @@ _LAZY = {
     "crf_marginals": "crf_log_likelihood",
     "flash_attention_varlen": "flash_attention",
     "rnnt_loss_additive": "rnnt_loss",
+    "dense_image_warp": "grid_sample.warps",
+    "image_transform": "grid_sample.transforms",
+    "interpolate_spline": "grid_sample.warps",
+    "resampler": "grid_sample.warps",
+    "rotate": "grid_sample.transforms",
+    "sparse_image_warp": "grid_sample.warps",
+    "translate": "grid_sample.transforms",
 }
 
 

@@ -28,14 +28,15 @@ def check_cases(
     cases: Iterable[Sized],
     *,
     max_elements: int | None = None,
-    call_of: Callable[[str, Any], tuple[list[Any], dict[str, Any]]] | None = None,
+    call_of: Callable[[str, Any], tuple[list[Any], dict[str, Any]] | None] | None = None,
     within: Sequence[Callable[[], contextlib.AbstractContextManager[Any]]] = (contextlib.nullcontext,),
 ) -> Result:
     """Calls the op eagerly on random inputs for each case; results must be as close to the reference's as opcheck asks.
 
     Args:
       max_elements: leaves out cases whose shape has more; None takes all.
-      call_of: (the op's name, a case) → inputs and attributes, of an op that doesn't take any numbers.
+      call_of: (the op's name, a case) → inputs and attributes, of an op that doesn't take any numbers; None where the
+        case is one of another op of the folder.
       within: makes contexts, in each of which each call is made; ``emulation.settings``, say.
 
     The first finding fails. Raises what the op's reference raises.
@@ -45,7 +46,10 @@ def check_cases(
         if max_elements is not None and math.prod(case.shape) > max_elements:
             continue
         label = f"{case.dtype}{list(case.shape)}"
-        inputs, attributes = call_of(op.name, case) if call_of else arguments.make(op, case.shape, case.dtype)
+        call = call_of(op.name, case) if call_of else arguments.make(op, case.shape, case.dtype)
+        if call is None:
+            continue
+        inputs, attributes = call
         subject = Subject(op, inputs, attributes)
         right = subject.right(subject.given, 0)
         for context in within:
