@@ -14,6 +14,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.batched_nms import batched_nms
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
@@ -40,6 +41,7 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "batched_nms",
     "dropout_add",
     "flash_attention",
     "flash_attention_varlen",
