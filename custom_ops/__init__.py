@@ -15,6 +15,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
     from tftoolkit.custom_ops.batched_nms import batched_nms
+    from tftoolkit.custom_ops.deform_conv2d import deform_conv2d
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.engine.available import available
     from tftoolkit.custom_ops.engine.jax_host import as_jax
@@ -43,6 +44,7 @@ __all__ = [
     "as_jax",
     "available",
     "batched_nms",
+    "deform_conv2d",
     "dropout_add",
     "flash_attention",
     "flash_attention_varlen",

@@ -3,8 +3,8 @@
 //
 // Candidates come in the order of all scores, and each is compared with the kept boxes of its class alone, which lie
 // side by side: some 12 operations and 20 bytes from the cache for each pair, and no more pairs once `max_output` boxes
-// are kept. (To strike out what each kept box overlaps, as one writes it, is the same number of pairs, but all of them.)
-// Sets of boxes are the tasks; one set is the work of one thread, since each decision rests on those before.
+// are kept. (To strike out what each kept box overlaps, as one writes it, is the same number of pairs, but all of
+// them.) Sets of boxes are the tasks; one set is the work of one thread, since each decision rests on those before.
 
 #include <algorithm>
 #include <cmath>

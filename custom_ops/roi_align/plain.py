@@ -49,7 +49,7 @@ class _Axis:
 
     def __init__(self, start: tf.Tensor, size: tf.Tensor, bins: Any, length: Any, ratio: int) -> None:
         dtype = start.dtype
-        bin_size = size / tf.cast(bins, dtype)
+        bin_size = size / tf.cast(tf.maximum(bins, 1), dtype)
         self.grid = tf.fill(tf.shape(size), tf.cast(ratio, dtype)) if ratio > 0 else tf.nn.relu(tf.math.ceil(bin_size))
         starts = start[:, None] + tf.cast(tf.range(bins), dtype) * bin_size[:, None]
         last = tf.cast(length - 1, dtype)

@@ -11,8 +11,8 @@
 //
 // A box whose index is no picture gives NaN, and no gradient: an error would have to be waited for.
 
-#include <cstdint>
 #include <cmath>
+#include <cstdint>
 
 #include "samples.h"
 #include "tftoolkit/cuda.h"
@@ -102,8 +102,7 @@ __global__ void __launch_bounds__(kThreads)
     const Axis y = boxes.AlongY(n, shape), x = boxes.AlongX(n, shape);
     const bool good = picture >= 0 && picture < shape.batch && y.finite() && x.finite();
     const T* from = features + (good ? picture : 0) * shape.height * shape.width * shape.channels;
-    const cuda::Values<T> values =
-        good ? Mean(from, y, x, bin_y, bin_x, shape, first, packed) : Constant<T>(NAN);
+    const cuda::Values<T> values = good ? Mean(from, y, x, bin_y, bin_x, shape, first, packed) : Constant<T>(NAN);
     cuda::StoreValues(values, out + bin * shape.channels, first, shape.channels, packed);
   }
 }
@@ -214,7 +213,8 @@ ffi::Error RoiAlign(cudaStream_t stream, ffi::AnyBuffer features, ffi::AnyBuffer
     const int64_t packs = cuda::Ceil(shape.channels, cuda::kPack<T>);
     const int64_t work = shape.boxes * shape.bins_y * shape.bins_x * packs;
     const unsigned blocks = tftoolkit::GridBlocks(cuda::Ceil(work, kThreads), INT32_MAX);
-    Collect<T><<<blocks, kThreads, 0, stream>>>(from, given, shape, packs, cuda::Packed<T>(shape.channels, from, to), to);
+    Collect<T>
+        <<<blocks, kThreads, 0, stream>>>(from, given, shape, packs, cuda::Packed<T>(shape.channels, from, to), to);
     return cuda::Launched();
   });
 }
@@ -234,7 +234,8 @@ ffi::Error RoiAlignGrad(cudaStream_t stream, ffi::AnyBuffer dy, ffi::AnyBuffer f
     const int64_t packs = cuda::Ceil(shape.channels, cuda::kPack<T>);
     const int64_t work = shape.batch * shape.height * shape.width * packs;
     const unsigned blocks = tftoolkit::GridBlocks(cuda::Ceil(work, kThreads), INT32_MAX);
-    Spread<T><<<blocks, kThreads, 0, stream>>>(from, given, shape, packs, cuda::Packed<T>(shape.channels, from, to), to);
+    Spread<T>
+        <<<blocks, kThreads, 0, stream>>>(from, given, shape, packs, cuda::Packed<T>(shape.channels, from, to), to);
     return cuda::Launched();
   });
 }

@@ -1,5 +1,5 @@
-// Where RoIAlign takes its samples, for CPU and GPU alike; positions are computed in the order of torchvision's, so that
-// the same samples lie outside.
+// Where RoIAlign takes its samples, for CPU and GPU alike; positions are computed in the order of torchvision's, so
+// that the same samples lie outside.
 
 #ifndef TFTOOLKIT_ROI_ALIGN_SAMPLES_H_
 #define TFTOOLKIT_ROI_ALIGN_SAMPLES_H_
@@ -8,13 +8,13 @@
 #include <cstdint>
 #include <string>
 
-#include "tftoolkit/op.h"
 #include "tftoolkit/float_types.h"
+#include "tftoolkit/op.h"
 
 namespace tftoolkit {
 namespace roi_align {
 
-constexpr int64_t kMostSamples = 1024;       // sampling_ratio
+constexpr int64_t kMostSamples = 1024;        // sampling_ratio
 constexpr float kMostAdaptive = 16777216.0f;  // in a bin this large floats are too coarse for its samples anyway
 
 struct Options {
@@ -79,7 +79,8 @@ struct Axis {
     return true;
   }
 
-  // Those samples of a bin that may lie between two positions, and few others. A box may be far larger than the picture.
+  // Those samples of a bin that may lie between two positions, and few others. A box may be far larger than the
+  // picture.
   TK_INLINE Range Between(int64_t b, float low, float high) const {
     if (!adaptive) return {0, grid};
     const float first = start + static_cast<float>(b) * bin, step = bin / static_cast<float>(Larger(grid, 1));
