@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
     from tftoolkit.custom_ops.roi_align import roi_align
+    from tftoolkit.custom_ops.roi_pool import roi_pool
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
     from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
     from tftoolkit.custom_ops.swiglu import swiglu
@@ -61,6 +62,7 @@ __all__ = [
     "read_records",
     "rms_norm",
     "roi_align",
+    "roi_pool",
     "rotary_embedding",
     "softmax_cross_entropy",
     "swiglu",
