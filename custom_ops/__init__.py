@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.roi_align import roi_align
     from tftoolkit.custom_ops.roi_pool import roi_pool
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
+    from tftoolkit.custom_ops.soft_nms import soft_nms
     from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
     from tftoolkit.custom_ops.swiglu import swiglu
 
@@ -64,6 +65,7 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "rotary_embedding",
+    "soft_nms",
     "softmax_cross_entropy",
     "swiglu",
 ]

@@ -42,6 +42,11 @@ class BoxArrays {
     }
   }
 
+  void Move(int64_t from, int64_t to) {
+    float* at = memory_.data();
+    for (int array = 0; array < 5; ++array, at += capacity_) at[to] = at[from];
+  }
+
   // x1, y1, x2, y2 and areas, from box `first` on.
   struct Pointers {
     const float *x1, *y1, *x2, *y2, *area;
