@@ -69,29 +69,6 @@ inline ffi::Error MakeProblem(const ffi::AnyBuffer& x, const ffi::AnyBuffer& off
   return wrong;
 }
 
-struct PointGradient {
-  float y = 0, x = 0, mask = 0;
-
-  void Add(const PointGradient& other) {
-    y += other.y;
-    x += other.x;
-    mask += other.mask;
-  }
-};
-
-// From the products of the gradient by the column with the four corners.
-TK_INLINE PointGradient GradientOf(const Point& point, const float (&dots)[4]) {
-  if (point.nan) {
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    return {nan, nan, nan};
-  }
-  const float y = (1.0f - point.x) * (dots[2] - dots[0]) + point.x * (dots[3] - dots[1]);
-  const float x = (1.0f - point.y) * (dots[1] - dots[0]) + point.y * (dots[3] - dots[2]);
-  float mask = 0;
-  for (int corner = 0; corner < 4; ++corner) mask += point.Weight(corner) * dots[corner];
-  return {y * point.mask, x * point.mask, mask};
-}
-
 // By y; comes out: those by x and the weight, and what each chunk adds to those of each [pixel][point].
 struct Gradients {
   const void* dy;

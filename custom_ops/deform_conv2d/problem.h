@@ -70,6 +70,29 @@ TK_INLINE Point FindPoint(const Shape& s, const T* offset, const T* mask, int64_
   return found;
 }
 
+struct PointGradient {
+  float y = 0, x = 0, mask = 0;
+
+  TK_INLINE void Add(const PointGradient& other) {
+    y += other.y;
+    x += other.x;
+    mask += other.mask;
+  }
+};
+
+// From the products of the gradient by the column with the four corners.
+TK_INLINE PointGradient GradientOf(const Point& point, const float (&dots)[4]) {
+  if (point.nan) {
+    const float nan = NAN;
+    return {nan, nan, nan};
+  }
+  const float y = (1.0f - point.x) * (dots[2] - dots[0]) + point.x * (dots[3] - dots[1]);
+  const float x = (1.0f - point.y) * (dots[1] - dots[0]) + point.y * (dots[3] - dots[2]);
+  float mask = 0;
+  for (int corner = 0; corner < 4; ++corner) mask += point.Weight(corner) * dots[corner];
+  return {y * point.mask, x * point.mask, mask};
+}
+
 inline ffi::Error Wrong(const std::string& text) { return ffi::Error::InvalidArgument(text); }
 
 inline ffi::Error CheckSteps(const char* name, const Steps& steps, int64_t length, int64_t kernel, int64_t out) {
