@@ -51,9 +51,9 @@ def batched_nms(
         raise ValueError(f"iou_threshold must be from 0 to 1, got {iou_threshold}")
     if max_output < 0:
         raise ValueError(f"max_output must not be negative, got {max_output}")
-    threshold = _LOWEST if score_threshold is None else max(_LOWEST, score_threshold)
-    if threshold != threshold:
-        raise ValueError("score_threshold must be a number, got NaN")
+    threshold = _LOWEST if score_threshold is None else score_threshold
+    if not _LOWEST <= threshold <= -_LOWEST:
+        raise ValueError(f"score_threshold must be a finite number, got {score_threshold}")
     options = {"iou_threshold": iou_threshold, "max_output": max_output, "score_threshold": threshold}
     return _op(boxes, scores, classes, **options, name=name)
 

@@ -87,9 +87,7 @@ def _(op: Any, dy: Any) -> Any:
 
 
 @_backward.reference
-def _(
-    dy: Any, x: Any, offset: Any, weight: Any, mask: Any, *, masked: bool, has_dmask: bool, **steps: int
-) -> Any:
+def _(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, *, masked: bool, has_dmask: bool, **steps: int) -> Any:
     from tftoolkit.custom_ops.deform_conv2d import plain
 
     found = plain.gradients(dy, x, offset, weight, mask if masked else None, **steps)

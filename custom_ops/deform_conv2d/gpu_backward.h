@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) PointsKernel(Backward call, Chunk ch
     for (int64_t c = lane; c < channels; c += cuda::kWarp) {
       const int64_t channel = offset_group * channels + c, place = ColumnPlace(s, pixel, point, channel);
       const float g = chunk.dcolumns[place];
-      float column = found.nan ? NAN : 0.0f;
+      float column = found.Outside();
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
         if (found.corners[corner] < 0) continue;

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) ColumnsKernel(Forward call, Chunk ch
                                      chunk.first + pixel, offset_group, point);
     float sums[kCount];
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) sums[j] = found.nan ? NAN : 0.0f;
+    for (int j = 0; j < kCount; ++j) sums[j] = found.Outside();
     for (int corner = 0; corner < 4; ++corner) {
       if (found.corners[corner] < 0) continue;
       const float weight = found.Weight(corner) * found.mask;

@@ -41,7 +41,7 @@ inline void FindPoints(const Problem& p, int64_t offset_group, int64_t first, in
 
 template <typename T>
 TK_INLINE void SamplePoint(const Point& point, const T* x, int64_t channels, float* to) {
-  const float nothing = point.nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+  const float nothing = point.Outside();
   for (int64_t c = 0; c < channels; ++c) to[c] = nothing;
   for (int corner = 0; corner < 4; ++corner) {
     if (point.corners[corner] < 0) continue;

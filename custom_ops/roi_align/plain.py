@@ -28,9 +28,7 @@ def forward(
     return tf.cast(tf.where(spoilt | _outer(bad), _nan(boxes.dtype), y), features.dtype)
 
 
-def backward(
-    dy: tf.Tensor, features: tf.Tensor, boxes: tf.Tensor, box_indices: tf.Tensor, **options: Any
-) -> tf.Tensor:
+def backward(dy: tf.Tensor, features: tf.Tensor, boxes: tf.Tensor, box_indices: tf.Tensor, **options: Any) -> tf.Tensor:
     """The gradient by the features."""
     boxes = tf.stop_gradient(boxes)
     shape = tf.shape(dy)
@@ -84,7 +82,9 @@ def _weights(
 ) -> tuple[_Axis, _Axis, tf.Tensor, tf.Tensor]:
     """Of both axes; how many samples a bin has; and which boxes are not finite."""
     bad = ~tf.reduce_all(tf.math.is_finite(boxes), -1)
-    places = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype) - (0.5 if aligned else 0.0)
+    places = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype) - (
+        0.5 if aligned else 0.0
+    )
     axes = []
     for first, bins, length in ((1, bins_y, tf.shape(features)[1]), (0, bins_x, tf.shape(features)[2])):
         start, size = places[:, first], places[:, first + 2] - places[:, first]

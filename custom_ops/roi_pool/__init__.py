@@ -122,7 +122,7 @@ def _(dy: tf.Tensor, places: tf.Tensor, features: tf.Tensor, box_indices: tf.Ten
     wide = tf.float64 if dy.dtype == tf.float64 else tf.float32
     channels = tf.range(shape[3])
     # Places that are none go behind the end.
-    segment = (box_indices[:, None, None, None] * tf.cast(pixels, box_indices.dtype) + tf.cast(places, box_indices.dtype))
+    segment = box_indices[:, None, None, None] * tf.cast(pixels, box_indices.dtype) + tf.cast(places, box_indices.dtype)
     segment = segment * tf.cast(shape[3], box_indices.dtype) + tf.cast(channels, box_indices.dtype)
     size = shape[0] * pixels * shape[3]
     segment = tf.where(places < 0, tf.cast(size, box_indices.dtype), segment)

@@ -43,7 +43,11 @@ def boxes(seed, n, width, height):
 def nms():
     rng = np.random.default_rng(0)
     # More than 1000 boxes: with fewer, torchvision moves classes apart by an offset, which costs digits.
-    given, scores, classes = np.abs(boxes(0, 1200, 60, 60)), rng.random(1200).astype(np.float32), rng.integers(0, 3, 1200)
+    given, scores, classes = (
+        np.abs(boxes(0, 1200, 60, 60)),
+        rng.random(1200).astype(np.float32),
+        rng.integers(0, 3, 1200),
+    )
     scores[::7] = scores[0]
     for threshold in (0.0, 0.1, 0.5, 0.9):
         kept = torchvision.ops.batched_nms(*map(torch.tensor, (given, scores, classes)), threshold)
@@ -54,7 +58,13 @@ def nms():
 def roi_align():
     features, given, images = normal(1, 2, 5, 11, 13), boxes(2, 9, 13, 11), np.arange(9) % 2
     for number, (size, scale, ratio, aligned) in enumerate(
-        [((3, 2), 1.0, -1, True), ((2, 4), 0.5, 2, False), ((5, 5), 1.7, 0, True), ((1, 1), 1.0, 3, True), ((4, 3), 0.8, -1, False)]
+        [
+            ((3, 2), 1.0, -1, True),
+            ((2, 4), 0.5, 2, False),
+            ((5, 5), 1.7, 0, True),
+            ((1, 1), 1.0, 3, True),
+            ((4, 3), 0.8, -1, False),
+        ]
     ):
 
         def function(features, size=size, scale=scale, ratio=ratio, aligned=aligned):

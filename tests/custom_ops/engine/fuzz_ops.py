@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from fuzz_references import REFERENCES
-from fuzz_values import as_list, as_shapes, changed, flat_outputs, largest
+from fuzz_values import as_list, as_shapes, changed, convolution, flat_outputs, largest
 from tensorflow.python.eager import context, execute
 
 from tftoolkit.custom_ops.engine import op_def, sampling, shapes
@@ -50,6 +50,8 @@ STRICTER = (
     "AdamW",
     "AdamWMaster",
     "BatchedNms",
+    "DeformConv2d",
+    "DeformConv2dGrad",
     "DropoutAdd",
     "DropoutAddGrad",
     "FlashAttention",
@@ -61,8 +63,11 @@ STRICTER = (
     "RandAugment",
     "RoiAlign",
     "RoiAlignGrad",
+    "RoiPool",
+    "RoiPoolGrad",
     "RotaryEmbedding",
     "SoftmaxCrossEntropy",
+    "SoftNms",
     "SoftmaxCrossEntropyGrad",
 )
 
@@ -86,6 +91,8 @@ class OpSubject:
 
     def sample(self, rng: random.Random) -> sampling.Call:
         call = sampling.sample(self.schema, rng, max_elements=2000)
+        if self.op.name.startswith("DeformConv2d"):
+            return convolution(call, rng)
         if not self.op.name.startswith("AdamW"):
             return call
         each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
@@ -283,8 +290,11 @@ class OpSubject:
         if self.op.name.startswith("FusedLinearCrossEntropy"):
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
         if self.op.name.startswith("Roi"):
-            pictures = arrays[self.schema.inputs.index(next(one for one in self.schema.inputs if one.name == "features"))]
-            arrays[-1] %= min(max(1, *pictures.shape[:1], 1), 100)
+            named = {argument.name: array for argument, array in zip(self.schema.inputs, arrays, strict=True)}
+            batch, *pixels, _ = (*named["features"].shape, 1, 1)
+            named["box_indices"] %= min(max(1, batch), 100)
+            if "places" in named:
+                named["places"] %= min(max(1, int(np.prod(pixels[:2]))), 100)
         return arrays
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
@@ -331,7 +341,9 @@ class OpSubject:
         reference = REFERENCES.get(self.op.name)
         with np.errstate(all="ignore"):
             if reference:
-                expected = reference(*(array if array is None else array.astype(np.float64) for array in arrays), **call.attributes)
+                expected = reference(
+                    *(array if array is None else array.astype(np.float64) for array in arrays), **call.attributes
+                )
             elif self.op.reference_function:
                 values = [value.numpy() for value in flat_outputs(self.op.run_reference(*arrays, **call.attributes))]
                 given = max(
