@@ -31,7 +31,7 @@ def batched_nms(
     """Returns the indices of the boxes that are kept, by falling score.
 
     Args:
-      boxes: [..., n, 4], x1, y1, x2, y2; float32, bfloat16 or float16. Boxes of different classes never meet. A box with
+      boxes: [..., n, 4], x1, y1, x2, y2; float32, bfloat16 or float16. Boxes of different classes never meet. One with
         x2 <= x1 or y2 <= y1 overlaps nothing; one with a NaN is left out.
       scores: [..., n], of boxes' dtype. Of equal scores the lower index comes first; NaN is left out.
       classes: [..., n], int32 or int64, any numbers; None if all boxes are of one class.

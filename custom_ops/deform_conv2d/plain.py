@@ -7,12 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 
-def forward(x: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: int) -> tf.Tensor:
+def forward(given: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: int) -> tf.Tensor:
     """[batch, out_height, out_width, out_channels]; arithmetic in float32, or float64 for that."""
-    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
-    wide = [None if one is None else tf.cast(one, dtype) for one in (x, offset, weight, bias, mask)]
-    y = _convolve(*wide, **steps)
-    return tf.cast(y, x.dtype)
+    dtype = tf.float64 if given.dtype == tf.float64 else tf.float32
+    x, offset, weight, bias, mask = (
+        None if one is None else tf.cast(one, dtype) for one in (given, offset, weight, bias, mask)
+    )
+    return tf.cast(_convolve(x, offset, weight, bias, mask, **steps), given.dtype)
 
 
 def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int) -> list[Any]:
@@ -22,7 +23,7 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
     wide = tf.cast(dy, dtype)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        y = _convolve(*inputs[:3], None, inputs[3] if mask is not None else None, **steps)
+        y = _convolve(inputs[0], inputs[1], inputs[2], None, None if mask is None else inputs[3], **steps)
     found = tape.gradient(y, inputs, output_gradients=wide)
     found.insert(3, tf.reduce_sum(wide, [0, 1, 2]))
     return [tf.cast(one, x.dtype) for one in found]

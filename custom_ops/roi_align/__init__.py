@@ -40,7 +40,7 @@ def roi_align(
       box_indices: [n], int32 or int64: the picture of each box, 0 … batch - 1.
       output_size: bins, (height, width) or one number for both.
       spatial_scale: what the features' size is of that of the picture in which boxes are measured.
-      sampling_ratio: samples of a bin along each axis, at most 1024; 0 or less for as many as it has pixels, rounded up.
+      sampling_ratio: samples of a bin along each axis, at most 1024; 0 or less: as many as it has pixels, rounded up.
       aligned: without it a box is at least one pixel wide and high.
 
     Returns:

@@ -35,7 +35,7 @@ class Case:
         return ", ".join([f"{self.boxes} boxes of {self.bins} on {self.features}", *options, self.dtype])
 
 
-# 32 channels are summed up at once, and on a GPU 4 or 8 read; boxes within a pixel, on the border, beyond it, and turned.
+# 32 channels are summed up at once, on a GPU 4 or 8 read; boxes within a pixel, on the border, beyond it, and turned.
 CASES = (
     Case((2, 9, 7, 5), 8, (3, 2)),
     Case((1, 12, 13, 8), 7, (2, 5), (("spatial_scale", 0.5), ("sampling_ratio", 2))),

@@ -39,8 +39,8 @@ def roi_pool(
       spatial_scale: what the features' size is of that of the picture in which boxes are measured.
 
     Returns:
-      [n, height, width of output_size, channels], of features' dtype: 0 in a bin outside of the picture, NaN where there
-      is one in a bin (torchvision leaves it out) and for a box with NaN or infinity. Differentiable to any order by the
+      [n, height, width of output_size, channels], of features' dtype: 0 in a bin outside of the picture, NaN where
+      there is one in a bin (torchvision leaves it out) and for a box with NaN or infinity. Differentiable to any order by the
       features: the gradient goes to the first maximum.
 
     Raises:

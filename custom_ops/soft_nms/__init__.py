@@ -1,4 +1,4 @@
-"""Soft non-maximum suppression (Bodla et al. 2017, https://arxiv.org/abs/1704.04503): scores fall instead of boxes going.
+"""Soft non-maximum suppression (Bodla et al. 2017, https://arxiv.org/abs/1704.04503): scores fall, and boxes stay.
 
 The box M with the highest score is taken; the score of each that is left, of its class, becomes
 
@@ -36,7 +36,7 @@ def soft_nms(
     """Returns the indices of the boxes that are taken, in that order, with the scores that they then had.
 
     Args:
-      boxes: [..., n, 4], x1, y1, x2, y2; float32, bfloat16 or float16. Boxes of different classes never meet. A box with
+      boxes: [..., n, 4], x1, y1, x2, y2; float32, bfloat16 or float16. Boxes of different classes never meet. One with
         x2 <= x1 or y2 <= y1 overlaps nothing; one with a NaN is left out.
       scores: [..., n], of boxes' dtype, not negative. Of equal scores the lower index comes first; NaN is left out.
       classes: [..., n], int32 or int64, any numbers; None if all boxes are of one class.

@@ -25,7 +25,7 @@ def record(key, function, inputs, **constants):
     gradients = torch.autograd.grad(y, list(tensors.values()), upstream)
     found.update({f"{key}.{name}": value for name, value in (inputs | constants).items()})
     found.update({f"{key}.y": y.detach().numpy(), f"{key}.upstream": upstream.numpy()})
-    found.update({f"{key}.d_{name}": value.numpy() for name, value in zip(tensors, gradients)})
+    found.update({f"{key}.d_{name}": value.numpy() for name, value in zip(tensors, gradients, strict=True)})
 
 
 def normal(seed, *shape):
@@ -88,16 +88,17 @@ def roi_pool():
 
 
 def deform_conv2d():
-    for number, (batch, channels, out, groups, offset_groups, kernel, stride, padding, dilation, mask, bias) in enumerate([
+    for number, case in enumerate([
         (2, 4, 6, 1, 1, (3, 3), (1, 1), (1, 1), (1, 1), True, True),
         (1, 8, 4, 2, 4, (3, 2), (2, 1), (2, 0), (1, 2), True, False),
         (2, 6, 3, 3, 2, (1, 3), (1, 2), (0, 3), (2, 1), False, True),
         (1, 6, 4, 2, 3, (2, 2), (2, 2), (1, 1), (2, 2), False, False),
     ]):  # fmt: skip
+        batch, channels, out, groups, offset_groups, kernel, stride, padding, dilation, mask, bias = case
         height, width = 9, 8
         size = [
             (length + 2 * p - d * (k - 1) - 1) // s + 1
-            for length, p, d, k, s in zip((height, width), padding, dilation, kernel, stride)
+            for length, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
         ]
         points = offset_groups * kernel[0] * kernel[1]
         inputs = {

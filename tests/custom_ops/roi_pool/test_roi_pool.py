@@ -48,7 +48,8 @@ def test_the_first_of_equal_maxima_has_the_gradient():
         tape.watch(features)
         y = custom_ops.roi_pool(features, [[0, 0, 2, 2]], [0], 1)
     gradient = tape.gradient(y, features).numpy()
-    assert (gradient[0, 0, 0] == 1).all() and gradient.sum() == 40
+    assert (gradient[0, 0, 0] == 1).all()
+    assert gradient.sum() == 40
 
 
 def test_nan_and_minus_infinity_come_through():
