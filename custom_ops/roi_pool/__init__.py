@@ -40,8 +40,8 @@ def roi_pool(
 
     Returns:
       [n, height, width of output_size, channels], of features' dtype: 0 in a bin outside of the picture, NaN where
-      there is one in a bin (torchvision leaves it out) and for a box with NaN or infinity. Differentiable to any order by the
-      features: the gradient goes to the first maximum.
+      there is one in a bin (torchvision leaves it out) and for a box with NaN or infinity. Differentiable to any order
+      by the features: the gradient goes to the first maximum.
 
     Raises:
       tf.errors.InvalidArgumentError: an index is no picture, or shapes that do not fit.
