@@ -14,9 +14,11 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.batched_nms import batched_nms
     from tftoolkit.custom_ops.connected_components import connected_components
     from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
     from tftoolkit.custom_ops.ctc_loss import ctc_loss
+    from tftoolkit.custom_ops.deform_conv2d import deform_conv2d
     from tftoolkit.custom_ops.dropout_add import dropout_add
     from tftoolkit.custom_ops.embedding_bag import embedding_bag
     from tftoolkit.custom_ops.engine.available import available
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
     from tftoolkit.custom_ops.rand_augment import rand_augment
     from tftoolkit.custom_ops.rms_norm import rms_norm
     from tftoolkit.custom_ops.rnnt_loss import rnnt_loss, rnnt_loss_additive
+    from tftoolkit.custom_ops.roi_align import roi_align
+    from tftoolkit.custom_ops.roi_pool import roi_pool
     from tftoolkit.custom_ops.rotary_embedding import rotary_embedding
+    from tftoolkit.custom_ops.soft_nms import soft_nms
     from tftoolkit.custom_ops.softmax_cross_entropy import softmax_cross_entropy
     from tftoolkit.custom_ops.swiglu import swiglu
 
@@ -55,11 +60,13 @@ __all__ = [
     "adamw",
     "as_jax",
     "available",
+    "batched_nms",
     "connected_components",
     "crf_decode",
     "crf_log_likelihood",
     "crf_marginals",
     "ctc_loss",
+    "deform_conv2d",
     "dense_image_warp",
     "dropout_add",
     "embedding_bag",
@@ -85,8 +92,11 @@ __all__ = [
     "rms_norm",
     "rnnt_loss",
     "rnnt_loss_additive",
+    "roi_align",
+    "roi_pool",
     "rotary_embedding",
     "rotate",
+    "soft_nms",
     "softmax_cross_entropy",
     "sparse_image_warp",
     "swiglu",

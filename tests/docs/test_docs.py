@@ -51,3 +51,9 @@ def test_the_page_on_attention_runs(tmp_path, blocks, run):
 def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
     output = run("".join(blocks("transformer_ops")) + "print(y.shape, loss.numpy() > 6)", tmp_path)
     assert "(2, 16, 64) True" in output
+
+
+@pytest.mark.slow
+def test_the_page_on_detection_runs(tmp_path, blocks, run):
+    checks = "print(kept.numpy(), soft.indices[:4].numpy(), y.shape)"
+    assert "[0 2 3] [0 2 3 1] (1, 20, 20, 16)" in run("".join([*blocks("detection"), checks]), tmp_path)

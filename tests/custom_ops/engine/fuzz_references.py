@@ -32,7 +32,40 @@ def rms_norm_grad(
     return list(zip(values, terms, strict=True))
 
 
+def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box of each set, [sets, 1, 4], with all, [sets, n, 4]."""
+    low, high = np.maximum(box[..., :2], boxes[..., :2]), np.minimum(box[..., 2:], boxes[..., 2:])
+    both = np.prod(np.maximum(high - low, 0), -1)
+    areas = [np.prod(one[..., 2:] - one[..., :2], -1) for one in (box, boxes)]
+    return np.asarray(both / (areas[0] + areas[1] - both))
+
+
+def batched_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray | None,
+    *,
+    iou_threshold: float,
+    max_output: int,
+    score_threshold: float,
+) -> list[tuple[np.ndarray, Any]]:
+    outer, n = scores.shape[:-1], scores.shape[-1]
+    sets = int(np.prod(outer))
+    boxes, scores = boxes.reshape(sets, n, 4), scores.reshape(sets, n)
+    classes = np.zeros(scores.shape) if classes is None else classes.reshape(sets, n)
+    alive = scores > score_threshold
+    indices = np.full((sets, max_output), -1)
+    for i in range(max_output if n else 0):
+        best = np.argmax(np.where(alive, scores, -np.inf), 1)[:, None]
+        indices[:, i] = np.where(alive.any(1), best[:, 0], -1)
+        box = np.take_along_axis(boxes, best[..., None], 1)
+        same = np.take_along_axis(classes, best, 1) == classes
+        alive &= ~((overlaps(box, boxes) > iou_threshold) & same) & (np.arange(n) != best)
+    return [(indices.reshape(*outer, max_output), 0), (np.sum(indices >= 0, 1).reshape(outer), 0)]
+
+
 REFERENCES: dict[str, Callable[..., list[tuple[np.ndarray, Any]]]] = {
+    "BatchedNms": batched_nms,
     "RmsNorm": rms_norm,
     "RmsNormGrad": rms_norm_grad,
 }

@@ -1,0 +1,89 @@
+"""Deformable convolution in plain TensorFlow: columns, then a product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def forward(given: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: int) -> tf.Tensor:
+    """[batch, out_height, out_width, out_channels]; arithmetic in float32, or float64 for that."""
+    dtype = tf.float64 if given.dtype == tf.float64 else tf.float32
+    x, offset, weight, bias, mask = (
+        None if one is None else tf.cast(one, dtype) for one in (given, offset, weight, bias, mask)
+    )
+    return tf.cast(_convolve(x, offset, weight, bias, mask, **steps), given.dtype)
+
+
+def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int) -> list[Any]:
+    """By x, offset, weight, bias and, unless it is None, mask."""
+    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
+    inputs = [tf.cast(one, dtype) for one in (x, offset, weight, *([] if mask is None else [mask]))]
+    wide = tf.cast(dy, dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = _convolve(inputs[0], inputs[1], inputs[2], None, None if mask is None else inputs[3], **steps)
+    found = tape.gradient(y, inputs, output_gradients=wide)
+    found.insert(3, tf.reduce_sum(wide, [0, 1, 2]))
+    return [tf.cast(one, x.dtype) for one in found]
+
+
+def _convolve(x: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: int) -> tf.Tensor:
+    height, width, group_channels, outputs = tf.unstack(tf.shape(weight))
+    batch, out_height, out_width, offsets = tf.unstack(tf.shape(offset))
+    channels = tf.shape(x)[3]
+    points, groups = height * width, channels // group_channels
+    offset_groups = offsets // (2 * points)
+    columns = _columns(x, offset, height, width, offset_groups, **steps)
+    if mask is not None:
+        columns *= tf.reshape(mask, [batch, out_height, out_width, offset_groups, points, 1])
+    columns = tf.transpose(columns, [0, 1, 2, 4, 3, 5])
+    columns = tf.reshape(columns, [batch, out_height, out_width, points, groups, group_channels])
+    kernel = tf.reshape(weight, [points, group_channels, groups, outputs // groups])
+    y = tf.reshape(tf.einsum("nhwpgc,pcgo->nhwgo", columns, kernel), [batch, out_height, out_width, outputs])
+    return y if bias is None else y + bias
+
+
+def _columns(
+    x: tf.Tensor,
+    offset: tf.Tensor,
+    height: Any,
+    width: Any,
+    groups: Any,
+    *,
+    stride_y: int,
+    stride_x: int,
+    padding_y: int,
+    padding_x: int,
+    dilation_y: int,
+    dilation_x: int,
+) -> tf.Tensor:
+    """[batch, out_height, out_width, offset groups, points, channels of one]: x where the offsets move the kernel."""
+    dtype = x.dtype
+    batch, out_height, out_width, _ = tf.unstack(tf.shape(offset))
+    _, rows, columns, channels = tf.unstack(tf.shape(x))
+    points = tf.range(height * width)
+    moves = tf.reshape(offset, [batch, out_height, out_width, groups, height * width, 2])
+    base_y = (tf.range(out_height) * stride_y - padding_y)[:, None] + points // width * dilation_y
+    base_x = (tf.range(out_width) * stride_x - padding_x)[:, None] + points % width * dilation_x
+    y = tf.cast(base_y, dtype)[:, None, None] + moves[..., 0]
+    x_place = tf.cast(base_x, dtype)[:, None] + moves[..., 1]
+    low_y, low_x = tf.stop_gradient(tf.math.floor(y)), tf.stop_gradient(tf.math.floor(x_place))
+    part_y, part_x = y - low_y, x_place - low_x
+    pictures = tf.reshape(x, [batch, rows * columns, groups, channels // groups])
+    pictures = tf.pad(tf.transpose(pictures, [0, 2, 1, 3]), [[0, 0], [0, 0], [0, 1], [0, 0]])  # never empty
+    found = tf.zeros([], dtype)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        at_y, at_x = low_y + down, low_x + right
+        inside = (at_y >= 0) & (at_y < tf.cast(rows, dtype)) & (at_x >= 0) & (at_x < tf.cast(columns, dtype))
+        place = tf.where(inside, at_y * tf.cast(columns, dtype) + at_x, tf.zeros_like(at_y))
+        place = tf.transpose(tf.cast(place, tf.int32), [0, 3, 1, 2, 4])  # groups before pixels
+        values = tf.gather(pictures, place, batch_dims=2)  # [batch, groups, out_height, out_width, points, channels]
+        values = tf.transpose(values, [0, 2, 3, 1, 4, 5])
+        values = tf.where(inside[..., None], values, tf.zeros_like(values))
+        weight = (part_y if down else 1 - part_y) * (part_x if right else 1 - part_x)
+        near = tf.where(inside, weight, tf.zeros_like(weight))  # far away a part is no number
+        found += values * near[..., None]
+    nowhere = tf.math.is_nan(y + x_place)
+    return tf.where(nowhere[..., None], tf.constant(float("nan"), dtype), found)
