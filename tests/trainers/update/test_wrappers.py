@@ -1,4 +1,4 @@
-"""Lookahead and SWA by hand; Muon's choice of weights; what Lamb, Adafactor and Muon do at the edges."""
+"""Lookahead and SWA by hand; Muon's choice of weights; what Lamb and Adafactor do at the edges; bad arguments."""
 
 import numpy as np
 import pytest
@@ -151,6 +151,17 @@ def test_adafactor_keeps_a_row_and_a_column_and_takes_zeros():
     assert np.all(matrix.numpy()[gradient == 0] == 1)
     assert np.all(matrix.numpy()[gradient == 1] < 1)
     assert np.all(cube == 1.0)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_adafactors_steps_fall_with_the_root_of_their_number(relative):
+    """Equal gradients: each number moves by the rate."""
+    optimizer = optimizers.Adafactor(0.6, relative_step=relative, scale_parameter=False)
+    (weight,) = _built(optimizer, [5.0, 5.0])
+    for _ in range(4):
+        optimizer.step([tf.ones([2])], GOOD)
+    moved = sum([0.6, 0.6, 3**-0.5, 0.5]) if relative else 4 * 0.6
+    np.testing.assert_allclose(weight, [5 - moved] * 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
