@@ -23,7 +23,7 @@ NEEDED = [
     "tftoolkit/custom_ops/tflite_delegate/delegate.cc", "tftoolkit/custom_ops/tflite_delegate/tflite.h",
     "tftoolkit/pipelines/pipeline.py", "tftoolkit/trainers/recipes/digits.py", "tftoolkit/export/__init__.py",
     "tftoolkit/report/report.html", "tftoolkit/data_tools/contact_sheet.html", "tftoolkit/py.typed",
-    "tftoolkit/export/web/page/page.js",
+    "tftoolkit/export/web/page/page.js", "tftoolkit/migration/answers.toml", "tftoolkit/migration/symbols.txt",
 ]  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Lookahead and SWA by hand; Muon's choice of weights; what Lamb, Adafactor and Muon do at the edges."""
+"""Lookahead and SWA by hand; Muon's choice of weights; what Lamb and Adafactor do at the edges; bad arguments."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,6 +156,17 @@ def test_adafactor_keeps_a_row_and_a_column_and_takes_zeros():
     assert np.all(cube == 1.0)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_adafactors_steps_fall_with_the_root_of_their_number(relative):
+    """Equal gradients: each number moves by the rate."""
+    optimizer = optimizers.Adafactor(0.6, relative_step=relative, scale_parameter=False)
+    (weight,) = _built(optimizer, [5.0, 5.0])
+    for _ in range(4):
+        optimizer.step([tf.ones([2])], GOOD)
+    moved = sum([0.6, 0.6, 3**-0.5, 0.5]) if relative else 4 * 0.6
+    np.testing.assert_allclose(weight, [5 - moved] * 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "named"),
     [
@@ -208,3 +222,49 @@ def test_what_parameter_servers_cannot_have_is_refused(monkeypatch):
             make().build([tf.Variable([1.0])])
     with pytest.raises(ValueError, match="master_weights=True overwrites what other workers"):
         optimizers.Lion(0.1, master_weights=True).build([tf.Variable([1.0])])
+
+
+_TWO_REPLICAS = """
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tftoolkit import trainers
+from tftoolkit.trainers import optimizers
+
+GRADIENTS = tf.random.stateless_normal([6, 4, 3], [1, 2])
+
+
+def run(make, scope, run):
+    with scope:
+        weight = tf.Variable(tf.random.stateless_normal([4, 3], [3, 4]))
+        update = trainers.Update([weight], make())
+    step = tf.function(lambda g: run(lambda g: update._apply([g]), (g,)))
+    for gradient in GRADIENTS:
+        step(gradient)
+    values = [weight.numpy()]
+    if isinstance(update.optimizer, optimizers.SWA):
+        with update.optimizer.swa_weights():
+            values.append(weight.numpy())
+    return values
+
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for make in (
+    lambda: optimizers.Lookahead(optimizers.Lion(0.1), sync_period=2),
+    lambda: optimizers.SWA(optimizers.Adafactor(0.1), start=2, period=2),
+    lambda: optimizers.Muon(0.1),
+):
+    alone = run(make, tf.device("CPU:0"), lambda function, arguments: function(*arguments))
+    both = run(make, strategy.scope(), strategy.run)
+    for one, other in zip(alone, both, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_move_as_one(tmp_path):
+    """Given the same gradients, each writes its own copies, and the averages are in place on both."""
+    (tmp_path / "program.py").write_text(_TWO_REPLICAS)  # a file, since AutoGraph reads the sources
+    subprocess.run([sys.executable, tmp_path / "program.py"], check=True)
