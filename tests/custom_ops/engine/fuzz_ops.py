@@ -47,6 +47,10 @@ class WrongError(AssertionError):
 STRICTER = (
     "AdamW",
     "AdamWMaster",
+    "CrfDecode",
+    "CrfLogLikelihood",
+    "CrfLogLikelihoodGrad",
+    "CrfMarginals",
     "DropoutAdd",
     "DropoutAddGrad",
     "EmbeddingBag",
@@ -278,6 +282,12 @@ class OpSubject:
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
         if self.op.name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
             self.fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
+        if self.op.name.startswith("Crf") and arrays[0].ndim == 3:
+            has_tags = "Likelihood" in self.op.name
+            lengths = arrays[2 if has_tags else 1]
+            lengths %= arrays[0].shape[1] + 1
+            if has_tags:
+                arrays[1] %= max(1, arrays[0].shape[2])
         return arrays
 
     @staticmethod
