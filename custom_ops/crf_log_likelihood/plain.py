@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 
-def _prepared(logits: Any, lengths: Any, start: Any, end: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Logits in float32 with one more step, so that there is a first one; lengths; start and end."""
+def _prepared(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, ...]:
+    """In float32, with one more step and one more state, which no path takes, so that there is a first one of each."""
     x = tf.cast(logits, tf.float32)
     inside = tf.sequence_mask(lengths, tf.shape(x)[1])[..., None]
     x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 1], [0, 0]])
-    none = tf.zeros(tf.shape(x)[2:])
-    return x, tf.cast(lengths, tf.int32), none if start is None else start, none if end is None else end
+    x = tf.concat([x, tf.fill([*tf.unstack(tf.shape(x)[:2]), 1], -math.inf)], 2)
+    ends = (tf.zeros(tf.shape(x)[2:]) if one is None else tf.pad(one, [[0, 1]]) for one in (start, end))
+    return x, tf.cast(lengths, tf.int32), tf.pad(transitions, [[0, 1], [0, 1]]), *ends
 
 
 def _steps(x: tf.Tensor, lengths: tf.Tensor, first: Any, step: Callable[..., Any]) -> Any:
@@ -31,7 +33,7 @@ def _steps(x: tf.Tensor, lengths: tf.Tensor, first: Any, step: Callable[..., Any
 
 def log_z(logits: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
     """The logarithm of the sum over all paths of e^score; 0 of an empty sequence."""
-    x, lengths, start, end = _prepared(logits, lengths, start, end)
+    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
 
     def step(t: tf.Tensor, alpha: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
         return here + tf.reduce_logsumexp(alpha[:, :, None] + transitions, 1)
@@ -42,7 +44,7 @@ def log_z(logits: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: An
 
 
 def _score(logits: Any, tags: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
-    x, lengths, start, end = _prepared(logits, lengths, start, end)
+    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
     states = tf.shape(x)[2]
     tags = tf.pad(tf.where(tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(tags, tf.int32), 0), [[0, 0], [0, 1]])
     place = tf.range(tf.shape(tags)[1])
@@ -89,7 +91,7 @@ def marginals(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any)
 
 def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """The best paths and their scores."""
-    x, lengths, start, end = _prepared(logits, lengths, start, end)
+    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
     batch, padded, states = tf.unstack(tf.shape(x))
     origin = tf.zeros([batch, states, padded], tf.int32)
 

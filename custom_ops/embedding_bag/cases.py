@@ -56,13 +56,14 @@ def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
     weights = 0.5 + rng.random(case.ids).astype(np.float32)
     mean, options = {"mean": case.dtype != "bfloat16"}, {"padded": padded}
     which = rng.integers(0, max(1, case.ids), dy.shape).astype(np.int32)
-    return {
+    calls: dict[str, tuple[list[Any], dict[str, Any]]] = {
         "EmbeddingBag": ([table, ids, borders, weights if padded else None], mean | options),
         "EmbeddingBagGrad": ([dy, ids, borders, weights if padded else None], mean),
         "EmbeddingBagWeightsGrad": ([table, ids, borders, weights, dy], mean | options),
         "EmbeddingBagMax": ([table, ids, borders], options),
         "EmbeddingBagMaxGrad": ([dy, ids, borders, which], {}),
-    }[name]
+    }
+    return calls[name]
 
 
 OPS = ("EmbeddingBag", "EmbeddingBagGrad", "EmbeddingBagMax", "EmbeddingBagMaxGrad", "EmbeddingBagWeightsGrad")

@@ -48,6 +48,17 @@ def test_the_page_on_attention_runs(tmp_path, blocks, run):
 
 
 @pytest.mark.slow
+def test_the_page_on_embeddings_runs(tmp_path, blocks, run):
+    assert "0" in run("".join(blocks("embeddings")) + "print(metrics['skipped'].numpy())", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_on_sequence_losses_runs(tmp_path, blocks, run):
+    output = run("".join(blocks("sequence_losses")) + "print(best.shape, gradient.shape)", tmp_path)
+    assert "(4, 9) (5, 5)" in output
+
+
+@pytest.mark.slow
 def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
     output = run("".join(blocks("transformer_ops")) + "print(y.shape, loss.numpy() > 6)", tmp_path)
     assert "(2, 16, 64) True" in output

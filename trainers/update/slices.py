@@ -1,12 +1,13 @@
 """Gradients of tables of which a step uses few rows: ``tf.IndexedSlices``, rows and where they belong."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from tftoolkit.trainers.update.gradients import wide
 
-Gradient = tf.Tensor | tf.IndexedSlices
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 
 def mapped(function: Callable[[tf.Tensor], tf.Tensor], gradient: Gradient) -> Gradient:

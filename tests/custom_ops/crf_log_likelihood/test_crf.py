@@ -34,7 +34,7 @@ def recursion(x, tags, lengths, transitions, start=None, end=None):
     none = tf.zeros(x.shape[2:], x.dtype)
     start, end = (none if one is None else tf.cast(one, x.dtype) for one in (start, end))
     transitions = tf.cast(transitions, x.dtype)
-    alpha, total = x[:, 0] + start, tf.zeros(x.shape[:1], x.dtype)
+    alpha, total = x[:, 0] + start, 0 * tf.reduce_sum(transitions) * tf.ones(x.shape[:1], x.dtype)
     for t in range(x.shape[1]):
         if t > 0:
             alpha = tf.where(
@@ -253,12 +253,11 @@ def test_second_order_gradient():
 
     for one, other in zip(penalty(custom_ops.crf_log_likelihood), penalty(recursion), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    with (
-        tf.GradientTape() as tape,
-        pytest.raises((LookupError, NotImplementedError), match="the best path has no gradient"),
-    ):
+    with tf.GradientTape() as tape:
         tape.watch(tensors)
-        tape.gradient(custom_ops.crf_decode(tensors[0], lengths, *tensors[1:])[1], tensors)
+        score = custom_ops.crf_decode(tensors[0], lengths, *tensors[1:])[1]
+    with pytest.raises(NotImplementedError, match="the best path has no gradient"):
+        tape.gradient(score, tensors)
 
 
 @pytest.mark.slow

@@ -53,6 +53,10 @@ STRICTER = (
     "BatchedNms",
     "DeformConv2d",
     "DeformConv2dGrad",
+    "CrfDecode",
+    "CrfLogLikelihood",
+    "CrfLogLikelihoodGrad",
+    "CrfMarginals",
     "DropoutAdd",
     "DropoutAddGrad",
     "EmbeddingBag",
@@ -313,6 +317,12 @@ class OpSubject:
             named["box_indices"] %= min(max(1, batch), 100)
             if "places" in named:
                 named["places"] %= min(max(1, int(np.prod(pixels[:2]))), 100)
+        if self.op.name.startswith("Crf") and arrays[0].ndim == 3:
+            has_tags = "Likelihood" in self.op.name
+            lengths = arrays[2 if has_tags else 1]
+            lengths %= arrays[0].shape[1] + 1
+            if has_tags:
+                arrays[1] %= max(1, arrays[0].shape[2])
         return arrays
 
     @staticmethod
