@@ -32,7 +32,7 @@ for function in (
     lambda: custom_ops.ctc_loss(tf.reshape(x, [4, 5000, 33]), tf.tile(spoken, [4, 30]), [5000] * 4, [900] * 4),
     lambda: custom_ops.rnnt_loss(tf.reshape(x, [8, 50, 50, 33]), tf.tile(spoken, [8, 2])[:, :49], [50] * 8, [49] * 8),
     lambda: custom_ops.rnnt_loss_additive(
-        tf.reshape(x[:400], [2, 200, 33]), tf.reshape(dy[:62], [2, 31, 33]), tf.tile(spoken, [2, 1]), [200] * 2, [30] * 2
+        tf.reshape(x[:400], [2, 200, 33]), tf.reshape(dy[:62], [2, 31, 33]), tf.tile(spoken, [2, 1]), [200, 9], [30, 7]
     ),
     lambda: custom_ops.fused_linear_cross_entropy(labels[:700], x[:700], tf.concat([dy[:3000], gamma[None]], 0)),
 ):
