@@ -27,6 +27,16 @@ class Case:
         """That of the logits."""
         return self.batch, self.time, self.classes
 
+    @property
+    def dims(self) -> dict[str, Any]:
+        """By the names of the schemas: dense labels."""
+        return {"...": (self.batch, self.labels)}
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Beside the defaults."""
+        return {"blank": self.blank}
+
     def __str__(self) -> str:
         kind = "ragged" if self.ragged else "dense"
         return (
@@ -43,6 +53,7 @@ FLOAT_CASES = (
     Case(3, 65, 40, 17, ragged=True, blank=39),
     Case(2, 40, 2049, 40),
     Case(1, 200, 33, 64),
+    Case(2, 40, 33, 16, blank=32),  # any labels and lengths below 16 will do, such as those that sanitizers draw
 )
 CASES = tuple(dataclasses.replace(case, dtype=dtype) for case in FLOAT_CASES for dtype in DTYPES)
 EMPTY_CASES = (Case(0, 4, 5, 2), Case(2, 0, 5, 0), Case(2, 4, 5, 0), Case(2, 4, 5, 0, ragged=True))

@@ -20,7 +20,7 @@ with tf.GradientTape() as tape:
     tape.watch([x, gamma])
     y = custom_ops.rms_norm(x, gamma)
 gradients = list(tape.gradient(y, [x, gamma], output_gradients=dy))
-labels = tf.range(20000) % 33
+labels, spoken = tf.range(20000) % 33, 1 + tf.range(30)[None] % 32
 for function in (
     lambda: custom_ops.layer_norm(x, gamma, gamma, dy),
     lambda: custom_ops.rms_norm(x, gamma, residual=dy),
@@ -29,6 +29,11 @@ for function in (
     lambda: custom_ops.geglu(x, dy),
     lambda: custom_ops.softmax_cross_entropy(labels, x),
     lambda: custom_ops.dropout_add(x, dy, [1, 2], rate=0.5),
+    lambda: custom_ops.ctc_loss(tf.reshape(x, [4, 5000, 33]), tf.tile(spoken, [4, 30]), [5000] * 4, [900] * 4),
+    lambda: custom_ops.rnnt_loss(tf.reshape(x, [8, 50, 50, 33]), tf.tile(spoken, [8, 2])[:, :49], [50] * 8, [49] * 8),
+    lambda: custom_ops.rnnt_loss_additive(
+        tf.reshape(x[:400], [2, 200, 33]), tf.reshape(dy[:62], [2, 31, 33]), tf.tile(spoken, [2, 1]), [200, 9], [30, 7]
+    ),
     lambda: custom_ops.fused_linear_cross_entropy(labels[:700], x[:700], tf.concat([dy[:3000], gamma[None]], 0)),
 ):
     with tf.GradientTape() as tape:
@@ -44,6 +49,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 5):
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    assert len(one.files) == 13 + 8 * 3 + 2
+    assert len(one.files) == 13 + 11 * 3 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 
 # For both: calls of floating arrays x, y [2, 6, 4, 8], gamma, beta [8] and of whole numbers.
 CALLS = """
+spoken = lambda count: 0 * labels[:, 0, :count] + 3
+lengths = lambda *counts: [0 * labels[:, 0, 0] + count for count in counts]
 low = lambda x: x.astype("bfloat16") if hasattr(x, "astype") else tf.cast(x, "bfloat16")
 calls = {
     "rms_norm": lambda ops, x, y, g, b: ops.rms_norm(x, g, bias=b),
@@ -30,6 +32,11 @@ calls = {
     "softmax_cross_entropy": lambda ops, x, y, g, b: ops.softmax_cross_entropy(labels, x, z_loss=0.1),
     "fused_linear_cross_entropy": lambda ops, x, y, g, b: ops.fused_linear_cross_entropy(
         labels // 2, x, y[0, 0], logit_softcap=5.0, label_smoothing=0.1, ignore_index=-50
+    ),
+    "ctc_loss": lambda ops, x, y, g, b: ops.ctc_loss(x[:, :, 0], spoken(2), *lengths(6, 2)),
+    "rnnt_loss": lambda ops, x, y, g, b: ops.rnnt_loss(x, spoken(3), *lengths(5, 2), blank=1),
+    "rnnt_loss_additive": lambda ops, x, y, g, b: ops.rnnt_loss_additive(
+        x[:, :, 0], y[:, 0], spoken(3), *lengths(5, 2), fastemit=0.1
     ),
     "flash_attention": lambda ops, x, y, g, b: ops.flash_attention(x, y, y, causal=True, softcap=2.0),
     "flash_attention_biased": lambda ops, x, y, g, b: ops.flash_attention(x, y, x, bias=y[:, :1, :1, :6]),

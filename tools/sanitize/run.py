@@ -114,7 +114,8 @@ def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
 def with_case(call: sampling.Call, case: Any) -> sampling.Call:
     if call.schema.has_lists:
         return with_lists(call, case.shapes)
-    return sampling.resized(call, case.shape, getattr(case, "dims", None))
+    fitting = replace(call, attributes={**call.attributes, **getattr(case, "attributes", {})})
+    return sampling.resized(fitting, case.shape, getattr(case, "dims", None))
 
 
 def with_lists(call: sampling.Call, shapes: Sequence[Shape]) -> sampling.Call:

@@ -156,3 +156,28 @@ def test_the_gradient_of_a_label_that_is_no_class_is_nan():
     found = gradient(tf.ones([3, 4]), tf.constant([0, 4, -100]), row, row, row, row)
     np.testing.assert_array_equal(np.isnan(found), [[False] * 4, [True] * 4, [False] * 4])
     np.testing.assert_array_equal(found[2], 0)
+
+
+@pytest.mark.slow
+def test_ctc_sequences_that_a_kernel_cannot_take_are_nan():
+    """Nobody waits for an error; the others are as on the CPU."""
+    logits = tf.constant(RNG.standard_normal((5, 6, 4)), tf.float32)
+    labels = tf.constant([[1, 2], [1, 4], [0, 1], [3, 3], [2, 1]])
+    frames, counts = tf.constant([6, 6, 6, 7, 5]), tf.constant([2, 2, 1, 2, -1])
+
+    def run(logits, labels, frames, counts):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            loss = custom_ops.ctc_loss(logits, labels, frames, counts)
+        return loss.numpy(), tape.gradient(loss, logits).numpy()
+
+    right = run(logits[:1], labels[:1], frames[:1], counts[:1])
+    with emulation.emulated(ops.find("TfToolkit>CtcLoss")):
+        loss, gradient = run(logits, labels, frames, counts)
+        # What is left of labels one behind the other, too many of them, is the last sequence's.
+        flat_loss, _ = run(logits[:2], [1, 2, 3], frames[:2], tf.constant([2, 0]))
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, True, True, True])
+    np.testing.assert_array_equal(np.isnan(gradient).all((1, 2)), [False, True, True, True, True])
+    np.testing.assert_allclose(loss[0], right[0][0], rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], right[1][0], atol=1e-6)
+    np.testing.assert_array_equal(np.isnan(flat_loss), [False, True])

@@ -1,4 +1,4 @@
-"""Random calls of sequence losses that their kernels take, most of them: labels, lengths and the blank within bounds."""
+"""Random calls of sequence losses, most of which their kernels take: labels, lengths and blank within bounds."""
 
 from __future__ import annotations
 
