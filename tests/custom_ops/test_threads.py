@@ -29,6 +29,7 @@ for function in (
     lambda: custom_ops.geglu(x, dy),
     lambda: custom_ops.softmax_cross_entropy(labels, x),
     lambda: custom_ops.dropout_add(x, dy, [1, 2], rate=0.5),
+    lambda: custom_ops.grid_sample(tf.reshape(x, [1, 100, 200, 33]), tf.reshape(dy[:, :2], [1, 200, 100, 2])),
     lambda: custom_ops.fused_linear_cross_entropy(labels[:700], x[:700], tf.concat([dy[:3000], gamma[None]], 0)),
 ):
     with tf.GradientTape() as tape:
@@ -44,6 +45,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 5):
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    assert len(one.files) == 13 + 8 * 3 + 2
+    assert len(one.files) == 13 + 9 * 3 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])
