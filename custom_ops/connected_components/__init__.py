@@ -62,6 +62,7 @@ def _(images: tf.Tensor) -> tf.Tensor:
     """Each pixel gets the smallest number of its neighbours until nothing changes."""
     import tensorflow as tf
 
+    images = tf.convert_to_tensor(images)
     shape = tf.shape(images, tf.int64)
     each = (
         tf.reshape(images, tf.concat([[-1], shape[-2:]], 0)) if images.dtype != tf.bool else tf.cast(images, tf.uint8)

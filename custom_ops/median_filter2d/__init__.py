@@ -64,8 +64,8 @@ def median_filter2d(
 def _(images: tf.Tensor, *, rows: int, columns: int, padding: int, constant: float) -> tf.Tensor:
     import tensorflow as tf
 
-    shape = tf.shape(images)
-    height, width = shape[1], shape[2]
+    images = tf.convert_to_tensor(images)
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
     padded = _padded(_padded(images, 1, rows, padding, constant), 2, columns, padding, constant)
     windows = tf.stack([padded[:, r : r + height, c : c + width] for r in range(rows) for c in range(columns)], axis=-1)
     ordered = tf.sort(tf.cast(windows, tf.float32) if images.dtype in (tf.bfloat16, tf.float16) else windows, axis=-1)

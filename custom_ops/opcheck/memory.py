@@ -202,5 +202,5 @@ def _wrong_inputs(subject: Subject) -> Iterable[Case]:
         for label, shape in shapes.items():
             yield case(i, np.ones(shape, value.dtype), label)
         allowed = subject.op.schema.dtype_vars.get(argument.dtype, (argument.dtype,))
-        other = next(dtype for dtype in ("f64", "i32", "bool") if dtype not in allowed)
+        other = next(dtype for dtype in ("f64", "i32", "bool", "c64") if dtype not in allowed)
         yield case(i, value.astype(DTYPES[other]), f"{argument.name} of dtype {other}")

@@ -34,6 +34,7 @@ for function in (
     lambda: custom_ops.rnnt_loss_additive(
         tf.reshape(x[:400], [2, 200, 33]), tf.reshape(dy[:62], [2, 31, 33]), tf.tile(spoken, [2, 1]), [200, 9], [30, 7]
     ),
+    lambda: custom_ops.grid_sample(tf.reshape(x, [1, 100, 200, 33]), tf.reshape(dy[:, :2], [1, 200, 100, 2])),
     lambda: custom_ops.fused_linear_cross_entropy(labels[:700], x[:700], tf.concat([dy[:3000], gamma[None]], 0)),
 ):
     with tf.GradientTape() as tape:
@@ -50,5 +51,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
     assert len(one.files) == 13 + 11 * 3 + 2
+    assert len(one.files) == 13 + 9 * 3 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])

@@ -41,6 +41,8 @@ calls = {
     "flash_attention": lambda ops, x, y, g, b: ops.flash_attention(x, y, y, causal=True, softcap=2.0),
     "flash_attention_biased": lambda ops, x, y, g, b: ops.flash_attention(x, y, x, bias=y[:, :1, :1, :6]),
     "dropout_add": lambda ops, x, y, g, b: ops.dropout_add(x, y, key, rate=0.3),
+    "grid_sample": lambda ops, x, y, g, b: ops.grid_sample(x, y[..., :2], mode="bicubic", padding="reflection"),
+    "grid_sample_3d": lambda ops, x, y, g, b: ops.grid_sample(x[:, None], y[:, None, ..., :3], align_corners=True),
     "global_norm": lambda ops, x, y, g, b: ops.global_norm([x, y]) + ops.global_norm([g, low(b), low(x)]),
 }
 """

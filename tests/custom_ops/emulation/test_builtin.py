@@ -78,6 +78,7 @@ GAMMA, BIAS = (RNG.standard_normal(8).astype(np.float32) for _ in range(2))
 LABELS = np.array([5, -100, 0], np.int32)
 KEY = np.array([3, -4], np.int32)
 HEADS, POSITIONS = RNG.standard_normal((2, 3, 9, 8)).astype(np.float32), np.array([[0, 5, 70_000]] * 2, np.int64)
+POINTS = RNG.uniform(-1.2, 1.2, (1, 2, 5, 2)).astype(np.float32)
 # The others run on the result of one kernel, or on the reference. Ops that share kernels take turns: the rest is
 # exhaustive.
 KERNEL = ["runs", "empty", "sizes", "gradient"]
@@ -96,6 +97,23 @@ test_softmax_cross_entropy = pytest.mark.slow(
     emulated_checks(custom_ops.softmax_cross_entropy, LABELS, X, label_smoothing=0.1, z_loss=0.01)
 )
 test_dropout_add = pytest.mark.slow(emulated_checks(custom_ops.dropout_add, X, Y, KEY, rate=0.3))
+
+test_grid_sample = pytest.mark.exhaustive(
+    emulated_checks(custom_ops.grid_sample, RNG.standard_normal((1, 3, 4, 3)).astype(np.float32), POINTS)
+)
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_reaches_its_pixels_only():
+    """Their gradients, added up in whole numbers elsewhere: infinite, of both signs NaN."""
+    dy = np.array([[np.inf, 1.0], [-np.inf, np.inf], [np.nan, 2.0], [1e-30, 3.0]], np.float32).reshape(1, 1, 4, 2)
+    grid = np.array([[-1, -1], [-1, -1], [1, 1], [0.9, -1]], np.float32).reshape(1, 1, 4, 2)
+    gradient = emulation.twin(ops.find("TfToolkit>GridSampleGrad"))
+    image = np.zeros((1, 3, 3, 2), np.float32)
+    found, _ = gradient(dy, image, grid, mode=0)
+    right, _ = ops.find("TfToolkit>GridSampleGrad")(dy, image, grid, mode=0)
+    np.testing.assert_allclose(found, right, atol=1e-12)  # 1e-30 is nothing beside 3
+    np.testing.assert_array_equal(found[0, 0, 0], [np.nan, np.inf])
 
 
 @pytest.mark.slow
