@@ -69,14 +69,14 @@ def _(
     bad = ~tf.reduce_all(tf.math.is_finite(boxes), -1)
     corners = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype)
     corners = tf.stop_gradient(tf.sign(corners) * tf.math.floor(tf.abs(corners) + 0.5))
-    shape = tf.shape(features)
+    shape, n = tf.shape(features), tf.shape(boxes)[0]
     inside = [
         _in_bins(corners[:, first], corners[:, first + 2], bins, length)
         for first, bins, length in ((1, output_height, shape[1]), (0, output_width, shape[2]))
     ]
     both = inside[0][:, :, None, :, None] & inside[1][:, None, :, None, :]
-    both = tf.reshape(both, [-1, output_height, output_width, shape[1] * shape[2], 1])
-    values = tf.reshape(tf.gather(features, box_indices), [-1, 1, 1, shape[1] * shape[2], shape[3]])
+    both = tf.reshape(both, [n, output_height, output_width, shape[1] * shape[2], 1])
+    values = tf.reshape(tf.gather(features, box_indices), [n, 1, 1, shape[1] * shape[2], shape[3]])
     lowest = tf.fill(tf.shape(both), tf.constant(-float("inf"), features.dtype))
     # NaN is larger than all, and -inf in a bin larger than what is outside.
     rank = tf.where(tf.math.is_nan(values), tf.constant(float("inf"), features.dtype), values)
@@ -86,7 +86,7 @@ def _(
     # One place more, so that there is always one.
     ranks = tf.pad(tf.cast(candidates, tf.int32), [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0]])
     places = tf.where(tf.reduce_any(candidates, 3), tf.argmax(ranks, 3, output_type=tf.int32), -1)
-    flat = tf.reshape(tf.gather(features, box_indices), [-1, shape[1] * shape[2], shape[3]])
+    flat = tf.reshape(tf.gather(features, box_indices), [n, shape[1] * shape[2], shape[3]])
     flat = tf.pad(flat, [[0, 0], [0, 1], [0, 0]])
     wanted = tf.transpose(tf.where(places < 0, shape[1] * shape[2], places), [0, 3, 1, 2])
     y = tf.transpose(tf.gather(tf.transpose(flat, [0, 2, 1]), wanted, batch_dims=2), [0, 2, 3, 1])
