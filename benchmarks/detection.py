@@ -4,7 +4,7 @@
                                    [--no-save]
 
 The alternatives run in turn, torchvision in a process of its own, so that a busy machine slows all alike. What one
-writes in TensorFlow: ``non_max_suppression`` (which knows no classes), ``crop_and_resize`` and the mean of 2 x 2 samples, and
+writes in TensorFlow: ``non_max_suppression`` (which knows no classes), ``crop_and_resize`` and the mean of 2 x 2, and
 deformable convolution of gathers and a product. There is nothing for ``roi_pool``, and in torchvision none for
 ``soft_nms``. ``--divisor`` makes pictures and boxes fewer, to try the script.
 """

@@ -73,9 +73,11 @@ __device__ cuda::Values<T> Mean(const T* picture, const Axis& y, const Axis& x, 
   const auto add = [&](int64_t row, int64_t column, float weight) {
     AddTo(sum, weight, picture + (row * shape.width + column) * shape.channels, first, shape.channels, packed);
   };
+#pragma unroll 1
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     Sample row;
     if (!y.Read(bin_y, i, row)) continue;
+#pragma unroll 1
     for (int64_t j = columns.begin; j < columns.end; ++j) {
       Sample column;
       if (!x.Read(bin_x, j, column)) continue;
@@ -111,6 +113,7 @@ __global__ void __launch_bounds__(kThreads)
 __device__ float Weight(const Axis& axis, int64_t b, int64_t pixel) {
   const Range near = axis.Between(b, static_cast<float>(pixel) - 1.0f, static_cast<float>(pixel) + 1.0f);
   float weight = 0;
+#pragma unroll 1
   for (int64_t i = near.begin; i < near.end; ++i) {
     Sample sample;
     if (!axis.Read(b, i, sample)) continue;
@@ -136,9 +139,11 @@ __device__ void AddBox(const T* dy, const Axis& y, const Axis& x, int64_t row, i
                        int64_t first, bool packed, cuda::Values<T>& sum) {
   const Range rows = Bins(y, row), columns = Bins(x, column);
   const float scale = 1.0f / Count(y, x);
+#pragma unroll 1
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const float weight = Weight(y, i, row) * scale;
     if (weight == 0.0f) continue;
+#pragma unroll 1
     for (int64_t j = columns.begin; j < columns.end; ++j) {
       const float both = weight * Weight(x, j, column);
       if (both == 0.0f) continue;
@@ -167,7 +172,7 @@ __device__ bool Touches(const Boxes& boxes, int64_t n, const Shape& shape, const
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     Spread(const T* dy, Boxes boxes, Shape shape, int64_t packs, bool packed, T* out) {
   __shared__ unsigned touching[kThreads / cuda::kWarp];
   const int64_t pixels = shape.batch * shape.height * shape.width, work = pixels * packs;

@@ -1,5 +1,4 @@
-// Where RoIAlign takes its samples, for CPU and GPU alike; positions are computed in the order of torchvision's, so
-// that the same samples lie outside.
+// Where RoIAlign takes its samples, for CPU and GPU alike.
 
 #ifndef TFTOOLKIT_ROI_ALIGN_SAMPLES_H_
 #define TFTOOLKIT_ROI_ALIGN_SAMPLES_H_
@@ -43,7 +42,7 @@ struct Sample {
 
 // One axis of a box: `bins` bins of `grid` samples each over `length` pixels.
 struct Axis {
-  float start, bin;
+  float start, bin, step;  // of the first bin, from bin to bin, from sample to sample
   int64_t grid, bins, length;
   bool adaptive;
 
@@ -55,12 +54,13 @@ struct Axis {
     if (!options.aligned && size < 1.0f) size = 1.0f;
     bin = size / static_cast<float>(bins);
     grid = adaptive ? Whole(std::ceil(bin), 0, static_cast<int64_t>(kMostAdaptive)) : options.sampling_ratio;
+    step = bin / static_cast<float>(Larger(grid, 1));
   }
 
   TK_INLINE bool finite() const { return start - start == 0.0f && bin - bin == 0.0f; }
 
   TK_INLINE float Position(int64_t b, int64_t i) const {
-    return start + static_cast<float>(b) * bin + (static_cast<float>(i) + 0.5f) * bin / static_cast<float>(grid);
+    return start + static_cast<float>(b) * bin + (static_cast<float>(i) + 0.5f) * step;
   }
 
   // False for a sample outside of the picture.
@@ -83,7 +83,7 @@ struct Axis {
   // picture.
   TK_INLINE Range Between(int64_t b, float low, float high) const {
     if (!adaptive) return {0, grid};
-    const float first = start + static_cast<float>(b) * bin, step = bin / static_cast<float>(Larger(grid, 1));
+    const float first = start + static_cast<float>(b) * bin;
     return {Whole((low - first) / step - 2.0f, 0, grid), Whole((high - first) / step + 2.0f, 0, grid)};
   }
 

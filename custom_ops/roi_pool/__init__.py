@@ -69,14 +69,14 @@ def _(
     bad = ~tf.reduce_all(tf.math.is_finite(boxes), -1)
     corners = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype)
     corners = tf.stop_gradient(tf.sign(corners) * tf.math.floor(tf.abs(corners) + 0.5))
-    shape = tf.shape(features)
+    shape, n = tf.shape(features), tf.shape(boxes)[0]
     inside = [
         _in_bins(corners[:, first], corners[:, first + 2], bins, length)
         for first, bins, length in ((1, output_height, shape[1]), (0, output_width, shape[2]))
     ]
     both = inside[0][:, :, None, :, None] & inside[1][:, None, :, None, :]
-    both = tf.reshape(both, [-1, output_height, output_width, shape[1] * shape[2], 1])
-    values = tf.reshape(tf.gather(features, box_indices), [-1, 1, 1, shape[1] * shape[2], shape[3]])
+    both = tf.reshape(both, [n, output_height, output_width, shape[1] * shape[2], 1])
+    values = tf.reshape(tf.gather(features, box_indices), [n, 1, 1, shape[1] * shape[2], shape[3]])
     lowest = tf.fill(tf.shape(both), tf.constant(-float("inf"), features.dtype))
     # NaN is larger than all, and -inf in a bin larger than what is outside.
     rank = tf.where(tf.math.is_nan(values), tf.constant(float("inf"), features.dtype), values)
@@ -86,10 +86,12 @@ def _(
     # One place more, so that there is always one.
     ranks = tf.pad(tf.cast(candidates, tf.int32), [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0]])
     places = tf.where(tf.reduce_any(candidates, 3), tf.argmax(ranks, 3, output_type=tf.int32), -1)
-    flat = tf.reshape(tf.gather(features, box_indices), [-1, shape[1] * shape[2], shape[3]])
-    flat = tf.pad(flat, [[0, 0], [0, 1], [0, 0]])
-    wanted = tf.transpose(tf.where(places < 0, shape[1] * shape[2], places), [0, 3, 1, 2])
-    y = tf.transpose(tf.gather(tf.transpose(flat, [0, 2, 1]), wanted, batch_dims=2), [0, 2, 3, 1])
+    pixels, channels = tf.cast(shape[1] * shape[2], tf.int64), tf.cast(shape[3], tf.int64)
+    flat = tf.reshape(tf.gather(features, box_indices), [n, shape[1] * shape[2], shape[3]])
+    flat = tf.reshape(tf.pad(flat, [[0, 0], [0, 1], [0, 0]]), [n * (shape[1] * shape[2] + 1) * shape[3]])
+    wanted = tf.where(places < 0, pixels, tf.cast(places, tf.int64))
+    wanted += tf.range(tf.cast(n, tf.int64))[:, None, None, None] * (pixels + 1)
+    y = tf.gather(flat, wanted * channels + tf.range(channels))
     spoilt = tf.broadcast_to(bad[:, None, None, None], tf.shape(y))
     y = tf.where(spoilt, tf.constant(float("nan"), y.dtype), y)
     return y, tf.where(spoilt, -1, places)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from fuzz_references import REFERENCES
 from fuzz_sequences import NAMES, fit_arrays, fitting_call
 from fuzz_values import as_list, as_shapes, changed, convolution, flat_outputs, largest
+from fuzz_values import as_list, as_shapes, changed, convolution, flat_outputs, largest, limit_boxes, most_elements
 from tensorflow.python.eager import context, execute
 
 from tftoolkit.custom_ops.engine import op_def, sampling, shapes
@@ -170,7 +171,7 @@ class OpSubject:
         must_fail = False
         try:
             converted = replace(call, attributes={**call.attributes, attribute.name: attribute.convert(value)})
-            if self.most_elements(converted) > 1 << 26:
+            if most_elements(converted) > 1 << 26:
                 return  # see huge
         except (TypeError, ValueError, OverflowError):
             must_fail = True
@@ -242,17 +243,12 @@ class OpSubject:
             arrays = self.arrays(rng, call)
         except (ValueError, MemoryError):  # NumPy cannot make these
             return
-        most = self.most_elements(call)
+        most = most_elements(call)
         too_large = most >= 1 << 29
         if most > 1 << 26 and (not too_large or self.was_too_large):
             return  # fits into memory but takes a while; or TensorFlow waits for 10 s before it gives up
         self.was_too_large |= too_large
         self.expect(lambda: self.op(*arrays, **call.attributes), None, "huge", NO_MEMORY)
-
-    @staticmethod
-    def most_elements(call: sampling.Call) -> int:
-        """Of an output. Raises ValueError where the attributes make one impossible."""
-        return max(int(np.prod(shape, dtype=object)) for given in call.outputs() for shape in as_shapes(given))
 
     def in_graph(self, rng: random.Random, call: sampling.Call) -> None:
         """In a graph whose static shapes are known in part, and rarely under XLA: the same as eagerly."""
@@ -323,6 +319,7 @@ class OpSubject:
             lengths %= arrays[0].shape[1] + 1
             if has_tags:
                 arrays[1] %= max(1, arrays[0].shape[2])
+            limit_boxes({argument.name: array for argument, array in zip(self.schema.inputs, arrays, strict=True)})
         return arrays
 
     @staticmethod

@@ -50,6 +50,19 @@ def convolution(call: sampling.Call, rng: random.Random) -> sampling.Call:
     return dataclasses.replace(call, inputs=inputs, attributes=known)
 
 
+def limit_boxes(inputs: dict[str, np.ndarray]) -> None:
+    """Boxes of pictures that there are; places in them."""
+    batch, *pixels, _ = (*inputs["features"].shape, 1, 1)
+    inputs["box_indices"] %= min(max(1, batch), 100)
+    if "places" in inputs:
+        inputs["places"] %= min(max(1, int(np.prod(pixels[:2]))), 100)
+
+
+def most_elements(call: sampling.Call) -> int:
+    """Of an output. Raises ValueError where the attributes make one impossible."""
+    return max(int(np.prod(shape, dtype=object)) for given in call.outputs() for shape in as_shapes(given))
+
+
 def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
