@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from fuzz_fitting import SEQUENCES, fit_arrays, fitting_call
 from fuzz_references import REFERENCES
-from fuzz_sequences import NAMES, fit_arrays, fitting_call
-from fuzz_values import as_list, as_shapes, changed, convolution, flat_outputs, largest
-from fuzz_values import as_list, as_shapes, changed, convolution, flat_outputs, largest, limit_boxes, most_elements
+from fuzz_values import as_list, as_shapes, changed, flat_outputs, largest, most_elements
 from tensorflow.python.eager import context, execute
 
 from tftoolkit.custom_ops.engine import op_def, sampling, shapes
@@ -85,7 +84,7 @@ STRICTER = (
     "SoftmaxCrossEntropy",
     "SoftNms",
     "SoftmaxCrossEntropyGrad",
-    *NAMES,
+    *SEQUENCES,
 )
 
 
@@ -108,15 +107,7 @@ class OpSubject:
 
     def sample(self, rng: random.Random) -> sampling.Call:
         call = sampling.sample(self.schema, rng, max_elements=2000)
-        if self.op.name in NAMES:
-            return fitting_call(call, self.op.name, rng)
-        if self.op.name.startswith("DeformConv2d"):
-            return convolution(call, rng)
-        if not self.op.name.startswith("AdamW"):
-            return call
-        each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
-        fitting = {"beta_1": 0.5, "beta_2": 0.25, "rate_factors": each, "weight_decays": each}
-        return replace(call, attributes={**call.attributes, **fitting})
+        return fitting_call(call, self.op.name, rng)
 
     # Kinds of cases
 
@@ -297,38 +288,8 @@ class OpSubject:
         for argument, given in zip(call.schema.inputs, call.inputs, strict=True):
             made = [array(call.dtype(argument), shape) for shape in as_shapes(given)] if given is not None else [None]
             arrays.append(made if argument.variadic else made[0])
-        if self.op.name == "RandAugment":
-            arrays[1] %= 14  # there are so many changes
-        if self.op.name.startswith("SoftmaxCrossEntropy"):
-            arrays[1] %= min(max(1, *arrays[0].shape[-1:], 1), 100)  # as there are classes
-        if self.op.name.startswith("FusedLinearCrossEntropy"):
-            arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
-        if self.op.name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
-            self.fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
-        if self.op.name in NAMES:
-            fit_arrays(arrays, self.op.name, call.attributes)
-        if self.op.name.startswith("Roi"):
-            named = {argument.name: array for argument, array in zip(self.schema.inputs, arrays, strict=True)}
-            batch, *pixels, _ = (*named["features"].shape, 1, 1)
-            named["box_indices"] %= min(max(1, batch), 100)
-            if "places" in named:
-                named["places"] %= min(max(1, int(np.prod(pixels[:2]))), 100)
-        if self.op.name.startswith("Crf") and arrays[0].ndim == 3:
-            has_tags = "Likelihood" in self.op.name
-            lengths = arrays[2 if has_tags else 1]
-            lengths %= arrays[0].shape[1] + 1
-            if has_tags:
-                arrays[1] %= max(1, arrays[0].shape[2])
-            limit_boxes({argument.name: array for argument, array in zip(self.schema.inputs, arrays, strict=True)})
+        fit_arrays(call, self.op.name, arrays, rng)
         return arrays
-
-    @staticmethod
-    def fit_bags(arrays: list[Any], ids: np.ndarray, row_splits: np.ndarray) -> None:
-        """Ids that are rows of the table, and borders that rise from 0 to their number."""
-        ids %= min(max(1, *arrays[0].shape[:1], 1), 100)
-        row_splits %= ids.size + 1
-        row_splits.sort()
-        row_splits[:1], row_splits[-1:] = 0, ids.size
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
         """Right by the schema: then the answer must be right too. Else an error must come."""
