@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from fuzz_fitting import fit
 from fuzz_references import REFERENCES
 from fuzz_values import as_list, as_shapes, changed, flat_outputs, largest
 from tensorflow.python.eager import context, execute
@@ -280,23 +281,8 @@ class OpSubject:
             arrays[1] %= min(max(1, *arrays[0].shape[-1:], 1), 100)  # as there are classes
         if self.op.name.startswith("FusedLinearCrossEntropy"):
             arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
-        if self.op.name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
-            self.fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
-        if self.op.name.startswith("Crf") and arrays[0].ndim == 3:
-            has_tags = "Likelihood" in self.op.name
-            lengths = arrays[2 if has_tags else 1]
-            lengths %= arrays[0].shape[1] + 1
-            if has_tags:
-                arrays[1] %= max(1, arrays[0].shape[2])
+        fit(self.op.name, arrays, rng)
         return arrays
-
-    @staticmethod
-    def fit_bags(arrays: list[Any], ids: np.ndarray, row_splits: np.ndarray) -> None:
-        """Ids that are rows of the table, and borders that rise from 0 to their number."""
-        ids %= min(max(1, *arrays[0].shape[:1], 1), 100)
-        row_splits %= ids.size + 1
-        row_splits.sort()
-        row_splits[:1], row_splits[-1:] = 0, ids.size
 
     def check(self, rng: random.Random, call: sampling.Call) -> None:
         """Right by the schema: then the answer must be right too. Else an error must come."""
