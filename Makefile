@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 TFTOOLKIT := $(BIN)/tftoolkit
 # Python keeps compiled modules, so that only the first process compiles them; they are not installed compiled.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json
@@ -46,9 +47,9 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.ops
 	for script in $(filter-out %/results.py %/other_process.py %_torch.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-# Needs Debian's bazel-bootstrap.
+# Needs Debian's bazel-bootstrap. BAZEL_FLAGS='--per_file_copt=.*@-O0' for a quick one.
 bazel: $(VENV)/.dev
-	bazel build //... && bazel test //...; status=$$?; bazel shutdown; exit $$status
+	bazel build $(BAZEL_FLAGS) //... && bazel test $(BAZEL_FLAGS) //...; status=$$?; bazel shutdown; exit $$status
 
 # The native code under AddressSanitizer, UBSan and ThreadSanitizer.
 sanitize: $(VENV)/.dev

@@ -2,10 +2,10 @@
 
     python tools/sanitize/run.py [--calls 100] [--seed 0]
 
-AddressSanitizer with UndefinedBehaviorSanitizer (for the baseline machine, and for AVX2 where this one has it) and
-ThreadSanitizer. ``driver.cc`` is the host, so neither Python nor TensorFlow runs under them; TensorFlow or JAX must be
-installed for the FFI headers. Calls come from each op's cases.py and, at random, from its schema. Ends with an error
-on the first report.
+AddressSanitizer with UndefinedBehaviorSanitizer and ThreadSanitizer, compiled for AVX2 where this machine has it; the
+first runs a second time with the kernels that are blocked for the baseline machine. ``driver.cc`` is the host, so
+neither Python nor TensorFlow runs under them; TensorFlow or JAX must be installed for the FFI headers. Calls come from
+each op's cases.py and, at random, from its schema. Ends with an error on the first report.
 """
 
 from __future__ import annotations
@@ -41,34 +41,52 @@ FFI_TYPES = {
 }  # fmt: skip
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "address, AVX2": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-march=x86-64-v3"],
     "thread": ["-fsanitize=thread"],
 }
 PROGRAM = (HERE / "driver.cc", HERE / "float_types.cc")
 FLAGS = [flag for flag in builder.CFLAGS if flag not in ("-O3", "-fPIC")] + ["-O1", "-g", "-fno-omit-frame-pointer"]
 
 
-def compile_program(output: Path, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+def command(flags: Sequence[str]) -> list[str]:
     include = [f"-I{toolchain.INCLUDE_DIR}", "-isystem", str(toolchain.ffi_include_dir())]
-    subprocess.run(
-        [*toolchain.cxx().command, *flags, *include, *map(str, sources), "-pthread", "-o", str(output)], check=True
-    )
-    return output
+    return [*toolchain.cxx().command, *flags, *include]
+
+
+def compile_programs(folder: Path, sources: Sequence[Path], flags: dict[str, list[str]]) -> dict[str, Path]:
+    """One program for each name in ``flags``; all their files are compiled side by side."""
+
+    def compile_one(job: tuple[str, Path]) -> Path:
+        name, source = job
+        output = folder / f"{name}-{source.parent.name}-{source.stem}.o"
+        subprocess.run([*command(flags[name]), "-c", str(source), "-o", str(output)], check=True)
+        return output
+
+    largest_first = sorted(sources, key=lambda source: -sum(path.stat().st_size for path in source.parent.glob("*.h")))
+    jobs = [(name, source) for source in largest_first for name in flags]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, jobs))
+    for name in flags:
+        own = [str(path) for (of, _), path in zip(jobs, objects, strict=True) if of == name]
+        subprocess.run([*command(flags[name]), *own, "-pthread", "-o", str(folder / name)], check=True)
+    return {name: folder / name for name in flags}
 
 
 def check_all_floats(folder: Path, has_avx2: bool) -> None:
     # With the machine's own conversion all floats take seconds, in software half a minute for every hundredth.
     fast, stride = (["-march=x86-64-v3"], "1") if has_avx2 else ([], "101")
-    subprocess.run(
-        [compile_program(folder / "floats", PROGRAM, ["-std=c++17", "-O3", *fast]), "floats", stride], check=True
-    )
+    programs = compile_programs(folder, PROGRAM, {"floats": ["-std=c++17", "-O3", *fast]})
+    subprocess.run([programs["floats"], "floats", stride], check=True)
 
 
-def check_ops(name: str, calls: str, program: Path) -> None:
+def check_ops(name: str, calls: str, program: Path, isa: str = "") -> None:
+    started = time.monotonic()
     # ThreadSanitizer knows fixed memory layouts only.
     prefix = ["setarch", "--addr-no-randomize"] if name == "thread" else []
-    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment = os.environ | {
+        "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1", "TFTOOLKIT_ISA": isa,
+    }  # fmt: skip
     subprocess.run([*prefix, program], input=calls, text=True, check=True, env=environment)
+    print(f"{name} {isa}".rstrip() + f": clean, {time.monotonic() - started:.0f} s", flush=True)
 
 
 def all_calls(listing: str, count: int, seed: int) -> Iterator[str]:
@@ -169,24 +187,23 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     has_avx2 = " avx2 " in Path("/proc/cpuinfo").read_text()
-    names = [name for name in SANITIZERS if has_avx2 or "AVX2" not in name]
+    machine = ["-march=x86-64-v3"] if has_avx2 else []
+    flags = {name: [*FLAGS, *machine, *own] for name, own in SANITIZERS.items()}
     sources = [*PROGRAM]
-    for folder in library.builtin_folders():
-        sources += sorted((ROOT / "custom_ops" / folder).glob("*.cc"))
+    for op in library.builtin_folders():
+        sources += sorted((ROOT / "custom_ops" / op).glob("*.cc"))
     try:
         with tempfile.TemporaryDirectory(prefix="tftoolkit-sanitize-") as temporary:
             folder = Path(temporary)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                built = pool.map(lambda name: compile_program(folder / name, sources, FLAGS + SANITIZERS[name]), names)
-                programs = dict(zip(names, built, strict=True))
+            programs = compile_programs(folder, sources, flags)
+            print(f"compiled in {time.monotonic() - started:.0f} s", flush=True)
             listing = subprocess.run(
                 [programs["address"], "list"], check=True, text=True, stdout=subprocess.PIPE
             ).stdout
             calls = "\n".join(all_calls(listing, options.calls, options.seed)) + "\n"
-            for name, program in programs.items():
-                before = time.monotonic()
-                check_ops(name, calls, program)
-                print(f"{name}: clean, {time.monotonic() - before:.0f} s", flush=True)
+            check_ops("address", calls, programs["address"])
+            check_ops("address", calls, programs["address"], isa="baseline")
+            check_ops("thread", calls, programs["thread"])
             subprocess.run([programs["address"], "floats", "4099"], check=True)
             check_all_floats(folder, has_avx2)
     except subprocess.CalledProcessError as error:

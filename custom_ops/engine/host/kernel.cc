@@ -17,6 +17,7 @@
 #include "compatibility.h"
 #include "ffi_api.h"
 #include "guard.h"
+#include "kept_memory.h"
 #include "registry.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "xla/stream_executor/stream.h"
@@ -126,7 +127,7 @@ class FfiKernel : public OpKernel {
         inputs.Set(alias->second, *output);
         ++alias;
       } else {
-        OP_REQUIRES_OK(context, context->allocate_output(i, output_shapes[i], &output));
+        OP_REQUIRES_OK(context, Allocate(context, i, output_shapes[i], &output));
       }
       outputs.Set(i, *output);
       all_empty &= output->NumElements() == 0;
@@ -139,6 +140,22 @@ class FfiKernel : public OpKernel {
   }
 
  private:
+  absl::Status Allocate(OpKernelContext* context, int output, const TensorShape& shape, Tensor** tensor) const {
+    const DataType dtype = context->expected_output_dtype(output);
+    const bool on_host = context->op_device_context() == nullptr;
+    if (!on_host || shape.num_elements() * tensorflow::DataTypeSize(dtype) < int64_t{kKeptBytes}) {
+      return context->allocate_output(output, shape, tensor);
+    }
+    Tensor kept(KeptMemory(), dtype, shape);
+    if (!kept.IsInitialized()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(type_string(), ": no memory for an output of shape ", shape.DebugString()));
+    }
+    context->set_output(output, std::move(kept));
+    *tensor = context->mutable_output(output);
+    return absl::OkStatus();
+  }
+
   // The output in the buffer of the input, or, if somebody else still needs the input, in a copy of it. Either way the
   // handler finds the input's values in the output, as it does under XLA.
   static absl::Status TakePlace(OpKernelContext* context, int input, int output, Tensor** tensor) {

@@ -1,10 +1,10 @@
 """Fuzzes built-in ops: random calls, right and wrong, must give the right answer or a clear error. Run by test_fuzz.py.
 
-    python fuzz.py SUBJECT --seed 0 --cases 3000        # SUBJECT: a built-in op such as RmsNorm, or ReadRecords
+    python fuzz.py SUBJECT ... --seed 0 --cases 3000    # SUBJECT: a built-in op such as RmsNorm, or ReadRecords
     python fuzz.py SUBJECT --seed 0 --case 1234         # that one again
 
-Case i depends on the seed and i alone. Before each case its number goes to the file ``--progress``, so that whoever
-started this process knows which case crashed or hung it.
+Case i depends on the subject, the seed and i alone. Before each case its subject and number go to the file
+``--progress``, so that whoever started this process knows which case crashed or hung it.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def run_case(subject: Any, name: str, seed: int, number: int) -> None:
         raise
 
 
-def leaked_bytes(subject: Any, name: str, seed: int) -> int:
-    """How much memory the same cases take when they run again and again."""
+def leaked_bytes(subject: Any, name: str, seed: int, calls: int) -> int:
+    """How much memory the same cases take when they run again and again, this many calls in all."""
     for passes in range(6):
         if passes == 2:  # caches are filled
             before = resident_bytes()
-        for number in range(500):
+        for number in range(calls // 4):
             run_case(subject, name, seed, number)
     return resident_bytes() - before
 
@@ -126,24 +126,26 @@ def check_threads(seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", help="an op's name, or 'threads'")
+    parser.add_argument("subjects", nargs="+", help="names of ops, or 'threads'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--case", type=int, help="only this one")
-    parser.add_argument("--progress", type=Path, help="file for the number of the case that runs")
-    parser.add_argument("--leaks", action="store_true", help="print how many bytes repeated cases leak")
+    parser.add_argument("--progress", type=Path, help="file for the subject and number of the case that runs")
+    parser.add_argument("--leaks", type=int, help="print for each subject how many bytes so many repeated calls leak")
     options = parser.parse_args()
-    if options.subject == "threads":
+    if options.subjects == ["threads"]:
         check_threads(options.seed)
         return
-    subject = subjects()[options.subject]()
+    makers = subjects()
     limit_memory()
     progress = os.open(options.progress or os.devnull, os.O_WRONLY | os.O_CREAT)
-    for number in range(options.cases) if options.case is None else [options.case]:
-        os.pwrite(progress, f"{number:10}".encode(), 0)
-        run_case(subject, options.subject, options.seed, number)
-    if options.leaks:
-        print(leaked_bytes(subject, options.subject, options.seed))
+    for name in options.subjects:
+        subject = makers[name]()
+        for number in range(options.cases) if options.case is None else [options.case]:
+            os.pwrite(progress, f"{name} --case={number}".ljust(80).encode(), 0)
+            run_case(subject, name, options.seed, number)
+        if options.leaks:
+            print(name, leaked_bytes(subject, name, options.seed, options.leaks), flush=True)
 
 
 if __name__ == "__main__":
