@@ -68,10 +68,9 @@ def gradients(
     logits: Any, tags: Any, lengths: Any, transitions: Any, start: Any, end: Any, dy: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
     """By logits, transitions, start and end."""
-    none = tf.zeros(tf.shape(logits)[2:])
     given = [
         *(tf.cast(logits, tf.float32), tf.convert_to_tensor(transitions)),
-        *(none if one is None else tf.convert_to_tensor(one) for one in (start, end)),
+        *(tf.zeros(tf.shape(logits)[2:]) if one is None else tf.convert_to_tensor(one) for one in (start, end)),
     ]
     with tf.GradientTape() as tape:
         tape.watch(given)
