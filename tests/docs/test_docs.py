@@ -51,3 +51,8 @@ def test_the_page_on_attention_runs(tmp_path, blocks, run):
 def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
     output = run("".join(blocks("transformer_ops")) + "print(y.shape, loss.numpy() > 6)", tmp_path)
     assert "(2, 16, 64) True" in output
+
+
+@pytest.mark.slow
+def test_the_page_on_sequence_losses_runs(tmp_path, blocks, run):
+    run("".join(blocks("sequence_losses")), tmp_path)
