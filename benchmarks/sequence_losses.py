@@ -22,6 +22,7 @@ import tensorflow as tf
 from other_process import OtherProcess
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.engine import library
 
 Function = Callable[..., tf.Tensor]  # tensors → losses
 
@@ -65,6 +66,29 @@ def tf_ctc(logits: tf.Tensor, labels: tf.Tensor, frames: tf.Tensor, counts: tf.T
     return tf.nn.ctc_loss(of_labels, logits, None if sparse else counts, frames, logits_time_major=False, blank_index=0)
 
 
+def rnnt_inputs(batch: int, time_: int, labels: int, classes: int) -> list[tf.Tensor]:
+    rng = np.random.default_rng(0)
+    return [
+        tf.constant(rng.standard_normal([batch, time_, classes], np.float32)),
+        tf.constant(rng.standard_normal([batch, labels + 1, classes], np.float32)),
+        tf.constant(rng.integers(1, classes, [batch, labels]), tf.int32),
+        tf.fill([batch], time_),
+        tf.fill([batch], labels),
+    ]
+
+
+def joint(encoder: tf.Tensor, predictor: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+    """With the joint tensor, which is made and differentiated by TensorFlow."""
+    return custom_ops.rnnt_loss(encoder[:, :, tf.newaxis] + predictor[:, tf.newaxis], *rest)
+
+
+def plain_rnnt(encoder: tf.Tensor, predictor: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+    """The op's reference: a loop over diagonals."""
+    op = library.load_builtin("rnnt_loss").op("RnntLoss")
+    logits = encoder[:, :, tf.newaxis] + predictor[:, tf.newaxis]
+    return op.run_reference(logits, *rest, blank=0, fastemit=0.0)[0]
+
+
 LOSSES = {
     "ctc": Loss(
         tuple((16, 500, classes, labels) for classes in (64, 5000) for labels in (100, 400)),
@@ -75,6 +99,13 @@ LOSSES = {
             "TensorFlow, dense": lambda *inputs: tf_ctc(*inputs, sparse=False),
             "TensorFlow, sparse": lambda *inputs: tf_ctc(*inputs, sparse=True),
         },
+    ),
+    "rnnt": Loss(
+        ((8, 150, 40, 128), (4, 150, 40, 1024)),
+        rnnt_inputs,
+        2,
+        {"ours": custom_ops.rnnt_loss_additive, "ours, joint tensor": joint, "TensorFlow, loop": plain_rnnt},
+        torch=False,
     ),
 }
 

@@ -68,7 +68,10 @@ def test_ragged_labels_in_each_form_give_the_same_bits():
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("time", "count", "scale"), [(3000, 1200, 1.0), (2100, 1000, 30.0), (1500, 3, 100.0)])
+@pytest.mark.parametrize(
+    ("time", "count", "scale"),
+    [pytest.param(3000, 1200, 1.0, marks=pytest.mark.slow), (2100, 1000, 30.0), (1500, 3, 100.0)],
+)
 def test_long_sequences_and_large_logits(time, count, scale):
     """Probabilities of states at one frame are hundreds of powers of ten apart; a loss is thousands."""
     rng = np.random.default_rng(0)

@@ -57,6 +57,14 @@ def adamw(ops, *sizes):
     ops.adam_w(True, 0.1, 1.0, w, zero, zero, g, **options)
 
 
+def ctc_loss(ops, batch, time, classes):
+    logits = RNG.standard_normal((batch, time, classes)).astype(np.float32)
+    labels, lengths = np.array([[1, 2, 1]] * batch, np.int32), (np.full(batch, time), np.full(batch, 3))
+    row, frames = np.ones(batch, np.float32), np.ones((batch, time), np.float32)
+    ops.ctc_loss(logits, labels, *lengths)
+    ops.ctc_loss_grad(logits, labels, *lengths, row, frames, frames, frames)
+
+
 class Mutant(NamedTuple):
     """``file`` is one of the folder or, as ``shared/…``, one of the kernel authors' headers."""
 
@@ -71,6 +79,10 @@ class Mutant(NamedTuple):
 NORM = "shared/norm_cuda.h"
 CUDA = "shared/cuda.h"
 MUTANTS = {
+    "no barrier between frames": Mutant(
+        ctc_loss, "gpu_states.h", "    }\n    __syncthreads();\n", "    }\n", (2, 7, 4),
+        r"Losses<float>.*(race|nobody has written)",
+    ),
     "no barrier before the array is used again": Mutant(
         rms_norm, CUDA, "    __syncthreads();  // the array may still be in use by the previous sum\n", "", (3, 1300),
         r"ForwardRows<float, 256, false>.*race: store to shared array warps",

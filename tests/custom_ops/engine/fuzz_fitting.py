@@ -40,7 +40,7 @@ def fit_arrays(call: sampling.Call, name: str, arrays: list[Any], rng: random.Ra
     elif name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
         _fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
     elif name.startswith("Crf") and arrays[0].ndim == 3:
-        inputs["lengths"] %= arrays[0].shape[1] + 1
+        inputs["lengths"] %= arrays[0].shape[1] + 1 if arrays[0].shape[2] else 1
         if "tags" in inputs:
             inputs["tags"] %= max(1, arrays[0].shape[2])
     elif name.startswith("Roi"):

@@ -106,7 +106,9 @@ class OpSubject:
         kind(rng, self.sample(rng))
 
     def sample(self, rng: random.Random) -> sampling.Call:
-        call = sampling.sample(self.schema, rng, max_elements=2000)
+        # References of sequence losses are loops.
+        sizes = {"sizes": (0, 1, 2, 3, 5, 7)} if self.op.name in SEQUENCES else {}
+        call = sampling.sample(self.schema, rng, max_elements=2000, **sizes)
         return fitting_call(call, self.op.name, rng)
 
     # Kinds of cases
