@@ -56,6 +56,8 @@ def test_the_page_on_embeddings_runs(tmp_path, blocks, run):
 def test_the_page_on_sequence_losses_runs(tmp_path, blocks, run):
     output = run("".join(blocks("sequence_losses")) + "print(best.shape, gradient.shape)", tmp_path)
     assert "(4, 9) (5, 5)" in output
+
+
 def test_the_page_on_sampling_runs(tmp_path, blocks, run):
     run("".join(blocks("sampling")), tmp_path)
 

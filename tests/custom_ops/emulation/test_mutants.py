@@ -65,6 +65,12 @@ def ctc_loss(ops, batch, time, classes):
     ops.ctc_loss_grad(logits, labels, *lengths, row, frames, frames, frames)
 
 
+def roi_align(ops, boxes, *shape):
+    features, corners = RNG.standard_normal(shape).astype(np.float32), RNG.uniform(0, 3, (boxes, 4)).astype(np.float32)
+    dy = np.ones((boxes, 2, 2, shape[-1]), np.float32)
+    ops.roi_align_grad(dy, features, corners, np.zeros(boxes, np.int32), sampling_ratio=1)
+
+
 class Mutant(NamedTuple):
     """``file`` is one of the folder or, as ``shared/…``, one of the kernel authors' headers."""
 
@@ -167,6 +173,14 @@ MUTANTS = {
     "one element of a weight too many": Mutant(
         adamw, "shared/tensor_batch.h", "if (i + j < end) tensor[i + j] =", "tensor[i + j] =", (7,),
         r"Update<.*(behind|race)",
+    ),
+    "no barrier before the bits of other boxes": Mutant(
+        roi_align, "roi_align.cu", "      __syncthreads();  // the bits of the boxes before may still be in use\n", "",
+        (260, 1, 4, 4, 3), r"Spread<float>.*race: store to shared array touching",
+    ),
+    "no barrier behind the bits of boxes": Mutant(
+        roi_align, "roi_align.cu", "= bits;\n      __syncthreads();\n", "= bits;\n", (3, 1, 4, 4, 3),
+        r"Spread<float>.*touching.*nobody has written",
     ),
 }  # fmt: skip
 
