@@ -72,8 +72,3 @@ def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
 def test_the_page_on_detection_runs(tmp_path, blocks, run):
     checks = "print(kept.numpy(), soft.indices[:4].numpy(), y.shape)"
     assert "[0 2 3] [0 2 3 1] (1, 20, 20, 16)" in run("".join([*blocks("detection"), checks]), tmp_path)
-
-
-@pytest.mark.slow
-def test_the_page_on_sequence_losses_runs(tmp_path, blocks, run):
-    run("".join(blocks("sequence_losses")), tmp_path)
