@@ -30,7 +30,7 @@ using Result = ffi::Result<ffi::AnyBuffer>;
 constexpr int64_t kLanes = 64;
 constexpr int64_t kMostSorted = 225;         // 15 x 15: then to partition is faster
 constexpr int64_t kPixelsPerTask = 1 << 15;  // times comparators
-constexpr int64_t kMostPixels = 1 << 24;     // of a window
+constexpr int64_t kMostPixels = 1 << 17;     // of a window: the work grows with it, and nobody can stop it
 
 enum Padding : int32_t { kReflect, kConstant, kSymmetric };
 
