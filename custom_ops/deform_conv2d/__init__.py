@@ -92,10 +92,9 @@ def _(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, *, masked: bool, has
 
     from tftoolkit.custom_ops.deform_conv2d import plain
 
-    if has_dmask and not masked:  # as the kernels say
-        raise tf.errors.InvalidArgumentError(None, None, "has_dmask=True needs masked=True")
     found = plain.gradients(dy, x, offset, weight, mask if masked else None, **steps)
-    return *found[:4], found[4] if has_dmask else None
+    dmask = found[4] if masked else tf.zeros_like(mask)
+    return *found[:4], dmask if has_dmask else None
 
 
 _backward.differentiate_reference()

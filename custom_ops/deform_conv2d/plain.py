@@ -23,13 +23,20 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
     wide = tf.cast(dy, dtype)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        y = _convolve(inputs[0], inputs[1], inputs[2], None, None if mask is None else inputs[3], **steps)
+        given = None if mask is None else inputs[3]
+        # A point outside of the picture has no gradient, whatever that of its column.
+        y = _convolve(inputs[0], inputs[1], inputs[2], None, given, tf.math.multiply_no_nan, **steps)
     found = tape.gradient(y, inputs, output_gradients=wide)
+    pairs = tf.reshape(inputs[1], [*tf.unstack(tf.shape(offset)[:3]), tf.shape(offset)[3] // 2, 2])
+    nowhere = tf.reduce_any(tf.math.is_nan(pairs), -1, keepdims=True) & tf.ones_like(pairs, tf.bool)
+    found[1] = tf.where(tf.reshape(nowhere, tf.shape(offset)), tf.constant(float("nan"), dtype), found[1])
     found.insert(3, tf.reduce_sum(wide, [0, 1, 2]))
     return [tf.cast(one, x.dtype) for one in found]
 
 
-def _convolve(x: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: int) -> tf.Tensor:
+def _convolve(
+    x: Any, offset: Any, weight: Any, bias: Any, mask: Any, multiply: Any = tf.multiply, **steps: int
+) -> tf.Tensor:
     height, width, group_channels, outputs = tf.unstack(tf.shape(weight))
     batch, out_height, out_width, offsets = tf.unstack(tf.shape(offset))
     channels = tf.shape(x)[3]
@@ -37,7 +44,7 @@ def _convolve(x: Any, offset: Any, weight: Any, bias: Any, mask: Any, **steps: i
     offset_groups = offsets // (2 * points)
     columns = _columns(x, offset, height, width, offset_groups, **steps)
     if mask is not None:
-        columns *= tf.reshape(mask, [batch, out_height, out_width, offset_groups, points, 1])
+        columns = multiply(tf.reshape(mask, [batch, out_height, out_width, offset_groups, points, 1]), columns)
     columns = tf.transpose(columns, [0, 1, 2, 4, 3, 5])
     columns = tf.reshape(columns, [batch, out_height, out_width, points, groups, group_channels])
     kernel = tf.reshape(weight, [points, group_channels, groups, outputs // groups])
