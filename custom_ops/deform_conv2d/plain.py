@@ -29,6 +29,8 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
     found = tape.gradient(y, inputs, output_gradients=wide)
     pairs = tf.reshape(inputs[1], [*tf.unstack(tf.shape(offset)[:3]), tf.shape(offset)[3] // 2, 2])
     nowhere = tf.reduce_any(tf.math.is_nan(pairs), -1, keepdims=True) & tf.ones_like(pairs, tf.bool)
+    if mask is not None:
+        nowhere |= tf.math.is_nan(inputs[3])[..., None]
     found[1] = tf.where(tf.reshape(nowhere, tf.shape(offset)), tf.constant(float("nan"), dtype), found[1])
     found.insert(3, tf.reduce_sum(wide, [0, 1, 2]))
     return [tf.cast(one, x.dtype) for one in found]
