@@ -58,6 +58,7 @@ def test_the_page_on_sequence_losses_runs(tmp_path, blocks, run):
     assert "(4, 9) (5, 5)" in output
 
 
+@pytest.mark.slow
 def test_the_page_on_sampling_runs(tmp_path, blocks, run):
     run("".join(blocks("sampling")), tmp_path)
 

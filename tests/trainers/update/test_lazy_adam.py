@@ -16,6 +16,7 @@ RUNS = {
     "graph": lambda f: tf.function(f, autograph=False),
     "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
 }
+EACH_RUN = pytest.mark.parametrize("run", ["graph", *(pytest.param(run, marks=SLOW) for run in ("eager", "xla"))])
 OPTIONS = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-6, "weight_decay": 0.1}
 
 
@@ -82,7 +83,7 @@ def by_hand(model, clip_norm, lazy=True):
     return weights, norms
 
 
-@pytest.mark.parametrize("run", RUNS)
+@EACH_RUN
 @pytest.mark.parametrize("bags", [True, False])
 def test_used_rows_follow_the_rule_in_float64(run, bags):
     model = Bags(optimizers.LazyAdam(0.05, **OPTIONS), bags, clip_norm=4.0)
@@ -98,7 +99,7 @@ def test_used_rows_follow_the_rule_in_float64(run, bags):
     assert not np.any(np.all(model.table[::2] == before[::2], axis=1))
 
 
-@pytest.mark.parametrize("run", RUNS)
+@EACH_RUN
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 2.0}, {"clip_value": 0.5, "no_weight_decay": ("matrix",)}])
 def test_it_is_adamw_where_all_rows_are_used(run, options):
     lazy, dense = (
@@ -128,7 +129,7 @@ def test_a_dense_gradient_is_adamws():
         np.testing.assert_array_equal(lazy[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@EACH_RUN
 def test_a_skipped_step_leaves_every_bit(run):
     model = Bags(optimizers.LazyAdam(0.05, **OPTIONS))
     model.train(run, steps=2)
