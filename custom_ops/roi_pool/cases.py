@@ -54,7 +54,7 @@ def call_of(name: str, case: Case) -> tuple[list[Any], dict[str, Any]]:
         options = {"output_height": case.bins[0], "output_width": case.bins[1], "spatial_scale": case.spatial_scale}
         return [features, boxes, indices], options
     shape = (case.boxes, *case.bins, channels)
-    places = rng.integers(-1, max(1, height * width), shape).astype(np.int32)
+    places = rng.integers(-1, height * width, shape).astype(np.int32)
     return [rng.standard_normal(shape).astype(case.dtype), places, features, indices], {}
 
 
