@@ -222,7 +222,7 @@ SOME = ("runs", "invalid", "written", "bounds", "gradient")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", OPS[::2], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", OPS[2:3], ids=lambda op: op.name)
 def test_promises(op):
     inputs, attributes = ARGUMENTS[op.name]()
     custom_ops.opcheck(op, *inputs, checks=SOME, **attributes)

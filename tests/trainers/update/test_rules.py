@@ -146,8 +146,14 @@ def test_a_skipped_step_leaves_every_bit_and_a_resumed_one_is_the_same(name):
         np.testing.assert_array_equal(other.values()[key], value, err_msg=key)
 
 
-@SLOW
-@pytest.mark.parametrize("name", [*BASE, *WRAPPED])
+# Those with slots of other shapes, of some weights only, and of weights themselves.
+RESUMED = ("Adafactor", "Muon", *WRAPPED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=SLOW if one in RESUMED else pytest.mark.exhaustive) for one in (*BASE, *WRAPPED)],
+)
 def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, name):
     """With the trainer's own checkpoints, compiled, from embeddings to scales."""
 
