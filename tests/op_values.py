@@ -25,7 +25,7 @@ def normal(shape: Sequence[int], dtype: str, seed: int = 0) -> tf.Tensor:
 
 
 def opcheck_parameter(op: Op) -> Any:
-    """For a test that runs ``opcheck``; those that take longest (gradients, norms with a sum, 3-D): ``make test-all``."""
+    """For a test that runs ``opcheck``; gradients, sums and 3-D take longest: those run in ``make test-all`` alone."""
     is_dear = op.name.endswith(("Grad", "3d")) or op.name.startswith("Add")
     marks = [pytest.mark.exhaustive] if is_dear else []
     return pytest.param(op, id=op.name, marks=marks)
