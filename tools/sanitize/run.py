@@ -1,6 +1,6 @@
 """Runs the kernels of the built-in ops, and the headers that ops include, under the compiler's sanitizers.
 
-    python tools/sanitize/run.py [--calls 100] [--seed 0]
+    python tools/sanitize/run.py [--calls 40] [--seed 0]
 
 AddressSanitizer with UndefinedBehaviorSanitizer and ThreadSanitizer, compiled for AVX2 where this machine has it; the
 first runs a second time with the kernels that are blocked for the baseline machine. ``driver.cc`` is the host, so
@@ -183,7 +183,7 @@ def buffer(dtype: str, shape: Shape, alias: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=100, help="random calls of each op")
+    parser.add_argument("--calls", type=int, default=40, help="random calls of each op")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()

@@ -108,7 +108,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 @pytest.mark.slow
 def test_random_pipelines_are_exact(random_pipelines: ModuleType, source_files: Path) -> None:
-    random_pipelines_are_exact(random_pipelines, source_files, 8)
+    random_pipelines_are_exact(random_pipelines, source_files, 5)
 
 
 @pytest.mark.exhaustive
