@@ -1,6 +1,6 @@
 """Sequence losses with their gradients against TensorFlow's and PyTorch's.
 
-    python benchmarks/sequence_losses.py [--rounds 7] [--only ctc] [--torch /path/to/python]
+    python benchmarks/sequence_losses.py [--rounds 7] [--only ctc] [--without NAME] [--torch /path/to/python]
 
 The alternatives run in turn, PyTorch in a process of its own, so that a busy machine slows all alike. Each loss is an
 entry of ``LOSSES``: sizes, inputs, and functions of them that return a loss and gradients.
@@ -117,10 +117,14 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, sizes: tuple[int, ...], rounds: int, torch: OtherProcess | None) -> dict[str, list[float]]:
+def measure(
+    name: str, sizes: tuple[int, ...], rounds: int, torch: OtherProcess | None, without: str
+) -> dict[str, list[float]]:
     loss = LOSSES[name]
     given = loss.inputs(*sizes)
-    traced = {label: with_gradients(function, loss.floating) for label, function in loss.functions.items()}
+    traced = {
+        label: with_gradients(function, loss.floating) for label, function in loss.functions.items() if label != without
+    }
     timed: dict[str, Callable[[], float]] = {
         label: lambda both=both: seconds(lambda: both(*given)) for label, both in traced.items()
     }
@@ -139,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help="one of the losses")
+    parser.add_argument("--without", default="", help="an alternative: 'TensorFlow, dense' takes a minute a call")
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     options = parser.parse_args()
     where = results.machine()
@@ -147,7 +152,7 @@ def main() -> None:
     for name in [options.only] if options.only else LOSSES:
         times: dict[tuple[str, str], list[float]] = {}
         for sizes in LOSSES[name].sizes:
-            found = measure(name, sizes, options.rounds, torch)
+            found = measure(name, sizes, options.rounds, torch, options.without)
             metric = "x".join(map(str, sizes))
             times |= {(label, metric): values for label, values in found.items()}
             for label, values in found.items():
