@@ -45,7 +45,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python tools/architecture/run.py
 
 bench: $(VENV)/.dev $(VENV)/.ops
-	for script in $(filter-out %/results.py %/other_process.py %_torch.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/results.py %/other_process.py %_torch.py %_work.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # Needs Debian's bazel-bootstrap. BAZEL_FLAGS='--per_file_copt=.*@-O0' for a quick one.
 bazel: $(VENV)/.dev
