@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument(
         "--without",
         default="TensorFlow, dense",
-        help="an alternative that is left out; that one takes half a minute a call, and finds no memory for 400 of 5,000",
+        help="an alternative that is left out; that one takes half a minute a call, or finds no memory",
     )
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     options = parser.parse_args()
