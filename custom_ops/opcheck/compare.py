@@ -45,7 +45,8 @@ def against(names: Iterable[str], actual: Sequence[Array | None], right: Right, 
 def difference(one: Array, other: Array, allowed: float, naive: Array | None = None) -> str:
     """Where two arrays differ most, in words, or "" if they agree.
 
-    Infinities and NaN must be equal, except where the naive computation overflows and this one does not.
+    Infinities and NaN must be equal, except where the naive computation overflows and this one does not. Integers may
+    also be the naive computation's, which cuts off or compares what it has rounded.
     """
     if one.shape != other.shape:
         return f"has shape {list(one.shape)}, not {list(other.shape)}"
@@ -53,7 +54,9 @@ def difference(one: Array, other: Array, allowed: float, naive: Array | None = N
     with np.errstate(invalid="ignore", over="ignore"):
         distance = np.abs(left - right) if is_inexact(one.dtype) else (left != right).astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right)) if is_inexact(one.dtype) else left == right
-    if naive is not None and is_inexact(one.dtype):
+    if naive is not None and not is_inexact(one.dtype):
+        same |= left == naive
+    elif naive is not None:
         plain = wide(naive)
         same |= ~np.isfinite(plain) & ((left == plain) | (np.isnan(left) & np.isnan(plain)))
     distance = np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))

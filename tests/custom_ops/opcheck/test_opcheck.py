@@ -10,6 +10,7 @@ from covering import slow_but
 
 from tftoolkit import cli, custom_ops
 from tftoolkit.custom_ops.opcheck import CHECKS, child, pytest_checks
+from tftoolkit.custom_ops.opcheck.compare import difference
 
 rng = np.random.default_rng(0)
 ROW = rng.standard_normal(8).astype(np.float32)
@@ -196,3 +197,10 @@ def test_a_file_that_is_not_there_on_the_command_line():
 def test_a_built_in_op_on_the_command_line(capsys, folder, op):
     assert cli.main(["ops", "check", folder]) == 0
     assert f"opcheck of TfToolkit>{op} " in capsys.readouterr().out
+
+
+def test_integers_may_be_those_of_the_naive_computation() -> None:
+    exact, naive = np.array([85, 7], np.uint8), np.array([84, 7], np.uint8)
+    assert difference(naive, exact, 0.0, naive) == ""
+    assert "should be 7" in difference(np.array([85, 8], np.uint8), exact, 0.0, naive)
+    assert difference(naive, exact, 0.0)
