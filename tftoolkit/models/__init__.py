@@ -1,16 +1,21 @@
-"""Models as plain ``tf.Module``s: what recipes train, architectures whose weights come from elsewhere, and their blocks."""
+"""Models as plain ``tf.Module``s: what recipes train, architectures with weights from elsewhere, and their blocks."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tftoolkit.models.bert import Bert
     from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, Rotary, TransformerBlock
     from tftoolkit.models.digits_cnn import DigitsCnn
     from tftoolkit.models.gpt2 import Gpt2
     from tftoolkit.models.llama import Llama
+    from tftoolkit.models.resnet import ResNet, resnet18, resnet34, resnet50
+    from tftoolkit.models.vit import ViT
+    from tftoolkit.models.weight_names import torch_names
 
 __all__ = [
     "Attention",
+    "Bert",
     "Dense",
     "DigitsCnn",
     "Embedding",
@@ -18,14 +23,21 @@ __all__ = [
     "LayerNorm",
     "Llama",
     "Mlp",
+    "ResNet",
     "RmsNorm",
     "Rotary",
     "TransformerBlock",
+    "ViT",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "torch_names",
 ]
 
 # Name → module.
 _HOME = {
     "Attention": "blocks",
+    "Bert": "bert",
     "Dense": "blocks",
     "DigitsCnn": "digits_cnn",
     "Embedding": "blocks",
@@ -33,9 +45,15 @@ _HOME = {
     "LayerNorm": "blocks",
     "Llama": "llama",
     "Mlp": "blocks",
+    "ResNet": "resnet",
     "RmsNorm": "blocks",
     "Rotary": "blocks",
     "TransformerBlock": "blocks",
+    "ViT": "vit",
+    "resnet18": "resnet",
+    "resnet34": "resnet",
+    "resnet50": "resnet",
+    "torch_names": "weight_names",
 }
 
 
