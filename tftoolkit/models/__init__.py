@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from tftoolkit.models.bert import Bert
     from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, Rotary, TransformerBlock
     from tftoolkit.models.digits_cnn import DigitsCnn
+    from tftoolkit.models.flash_multi_head_attention import FlashMultiHeadAttention
     from tftoolkit.models.gpt2 import Gpt2
+    from tftoolkit.models.keras_layer import KerasLayer
     from tftoolkit.models.llama import Llama
     from tftoolkit.models.resnet import ResNet, resnet18, resnet34, resnet50
     from tftoolkit.models.vit import ViT
@@ -19,7 +21,9 @@ __all__ = [
     "Dense",
     "DigitsCnn",
     "Embedding",
+    "FlashMultiHeadAttention",
     "Gpt2",
+    "KerasLayer",
     "LayerNorm",
     "Llama",
     "Mlp",
@@ -41,7 +45,9 @@ _HOME = {
     "Dense": "blocks",
     "DigitsCnn": "digits_cnn",
     "Embedding": "blocks",
+    "FlashMultiHeadAttention": "flash_multi_head_attention",
     "Gpt2": "gpt2",
+    "KerasLayer": "keras_layer",
     "LayerNorm": "blocks",
     "Llama": "llama",
     "Mlp": "blocks",

@@ -65,10 +65,11 @@ def check_ending(path: Path, *others: str) -> str:
 
 def _command(path: Path) -> str:
     """What turns a pickle of tensors into a safetensors file. Tensors that share memory are stored twice."""
-    tensors = f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
+    source, target = (json.dumps(str(one)) for one in (path, path.with_suffix(".safetensors")))
+    tensors = f'torch.load({source}, map_location="cpu", weights_only=True)'
     code = (
         "import torch; from safetensors.torch import save_file; save_file("
-        f"{{k: v.contiguous().clone() for k, v in {tensors}.items()}}, {str(path.with_suffix('.safetensors'))!r})"
+        f"{{k: v.contiguous().clone() for k, v in {tensors}.items()}}, {target})"
     )
     return f"  python -c {shlex.quote(code)}"
 
