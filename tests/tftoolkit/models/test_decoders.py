@@ -76,8 +76,10 @@ def test_exports(tmp_path, target):
     assert (tmp_path / f"model.{target}").stat().st_size > 4 * 50 * 32 * 2
 
 
+SCALED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 DECODERS = {
     "llama": lambda: models.Llama(50, width=32, layers=2, heads=4, kv_heads=2),
+    "scaled llama": lambda: models.Llama(50, width=32, layers=2, heads=4, rotary_scaling=SCALED),
     "gpt2": lambda: models.Gpt2(50, width=32, layers=2, heads=4, context=16),
 }
 
@@ -108,7 +110,7 @@ def test_positions():
         same = model(tokens, positions=tf.range(6))
         np.testing.assert_allclose(same, model(tokens), rtol=0, atol=1e-5)
         moved = np.abs(model(tokens, positions=tf.range(7, 13)) - same).max()
-        assert moved < 1e-4 if kind == "llama" else moved > 1e-3
+        assert moved > 1e-3 if kind == "gpt2" else moved < 1e-4
 
 
 def test_dropout_is_decided_by_the_key():
@@ -125,6 +127,10 @@ def test_sizes_that_do_not_fit():
         models.Llama(10, width=30, layers=1, heads=4)
     with pytest.raises(ValueError, match="the size of a head must be even, got 5"):
         models.Llama(10, width=20, layers=1, heads=4)
+    with pytest.raises(
+        ValueError, match=r"scaling must be that of Llama 3\.1, with factor, .*; it has no low_freq_factor"
+    ):
+        models.Rotary(scaling={"factor": 2.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16})
     with pytest.raises(ValueError, match="heads must be a multiple of kv_heads, got heads=4, kv_heads=3"):
         models.Llama(10, width=32, layers=1, heads=4, kv_heads=3)
     with pytest.raises(ValueError, match="width must be a multiple of heads, got width=30, heads=4"):
