@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tftoolkit.models.bert import Bert
-    from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, Rotary, TransformerBlock
+    from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, TransformerBlock
     from tftoolkit.models.digits_cnn import DigitsCnn
     from tftoolkit.models.flash_multi_head_attention import FlashMultiHeadAttention
     from tftoolkit.models.gpt2 import Gpt2
     from tftoolkit.models.keras_layer import KerasLayer
     from tftoolkit.models.llama import Llama
     from tftoolkit.models.resnet import ResNet, resnet18, resnet34, resnet50
+    from tftoolkit.models.rotary import Rotary
     from tftoolkit.models.vit import ViT
     from tftoolkit.models.weight_names import torch_names
 
@@ -53,7 +54,7 @@ _HOME = {
     "Mlp": "blocks",
     "ResNet": "resnet",
     "RmsNorm": "blocks",
-    "Rotary": "blocks",
+    "Rotary": "rotary",
     "TransformerBlock": "blocks",
     "ViT": "vit",
     "resnet18": "resnet",

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.models import encoding
-from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, TransformerBlock, dropped
+from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, TransformerBlock, dropped, layer_keys
 from tftoolkit.models.presets import WithPresets
 
 HEADS = ("classes", "masked_lm")
@@ -98,6 +98,7 @@ class Bert(WithPresets):
         if self.masked_lm is not None:
             return self.masked_lm(x, self.embedding)
         if self.classifier is not None:
+            key = layer_keys(key, len(self.blocks) + 1)[-1]
             return self.classifier(dropped(self.pooled(x), self._dropout, key, self._ops))
         return x
 

@@ -1,8 +1,11 @@
-"""What transformers are made of, as small ``tf.Module``s on the compiled ops."""
+"""What transformers are made of, as small ``tf.Module``s on the compiled ops.
+
+Ops are looked up when a module is made: a library that must be compiled is then, and not in the middle of a trace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.models.kv_cache import CachedLayer
+from tftoolkit.models.rotary import Rotary
 
 Rng = np.random.Generator | int
 
@@ -92,11 +96,11 @@ class LayerNorm(tf.Module):
     def __init__(self, width: int, *, epsilon: float = 1e-5, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()
         self.gamma, self.beta = tf.Variable(tf.ones([width], dtype)), tf.Variable(tf.zeros([width], dtype))
-        self._epsilon, self._ops = epsilon, ops
+        self._epsilon, self._layer_norm = epsilon, ops.layer_norm
 
     def __call__(self, x: tf.Tensor, residual: tf.Tensor | None = None) -> Any:
         """[…, width] → the same; with a residual (normalised, x + residual)."""
-        return self._ops.layer_norm(x, self.gamma, self.beta, residual=residual, epsilon=self._epsilon)
+        return self._layer_norm(x, self.gamma, self.beta, residual=residual, epsilon=self._epsilon)
 
 
 class RmsNorm(tf.Module):
@@ -105,69 +109,11 @@ class RmsNorm(tf.Module):
     def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()
         self.gamma = tf.Variable(tf.ones([width], dtype))
-        self._epsilon, self._ops = epsilon, ops
+        self._epsilon, self._rms_norm = epsilon, ops.rms_norm
 
     def __call__(self, x: tf.Tensor, residual: tf.Tensor | None = None) -> Any:
         """[…, width] → the same; with a residual (normalised, x + residual)."""
-        return self._ops.rms_norm(x, self.gamma, residual=residual, epsilon=self._epsilon)
-
-
-class Rotary(tf.Module):
-    """``custom_ops.rotary_embedding`` with its settings: turns queries and keys by their positions.
-
-    Args:
-      base: of the wavelengths; also called theta.
-      scaling: how the wavelengths of Llama 3.1 and later were stretched, as in their files of settings: ``factor``,
-        ``low_freq_factor``, ``high_freq_factor`` and ``original_max_position_embeddings``; others are not looked at.
-        With it plain operations turn.
-    """
-
-    def __init__(
-        self, *, base: float = 10_000.0, scaling: Mapping[str, float] | None = None, ops: Any = custom_ops
-    ) -> None:
-        super().__init__()
-        self._base, self._ops = base, ops
-        self._stretch = None if scaling is None else _Stretch(scaling)
-
-    def __call__(self, x: tf.Tensor, positions: tf.Tensor | None = None, capacity: int | None = None) -> tf.Tensor:
-        """[batch, length, heads, depth] → the same.
-
-        Args:
-          x: queries or keys.
-          positions: int32 [length] or [batch, length]; 0, 1, … by default.
-          capacity: what positions are below, where that is known. Sines and cosines are then rows of a table, and
-            nothing is computed in float64, which LiteRT could not.
-        """
-        if self._stretch is None and (positions is None or capacity is None):
-            return self._ops.rotary_embedding(x, positions, base=self._base)
-        half = x.shape[-1] // 2
-        speeds = self._base ** (-np.arange(half) / half)
-        speeds = speeds if self._stretch is None else self._stretch(speeds)
-        positions = tf.range(tf.shape(x)[1]) if positions is None else positions
-        if capacity is None:
-            angles = tf.cast(positions, tf.float64)[..., tf.newaxis] * speeds
-            turns = [tf.cast(turn, tf.float32) for turn in (tf.cos(angles), tf.sin(angles))]
-        else:
-            angles = np.arange(capacity)[:, None] * speeds
-            turns = [tf.gather(tf.constant(turn, tf.float32), positions) for turn in (np.cos(angles), np.sin(angles))]
-        cosine, sine = (turn[..., tf.newaxis, :] for turn in turns)
-        one, other = tf.split(tf.cast(x, tf.float32), 2, axis=-1)
-        return tf.cast(tf.concat([one * cosine - other * sine, other * cosine + one * sine], -1), x.dtype)
-
-
-class _Stretch:
-    """Wavelengths as long as the context of the first training become ``factor`` times as long; short ones stay."""
-
-    def __init__(self, scaling: Mapping[str, float]) -> None:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        if lost := [name for name in names if name not in scaling]:
-            raise ValueError(f"scaling must be that of Llama 3.1, with {', '.join(names)}; it has no {', '.join(lost)}")
-        self._factor, self._low, self._high, self._length = (float(scaling[name]) for name in names)
-
-    def __call__(self, speeds: np.ndarray) -> np.ndarray:
-        turns = self._length * speeds / (2 * np.pi)  # in the whole of that context
-        kept = np.clip((turns - self._low) / (self._high - self._low), 0, 1)
-        return speeds * (kept + (1 - kept) / self._factor)
+        return self._rms_norm(x, self.gamma, residual=residual, epsilon=self._epsilon)
 
 
 class Attention(tf.Module):
@@ -208,7 +154,7 @@ class Attention(tf.Module):
         if heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}")
         rng, size = np.random.default_rng(rng), head_size or width // heads
-        self._size, self._causal, self._ops = size, causal, ops
+        self._size, self._causal, self._flash_attention = size, causal, ops.flash_attention
         self.kv_shape = (kv_heads, size)
         self.rotary = rotary
         options = {"bias": bias, "deviation": deviation, "dtype": dtype, "rng": rng}
@@ -234,7 +180,7 @@ class Attention(tf.Module):
             positions, capacity = (positions, None) if cached is None else (cached.positions, cached.capacity)
             q, k = (self.rotary(one, positions, capacity) for one in (q, k))
         if cached is None:
-            o = self._ops.flash_attention(q, k, v, causal=self._causal, lengths=lengths)
+            o = self._flash_attention(q, k, v, causal=self._causal, lengths=lengths)
         else:
             o = cached.attend(q, k, v)
         shape = tf.shape(x)
@@ -272,16 +218,17 @@ class Mlp(tf.Module):
         if activation != "swiglu" and activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of swiglu, {', '.join(_ACTIVATIONS)}, got {activation!r}")
         rng = np.random.default_rng(rng)
-        self._activation, self._ops = activation, ops
+        self._activation = activation
         up = {"bias": bias, "deviation": deviation, "dtype": dtype, "rng": rng}
         self.gate = Dense(width, hidden, **up) if activation == "swiglu" else None
+        self._swiglu: Any = None if self.gate is None else ops.swiglu
         self.up = Dense(width, hidden, **up)
         self.down = Dense(hidden, width, **{**up, "deviation": out_deviation or deviation})
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """[…, width] → the same."""
         if self.gate is not None:
-            return self.down(self._ops.swiglu(self.gate(x), self.up(x)))
+            return self.down(self._swiglu(self.gate(x), self.up(x)))
         return self.down(_ACTIVATIONS[self._activation](self.up(x)))
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.models.blocks import Attention, Embedding, Mlp, RmsNorm, Rotary, TransformerBlock
+from tftoolkit.models.blocks import Attention, Embedding, Mlp, RmsNorm, TransformerBlock
 from tftoolkit.models.decoding import DecoderModel
+from tftoolkit.models.rotary import Rotary
 
 _LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
