@@ -113,3 +113,13 @@ def test_rematerialised_blocks_give_the_same_gradients():
         found.append(tape.gradient(loss, model.trainable_variables))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(tf.convert_to_tensor(one), tf.convert_to_tensor(other), rtol=0, atol=1e-6)
+
+
+def test_muon_takes_no_table_for_a_hidden_matrix():
+    for name in ("bert", "gpt2", "llama"):
+        model = MAKE[name]()
+        optimizer = trainers.optimizers.Muon(1e-2)
+        trainers.Update(model, optimizer)
+        hidden = {one for one, is_hidden in zip(optimizer.names, optimizer.hidden, strict=True) if is_hidden}
+        assert not [one for one in hidden if "table" in one or "classifier" in one]
+        assert "blocks/0/attention/query/kernel" in hidden
