@@ -113,6 +113,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path.name}: {error}") from error
+    except AttributeError as error:  # numpy.float8_e4m3fn, for instance
+        raise ValueError(f"{path.name} holds a type of numbers that NumPy doesn't have: {error}") from error
 
 
 def _safetensors() -> ModuleType:
