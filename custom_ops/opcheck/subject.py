@@ -179,6 +179,11 @@ class Subject:
         """Runs a case in the worker process under all guard patterns (under XLA: once, without)."""
         patterns = {"xla": [None]} if jit else GUARDS
         flat = [pattern for group in patterns.values() for pattern in group]
+        if order and case is not self.given and (refusal := self.probe(case)).error:
+            try:
+                self.trace(case, order)
+            except Exception:  # a gradient that can't be traced where the op is refused is never called
+                return refusal
         try:
             results = iter(self.ask("run", case, order, flat, jit))
         except child.Died as death:
