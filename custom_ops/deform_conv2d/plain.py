@@ -36,7 +36,7 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
 
 
 def _multiply(mask: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """A point outside of the picture has no gradient, whatever that of its column; NaN in the mask is one even there."""
+    """A point outside of the picture has no gradient, whatever its column has; NaN in the mask is NaN there, too."""
     return tf.math.multiply_no_nan(mask, columns) + tf.stop_gradient(0 * mask)
 
 
