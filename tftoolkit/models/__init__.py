@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, Rotary, TransformerBlock
     from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
     from tftoolkit.models.digits_cnn import DigitsCnn
-    from tftoolkit.models.generation import generate
+    from tftoolkit.models.generation import generate, generation_signatures
     from tftoolkit.models.gpt2 import Gpt2
     from tftoolkit.models.llama import Llama
     from tftoolkit.models.recurrent import Recurrent
@@ -35,6 +35,7 @@ __all__ = [
     "convolutional_classifier",
     "dense_classifier",
     "generate",
+    "generation_signatures",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -61,6 +62,7 @@ _HOME = {
     "convolutional_classifier": "classifiers",
     "dense_classifier": "classifiers",
     "generate": "generation",
+    "generation_signatures": "generation",
     "resnet18": "resnet",
     "resnet34": "resnet",
     "resnet50": "resnet",

@@ -143,7 +143,8 @@ class Attention(tf.Module):
 
     Args:
       width: of inputs and outputs.
-      heads: of queries; ``kv_heads`` of keys and values, each shared by heads / kv_heads of queries; as many by default.
+      heads: of queries.
+      kv_heads: of keys and values, each shared by heads / kv_heads of queries; as many as heads by default.
       head_size: of queries, keys and values; width / heads by default.
       bias: of queries, keys and values; ``out_bias`` of the output, the same by default.
       causal: a token sees those before it and itself.

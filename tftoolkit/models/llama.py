@@ -87,7 +87,7 @@ class Llama(DecoderModel):
         rng = np.random.default_rng(seed)
         common = {"dtype": dtype, "ops": ops}
         rotary = Rotary(base=rotary_base, ops=ops)
-        attention = {"kv_heads": kv_heads, "head_size": head_size, "bias": qkv_bias, "out_bias": False}
+        attention: dict[str, Any] = {"kv_heads": kv_heads, "head_size": head_size, "bias": qkv_bias, "out_bias": False}
         mlp = {"activation": "swiglu", "bias": False, **common}
         self.embedding = Embedding(vocabulary, width, dtype=dtype, rng=rng)
         self.blocks = [
