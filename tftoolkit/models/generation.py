@@ -213,3 +213,39 @@ def cut_off(logits: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
     kept = (before < top_p) & tf.math.is_finite(ranked)
     least = tf.reduce_min(tf.where(kept, ranked, float("inf")), axis=-1, keepdims=True)
     return tf.where(logits < least, -float("inf"), logits)
+
+
+def generation_signatures(model: Any, prefill: int, capacity: int) -> dict[str, tuple[Callable[..., Any], list[Any]]]:
+    """What ``export.tflite`` takes to make one file that writes: the signatures "prefill" and "decode".
+
+    Both read tokens that follow those of a cache, and return the logits of what follows the last of them, and the next
+    cache. A program that writes begins with a cache of zeros, gives "prefill" as many whole parts of the prompt as
+    there are, and "decode" the rest and then each new token, with the position of the first.
+
+    Args:
+      model: what ``generate`` takes.
+      prefill: how many tokens "prefill" reads at once.
+      capacity: how many tokens the cache has room for, prompt included.
+
+    Returns:
+      Inputs: tokens, int32[1, prefill or 1]; start, int32[1]; and the cache by its names. Outputs: logits, float32[1,
+      vocabulary], and the cache.
+
+    Raises:
+      ValueError: numbers below 1, or a cache larger than the model's context.
+    """
+    if not 1 <= prefill <= capacity:
+        raise ValueError(f"prefill must be from 1 to capacity={capacity}, got {prefill}")
+    if model.context is not None and capacity > model.context:
+        raise ValueError(f"capacity={capacity} is more than the model's context of {model.context}")
+    cache = {name: tf.TensorSpec(row.shape, row.dtype, name) for name, row in model.empty_cache(1, capacity).items()}
+
+    def extended(tokens: tf.Tensor, start: tf.Tensor, *rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        hidden, after = model.decode(tokens, dict(zip(cache, rows, strict=True)), start)
+        return {"logits": tf.cast(model.logits(hidden[:, -1]), tf.float32), **after}
+
+    start = tf.TensorSpec([1], tf.int32, "start")
+    return {
+        name: (extended, [tf.TensorSpec([1, length], tf.int32, "tokens"), start, *cache.values()])
+        for name, length in (("prefill", prefill), ("decode", 1))
+    }

@@ -160,12 +160,16 @@ class Recurrent(tf.Module):
         Args:
           tokens: int [batch, length].
           cache: from ``empty_cache``, or from the call before.
-          start: the position of the first token, which decoders need to know.
+          start: int32, one for all or [batch], the position of the first token: where it is 0 nothing was before, and
+            the state counts as zero. None: the state counts.
           key: int32[2], the seed of the dropout in training; None: no dropout.
 
         Returns:
           [batch, length, width], for ``logits``, and the next state.
         """
+        if start is not None:
+            goes_on = tf.reshape(tf.cast(start, tf.int32) > 0, [-1, 1])
+            cache = {name: tf.where(goes_on, value, tf.zeros_like(value)) for name, value in cache.items()}
         after = {}
         x = self.embedding(tf.transpose(tokens))
         for number, (layer, one) in enumerate(zip(self.layers, layer_keys(key, len(self.layers)), strict=True)):
