@@ -105,8 +105,8 @@ class LanguageModelling(Job):
         paths = sorted(Path(self.config.corpus).expanduser().rglob("*.txt"))
         if len(paths) < HELD_OUT:
             raise ValueError(
-                f"corpus={self.config.corpus!r}: a folder with at least {HELD_OUT} .txt files is needed (every tenth is "
-                f"held out), this one has {len(paths)}"
+                f"corpus={self.config.corpus!r}: a folder with at least {HELD_OUT} .txt files is needed (every tenth "
+                f"is held out), this one has {len(paths)}"
             )
         is_test = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(paths))]
         return [path.read_text("utf-8") for path, test in zip(paths, is_test, strict=True) if test == (split == "test")]

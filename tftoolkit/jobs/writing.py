@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class Writing:
         reader = self._reader(lambda inputs, signature: predict(inputs, signature=signature))
         tokens = self._held_out[: min(_JUDGED_TOKENS, self._config.capacity) + 1]
         nats = 0.0
-        for token, following in zip(tokens[:-1], tokens[1:], strict=True):
+        for token, following in itertools.pairwise(tokens):
             logits = reader.read([token]).astype(np.float64)
             nats += np.log(np.sum(np.exp(logits - logits.max()))) + logits.max() - logits[following]
         return float(-nats / np.log(2) / np.sum(self._bytes[tokens[1:]]))

@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     # Tokens per window.
     config.length = 256
-    config.steps = 1000
+    config.steps = 450
+    config.steps_per_call = 10
+    config.log_every = 10
     config.model = ConfigDict(
         {
             # One of tftoolkit.models; what follows are its arguments.
@@ -38,9 +40,8 @@ def get_config() -> ConfigDict:
     config.learning_rate = 4e-3
     config.weight_decay = 0.1
     config.fused = True
-    config.evaluate_every = 200
-    config.checkpoint_every = 200
+    config.evaluate_every = 90
+    config.checkpoint_every = 90
     config.sample_tokens = 250
-    config.exports = ("tflite", "tflite_float16", "tflite_dynamic")
     config.at_most = ConfigDict({"bits_per_character": 2.2})
     return config

@@ -16,13 +16,13 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     # Rows of text side by side, each of which goes on in the next batch.
-    config.batch_size = 32
+    config.batch_size = 64
     # Tokens per window: so far back go gradients.
     config.length = 64
     # Whether the state goes on, too, from a batch to the next.
     config.carry_state = True
-    # How many steps to train; 570 are once through the text.
-    config.steps = 2400
+    # How many steps to train; 285 are once through the text.
+    config.steps = 700
 
     config.model = ConfigDict(
         {
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     # Of AdamW, at its highest; it rises during the warm-up and falls along a cosine.
     config.learning_rate = 5e-3
     # Steps in which the learning rate rises.
-    config.warmup_steps = 100
+    config.warmup_steps = 50
     # Of AdamW: how much of each weight is taken off per step, times the learning rate.
     config.weight_decay = 1e-2
     # AdamW as one compiled op; False needs no C++ compiler.
@@ -58,11 +58,11 @@ def get_config() -> ConfigDict:
     # Steps between two lines in metrics.jsonl.
     config.log_every = 20
     # Steps between two evaluations on the held-out text.
-    config.evaluate_every = 400
+    config.evaluate_every = 100
     # Rows of the held-out text side by side in an evaluation.
     config.evaluation_rows = 16
     # Steps between two checkpoints.
-    config.checkpoint_every = 400
+    config.checkpoint_every = 100
 
     # What the samples in the report begin with.
     config.prompt = "The "
@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.temperatures = (0.5, 1.0)
 
     # What to export; see tftoolkit.jobs.exports. TFLite files have the signatures "prefill" and "decode".
-    config.exports = ("tflite", "tflite_float16", "tflite_dynamic")
+    config.exports = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int4")
     # Tokens that "prefill" reads at once.
     config.prefill = 16
     # How many tokens a file's cache has room for, prompt included.

@@ -45,7 +45,7 @@ def tiny(name, corpus, **changes):
         "evaluate_every": 6,
         "checkpoint_every": 6,
     }
-    settings = {"corpus": str(corpus), **schedule, "warmup_steps": 2, **TINY[name], **changes}
+    settings = {"corpus": str(corpus), **schedule, "log_every": 3, "warmup_steps": 2, **TINY[name], **changes}
     config.update_from_flattened_dict(settings)
     return LanguageModelling(config)
 
