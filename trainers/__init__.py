@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tftoolkit.trainers import faults, heartbeat, hooks, optimizers, schedules
     from tftoolkit.trainers.checkpoints.checkpointer import Checkpointer, CheckpointError, CheckpointMismatchError
     from tftoolkit.trainers.checkpoints.run_lock import RunLockedError
+    from tftoolkit.trainers.checkpoints.weight_names import WeightNames, WeightRule
     from tftoolkit.trainers.checkpoints.weights_io import LoadReport, load_weights, save_weights
     from tftoolkit.trainers.distribution.replicas import distributed_strategy
     from tftoolkit.trainers.interrupts import TrainingTerminated
@@ -45,6 +46,8 @@ __all__ = [
     "TrainingDivergedError",
     "TrainingTerminated",
     "Update",
+    "WeightNames",
+    "WeightRule",
     "distributed_strategy",
     "every",
     "explain_retracing",
@@ -81,6 +84,8 @@ _HOME = {
     "TrainingDivergedError": "update.divergence",
     "TrainingTerminated": "interrupts",
     "Update": "update.update",
+    "WeightNames": "checkpoints.weight_names",
+    "WeightRule": "checkpoints.weight_names",
     "distributed_strategy": "distribution.replicas",
     "every": "loop.events",
     "explain_retracing": "runners.retracing",

@@ -8,6 +8,19 @@ from typing import Any
 from tftoolkit import export
 
 _Exporter = Callable[..., export.ExportReport]
+# A recipe of ai-edge-quantizer.
+INT4_WEIGHTS = [
+    {
+        "regex": ".*",
+        "operation": "*",
+        "algorithm_key": "min_max_uniform_quantize",
+        "op_config": {
+            "weight_tensor_config": {"num_bits": 4, "symmetric": True, "granularity": "CHANNELWISE", "dtype": "INT"},
+            "compute_precision": "INTEGER",
+            "explicit_dequantize": False,
+        },
+    }
+]
 # What recipes name → the file, and how it is made. TFLite's int8 needs examples for calibration.
 TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
     "saved_model": ("saved_model", export.saved_model, {}),
@@ -15,6 +28,8 @@ TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
     "tflite": ("model.tflite", export.tflite, {}),
     "tflite_float16": ("model_float16.tflite", export.tflite, {"quantize": "float16"}),
     "tflite_dynamic": ("model_dynamic.tflite", export.tflite, {"quantize": "dynamic"}),
+    # Weights of 4 bits, a scale for each channel; what is computed with them is 8 bits.
+    "tflite_int4": ("model_int4.tflite", export.tflite, {"quantize": INT4_WEIGHTS}),
     "tflite_int8": ("model_int8.tflite", export.tflite, {"quantize": "int8"}),
     "onnx": ("model.onnx", export.onnx, {}),
 }

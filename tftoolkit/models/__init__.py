@@ -1,6 +1,76 @@
-"""Small models as plain ``tf.Module``: the recipes train them, and they show how to use the compiled ops."""
+"""Models as plain ``tf.Module``s: what recipes train, architectures with weights from elsewhere, and their blocks."""
 
-from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
-from tftoolkit.models.digits_cnn import DigitsCnn
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["DigitsCnn", "convolutional_classifier", "dense_classifier"]
+if TYPE_CHECKING:
+    from tftoolkit.models.bert import Bert
+    from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, Rotary, TransformerBlock
+    from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
+    from tftoolkit.models.digits_cnn import DigitsCnn
+    from tftoolkit.models.generation import generate, generation_signatures
+    from tftoolkit.models.gpt2 import Gpt2
+    from tftoolkit.models.llama import Llama
+    from tftoolkit.models.recurrent import Recurrent
+    from tftoolkit.models.resnet import ResNet, resnet18, resnet34, resnet50
+    from tftoolkit.models.vit import ViT
+    from tftoolkit.models.weight_names import torch_names
+
+__all__ = [
+    "Attention",
+    "Bert",
+    "Dense",
+    "DigitsCnn",
+    "Embedding",
+    "Gpt2",
+    "LayerNorm",
+    "Llama",
+    "Mlp",
+    "Recurrent",
+    "ResNet",
+    "RmsNorm",
+    "Rotary",
+    "TransformerBlock",
+    "ViT",
+    "convolutional_classifier",
+    "dense_classifier",
+    "generate",
+    "generation_signatures",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "torch_names",
+]
+
+# Name → module.
+_HOME = {
+    "Attention": "blocks",
+    "Bert": "bert",
+    "Dense": "blocks",
+    "DigitsCnn": "digits_cnn",
+    "Embedding": "blocks",
+    "Gpt2": "gpt2",
+    "LayerNorm": "blocks",
+    "Llama": "llama",
+    "Mlp": "blocks",
+    "Recurrent": "recurrent",
+    "ResNet": "resnet",
+    "RmsNorm": "blocks",
+    "Rotary": "blocks",
+    "TransformerBlock": "blocks",
+    "ViT": "vit",
+    "convolutional_classifier": "classifiers",
+    "dense_classifier": "classifiers",
+    "generate": "generation",
+    "generation_signatures": "generation",
+    "resnet18": "resnet",
+    "resnet34": "resnet",
+    "resnet50": "resnet",
+    "torch_names": "weight_names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

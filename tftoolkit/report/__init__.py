@@ -155,7 +155,7 @@ def render(
             "latency": [_latency(row.latency.get(count)) for count in threads],
             "error": f"{row.worst.error:.2g}" if row.worst else "–",
             "bound": f"{row.worst.bound:.2g}" if row.worst else "–",
-            "metric": number(results[0].name, row.metric) if row.metric is not None else "–",
+            "metric": _metric(results[0], row.metric) if results and row.metric is not None else "–",
         }
         for row in proof.rows
     ]
@@ -171,6 +171,11 @@ def render(
         config=config,
         versions={name: metadata.version(name) for name in ("tftoolkit", "tensorflow")},
     )
+
+
+def _metric(result: Result, value: float) -> str:
+    """An export's metric is better when larger; where the recipe's is not, it is minus that."""
+    return number(result.name, value if result.at_least else -value)
 
 
 def _latency(known: Latency | None) -> str:

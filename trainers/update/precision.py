@@ -76,9 +76,14 @@ def check_model(model: Any, precision: str) -> None:
 
 
 def weights_in(model: Any, dtype: tf.DType) -> dict[int, tf.Tensor]:
-    """The float32 variables in the ``tf.Module``s of ``model``, cast to ``dtype``; by ``id``, for :func:`reading`."""
+    """The float32 variables in the ``tf.Module``s of ``model``, cast to ``dtype``; by ``id``, for :func:`reading`.
+
+    Attributes that a module's class names in ``KEPT_FLOAT32`` stay what they are: variables that it assigns to.
+    """
+    kept = {id(getattr(module, name)) for module in _modules(model) for name in getattr(module, "KEPT_FLOAT32", ())}
     variables = {id(leaf): leaf for leaf in module_leaves(model) if isinstance(leaf, tf.Variable)}
-    return {key: tf.cast(variable, dtype) for key, variable in variables.items() if variable.dtype == tf.float32}
+    wide = {key: one for key, one in variables.items() if one.dtype == tf.float32 and key not in kept}
+    return {key: tf.cast(variable, dtype) for key, variable in wide.items()}
 
 
 def module_leaves(model: Any) -> Iterator[Any]:
