@@ -2,5 +2,6 @@
 
 from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
 from tftoolkit.models.digits_cnn import DigitsCnn
+from tftoolkit.models.tabular_network import TabularNetwork
 
-__all__ = ["DigitsCnn", "convolutional_classifier", "dense_classifier"]
+__all__ = ["DigitsCnn", "TabularNetwork", "convolutional_classifier", "dense_classifier"]
