@@ -101,11 +101,12 @@ class Tabular(Job):
             weights = len(self.train["target"]) / (len(self.classes) * counts)
         return TabularStep(self.model, update, weights)
 
-    def predict(self, numbers: tf.Tensor, categories: tf.Tensor) -> dict[str, tf.Tensor]:
+    def predict(self, numbers: tf.Tensor, categories: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """What the exported files compute: "logits" or "value" of rows of the table as it is."""
-        mean, std = (
-            tf.constant(values["numbers"], tf.float32) for values in (self.statistics.mean, self.statistics.std)
-        )
+        if categories is None:  # of a table that has none
+            categories = tf.zeros([1, 0], tf.int32)
+        known = self.statistics.mean, self.statistics.std
+        mean, std = (tf.constant(values["numbers"], tf.float32) for values in known)
         outputs = self.model((numbers - mean) / tf.where(std > 0, std, 1.0), categories)
         if not self.is_regression:
             return {"logits": outputs}
@@ -134,18 +135,13 @@ class Tabular(Job):
             for name in ("numbers", "categories")
         ]
         used = specs if self.vocabularies else specs[:1]  # an input that nothing depends on is none
-        nothing = np.zeros([1, 0], np.int32)
-
-        def serve(*given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.predict(*given) if self.vocabularies else self.predict(*given, tf.constant(nothing))
-
         names = [spec.name for spec in used]
         inputs = {name: self.test[name] for name in names}
         return export_all(
             self.model,
             folder,
             self.config.exports,
-            signatures={"serving_default": (serve, used)},
+            signatures={"serving_default": (self.predict, used)},
             representative=[{name: self.train[name][i : i + 1] for name in names} for i in range(100)],
             metric=lambda predict: self._quality(predict(inputs)),
             max_drop=self.config.max_drop,

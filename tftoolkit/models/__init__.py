@@ -2,6 +2,16 @@
 
 from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
 from tftoolkit.models.digits_cnn import DigitsCnn
+from tftoolkit.models.heat_map_detector import Detections, HeatMapDetector, detection_losses, detections
 from tftoolkit.models.tabular_network import TabularNetwork
 
-__all__ = ["DigitsCnn", "TabularNetwork", "convolutional_classifier", "dense_classifier"]
+__all__ = [
+    "Detections",
+    "DigitsCnn",
+    "HeatMapDetector",
+    "TabularNetwork",
+    "convolutional_classifier",
+    "dense_classifier",
+    "detection_losses",
+    "detections",
+]
