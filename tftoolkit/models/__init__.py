@@ -1,5 +1,6 @@
 """Small models as plain ``tf.Module``: the recipes train them, and they show how to use the compiled ops."""
 
+from tftoolkit.models.audio_classifier import LogMel, SpectrogramClassifier
 from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
 from tftoolkit.models.digits_cnn import DigitsCnn
 from tftoolkit.models.heat_map_detector import Detections, HeatMapDetector, detection_losses, detections
@@ -9,6 +10,8 @@ __all__ = [
     "Detections",
     "DigitsCnn",
     "HeatMapDetector",
+    "LogMel",
+    "SpectrogramClassifier",
     "TabularNetwork",
     "convolutional_classifier",
     "dense_classifier",

@@ -12,7 +12,9 @@ A, B, C = [0, 0, 10, 10], [20, 20, 30, 30], [40, 0, 50, 10]
 
 
 def truth(*things: tuple[list[int], int]) -> Boxes:
-    return Boxes(np.array([box for box, _ in things], float).reshape(-1, 4), np.array([label for _, label in things], int))
+    return Boxes(
+        np.array([box for box, _ in things], float).reshape(-1, 4), np.array([label for _, label in things], int)
+    )
 
 
 def found(*things: tuple[list[int], int, float]) -> Boxes:
