@@ -25,8 +25,8 @@ import tensorflow as tf
 import tf_keras
 from ai_edge_quantizer import recipe
 
-from tftoolkit import custom_ops, export, trainers
-from tftoolkit.jobs import image_classification
+from tftoolkit import custom_ops, export, jobs, trainers
+from tftoolkit.jobs.image_classification import ImageClassification
 from tftoolkit.trainers.recipes import digits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def trained(model: Any) -> Model:
     model(tf.zeros(IMAGE.shape))
     step = Classifier(model)
     compiled = tf.function(step)
-    for batch in image_classification.training_pipeline(digits.get_config()).dataset().take(STEPS):
+    for batch in ImageClassification(digits.get_config()).pipeline().dataset().take(STEPS):
         compiled(batch, tf.zeros([2], tf.int32))
     return Model(model, {"serving_default": (lambda image: {"logits": model(image)}, [IMAGE])}, step)
 
@@ -130,7 +130,7 @@ def run_folder(folder: Path) -> Model:
     """What ``tftoolkit train digits`` leaves, with its custom op still in it; free batch size."""
     config = digits.get_config()
     config.steps = STEPS
-    image_classification.run(config, folder / "run")
+    jobs.run(ImageClassification(config), folder / "run")
     return Model(folder / "run/export/saved_model_native")
 
 
@@ -159,9 +159,10 @@ class Data:
 
 
 def load_data() -> Data:
-    config = digits.get_config()
-    test = image_classification.all_test_examples(config)
-    batches = list(image_classification.training_pipeline(config).dataset().take(50).as_numpy_iterator())
+    job = ImageClassification(digits.get_config())
+    job.read()
+    test = job.test
+    batches = list(job.pipeline().dataset().take(50).as_numpy_iterator())
     real = [{"image": image[np.newaxis]} for image in np.concatenate([batch["image"] for batch in batches[:2]])]
     return Data(test["image"], test["label"], real, batches)
 

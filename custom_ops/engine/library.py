@@ -319,6 +319,12 @@ def builtin_folders() -> list[str]:
     return sorted({source.parent.name for source in _PACKAGE.glob("*/*.cc")} - {_DELEGATE})
 
 
+def declaring_folders(op: str) -> list[str]:
+    """Of these, the ones whose sources declare the op: not all have to be compiled for the sake of one."""
+    declared = re.compile(rf"TK_OP\(\s*{re.escape(op)},")
+    return sorted({source.parent.name for source in _PACKAGE.glob("*/*.cc") if declared.search(source.read_text())})
+
+
 def load_builtin(folder: str) -> OpLibrary:
     """Builds (once) and opens the library of a built-in op; all of them share the namespace ``TfToolkit``."""
     opened = open_library("TfToolkit", builder.build(builtin_recipe(folder)))

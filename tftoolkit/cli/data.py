@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import runpy
 from collections.abc import Sequence
@@ -119,6 +118,7 @@ def _profile(options: argparse.Namespace) -> int:
 
 def open_pipeline(word: str) -> Any:
     """The pipeline that a recipe trains on, or FILE.py:NAME, a Pipeline or a function that returns one."""
+    from tftoolkit import jobs
     from tftoolkit.pipelines import Pipeline
     from tftoolkit.trainers import recipes
 
@@ -126,7 +126,9 @@ def open_pipeline(word: str) -> Any:
         if word not in recipes.names():
             raise UsageError(f"{word}: expected FILE.py:NAME or a recipe, one of {', '.join(recipes.names())}")
         config = recipes.load(word)
-        return importlib.import_module(f"tftoolkit.jobs.{config.job}").training_pipeline(config)
+        job = jobs.find(config.job)(config)
+        job.read()
+        return job.pipeline()
     file, _, name = word.rpartition(":")
     if not os.path.isfile(file):
         raise UsageError(f"{word}: there is no file {file}")

@@ -4,8 +4,10 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
 import tokenize
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -28,16 +30,28 @@ class Option:
 def summary(recipe: str) -> str:
     """A line about the recipe, with the result that it must reach."""
     about = (inspect.getdoc(recipes.module(recipe)) or "").partition("\n\n")[0].replace("\n", " ")
-    expected = ", ".join(f"{name} {value}" for name, value in recipes.load(recipe).get("expected", {}).items())
-    return f"{about} Expected: {expected or 'nothing in particular'}."
+    config = recipes.load(recipe)
+    expected = [f"{name} of at least {value:g}" for name, value in config.get("at_least", {}).items()]
+    expected += [f"{name} of at most {value:g}" for name, value in config.get("at_most", {}).items()]
+    return f"{about} Expected: {', '.join(expected) or 'nothing in particular'}."
 
 
 def options(recipe: str) -> list[Option]:
-    """All options, in the order of the recipe's file."""
-    source = inspect.getsource(recipes.module(recipe))
-    notes, lines = comments(source), {name: first for name, first, _ in _assignments(ast.parse(source))}
+    """All options, in the order of the recipe's file, those of the recipe that it begins with first."""
+    sources = [inspect.getsource(module) for module in _modules(recipes.module(recipe))]
+    notes: dict[str, str] = {}
+    lines: dict[str, tuple[int, int]] = {}
+    for i, source in enumerate(sources):
+        notes |= comments(source)
+        lines |= {name: (i, first) for name, first, _ in _assignments(ast.parse(source))}
     found = [Option(name, value, _nearest(name, notes, "")) for name, value in _leaves(recipes.load(recipe), "")]
-    return sorted(found, key=lambda option: _nearest(option.name, lines, 0))
+    return sorted(found, key=lambda option: _nearest(option.name, lines, (0, 0)))
+
+
+def _modules(recipe: ModuleType) -> list[ModuleType]:
+    """The recipe's module behind those of the recipes that it begins with."""
+    bases = [value for value in vars(recipe).values() if isinstance(value, ModuleType) and hasattr(value, "get_config")]
+    return [*itertools.chain.from_iterable(map(_modules, bases)), recipe]
 
 
 def comments(source: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,9 @@ def _run(recipe: str, options: argparse.Namespace) -> int:
     _override(config, {name: value for name, value in vars(options).items() if name.startswith("config.")})
     print("loading TensorFlow", file=sys.stderr, flush=True)
     import_tensorflow()
-    importlib.import_module(f"tftoolkit.jobs.{config.job}").run(config, Path(options.directory))
+    from tftoolkit import jobs
+
+    jobs.run(jobs.find(config.job)(config), Path(options.directory))
     return 0
 
 

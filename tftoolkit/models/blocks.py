@@ -154,7 +154,7 @@ class Attention(tf.Module):
         if heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}")
         rng, size = np.random.default_rng(rng), head_size or width // heads
-        self._size, self._causal, self._flash_attention = size, causal, ops.flash_attention
+        self._size, self._causal, self._ops, self._flash_attention = size, causal, ops, ops.flash_attention
         self.kv_shape = (kv_heads, size)
         self.rotary = rotary
         options = {"bias": bias, "deviation": deviation, "dtype": dtype, "rng": rng}
@@ -166,20 +166,31 @@ class Attention(tf.Module):
         )
 
     def __call__(
-        self, x: tf.Tensor, *, lengths: Any = None, positions: Any = None, cached: CachedLayer | None = None
+        self,
+        x: tf.Tensor,
+        *,
+        lengths: Any = None,
+        positions: Any = None,
+        borders: Any = None,
+        cached: CachedLayer | None = None,
     ) -> tf.Tensor:
         """[batch, length, width] → the same.
 
         Args:
           lengths: int32[batch], how many tokens of each sequence count; those behind them are padding.
           positions: int32 [length] or [batch, length], for the rotary embedding; 0, 1, … by default.
+          borders: int32[sequences + 1]: the batch's rows, one behind the other, hold sequences with these borders, of
+            which none sees another.
           cached: keys and values of earlier tokens, to which those of x are added.
         """
         q, k, v = (self._split(dense(x)) for dense in (self.query, self.key, self.value))
         if self.rotary is not None:
             positions, capacity = (positions, None) if cached is None else (cached.positions, cached.capacity)
             q, k = (self.rotary(one, positions, capacity) for one in (q, k))
-        if cached is None:
+        if borders is not None:
+            rows = [tf.reshape(one, [-1, *one.shape[2:]]) for one in (q, k, v)]
+            o = self._ops.flash_attention_varlen(*rows, borders, borders, causal=self._causal)
+        elif cached is None:
             o = self._flash_attention(q, k, v, causal=self._causal, lengths=lengths)
         else:
             o = cached.attend(q, k, v)
@@ -271,20 +282,21 @@ class TransformerBlock(tf.Module):
         *,
         lengths: Any = None,
         positions: Any = None,
+        borders: Any = None,
         cached: CachedLayer | None = None,
         key: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """[batch, length, width] → the same.
 
         Args:
-          lengths, positions, cached: as of ``Attention``.
+          lengths, positions, borders, cached: as of ``Attention``.
           key: int32[2], the seed of the dropout in training; None: no dropout.
         """
         keys = [None, None]
         if key is not None and self._dropout:
             keys = [tf.random.experimental.stateless_fold_in(key, number) for number in range(2)]
         normed = self.attention_norm(x) if self._norm_first else x
-        y = self.attention(normed, lengths=lengths, positions=positions, cached=cached)
+        y = self.attention(normed, lengths=lengths, positions=positions, borders=borders, cached=cached)
         if not self._norm_first:
             x, _ = self._joined(self.attention_norm, y, x, keys[0])
             return self._joined(self.mlp_norm, self.mlp(x), x, keys[1])[0]

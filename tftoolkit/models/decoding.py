@@ -35,16 +35,20 @@ class DecoderModel(WithPresets):
         """int [batch, length] → logits [batch, length, vocabulary]; arguments as of ``hidden``."""
         return self.logits(self.hidden(tokens, positions=positions, key=key))
 
-    def hidden(self, tokens: tf.Tensor, *, positions: Any = None, key: tf.Tensor | None = None) -> tf.Tensor:
+    def hidden(
+        self, tokens: tf.Tensor, *, positions: Any = None, borders: Any = None, key: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """int [batch, length] → [batch, length, width], of which ``logits`` makes logits.
 
         Args:
           positions: int32 [length] or [batch, length], where the tokens stand; 0, 1, … by default.
+          borders: int32[sequences + 1]: the batch's rows, one behind the other, hold sequences with these borders, of
+            which none sees another: documents packed into windows. Give their positions as well.
           key: int32[2], the seed of the dropout in training; None: no dropout.
         """
         x, keys = self._embedded(tokens, positions, key), layer_keys(key, len(self.blocks))
         for block, one in zip(self.blocks, keys, strict=True):
-            x = block(x, positions=positions, key=one)
+            x = block(x, positions=positions, borders=borders, key=one)
         return self.norm(x)
 
     def hidden_states(self, tokens: tf.Tensor) -> list[tf.Tensor]:
@@ -58,9 +62,12 @@ class DecoderModel(WithPresets):
         """[…, width] → [..., vocabulary]."""
         return self._head.logits(hidden)
 
-    def loss(self, tokens: tf.Tensor, labels: tf.Tensor, *, key: tf.Tensor | None = None) -> tf.Tensor:
-        """The mean cross-entropy of labels, int [batch, length]; -100 does not count. Logits never exist as a whole."""
-        return self._ops.fused_linear_cross_entropy(labels, self.hidden(tokens, key=key), self._head.table)
+    def loss(self, tokens: tf.Tensor, labels: tf.Tensor, **options: Any) -> tf.Tensor:
+        """The mean cross-entropy of labels, int [batch, length]; -100 does not count. Logits never exist as a whole.
+
+        Options are the other arguments of ``hidden``.
+        """
+        return self._ops.fused_linear_cross_entropy(labels, self.hidden(tokens, **options), self._head.table)
 
     def empty_cache(self, batch: Any, capacity: int) -> kv_cache.Cache:
         """For ``decode``, with room for so many positions of so many sequences."""

@@ -61,7 +61,7 @@ def shell(request, tmp_path_factory):
     [
         ("tftoolkit tra", "train "),
         ("tftoolkit data prof", "profile "),
-        ("tftoolkit train dig", "digits "),
+        ("tftoolkit train digits_c", "digits_cnn "),
         ("tftoolkit train digits --config.warm", "--config.warmup_steps"),
         ("tftoolkit ops build --comp", "--compile_commands"),
         ("tftoolkit export --quantize flo", "float16 "),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tftoolkit.export.convert.formats import DYNAMIC, FLOAT16_WEIGHTS, FLOAT32, INT8, INT16X8, Format
+from tftoolkit.export.convert.formats import DYNAMIC, FLOAT16_WEIGHTS, FLOAT32, INT4_WEIGHTS, INT8, INT16X8, Format
 from tftoolkit.export.report import ExportError
 
 # Ops that hand numbers on as they are.
@@ -72,6 +72,8 @@ def _format(path: str | os.PathLike[str], model: schema.ModelT, tensors: list[sc
     half = any(tensor.type == types.FLOAT16 for tensor in tensors)
     if not scaled:
         return FLOAT16_WEIGHTS if half else FLOAT32
+    if not half and not activations and {types.INT4} <= weights <= {types.INT4, types.INT8}:
+        return INT4_WEIGHTS
     if not half and types.INT4 not in weights:
         if not activations and weights == {types.INT8}:
             return DYNAMIC

@@ -10,7 +10,7 @@ from absl import logging
 
 from tftoolkit.custom_ops.engine import ops
 from tftoolkit.custom_ops.engine.errors import BuildError
-from tftoolkit.custom_ops.engine.library import builtin_folders, load_builtin, open_library
+from tftoolkit.custom_ops.engine.library import declaring_folders, load_builtin, open_library
 from tftoolkit.export.report import ExportError
 
 _LOADER = '''\
@@ -46,9 +46,9 @@ def load():
 
 
 def find(op_type: str) -> ops.Op | None:
-    """The custom op of this type, or None. Built-in ops are loaded when a file mentions them."""
+    """The custom op of this type, or None. A built-in op is loaded when a file mentions it."""
     if op_type.startswith("TfToolkit>") and ops.find(op_type) is None:
-        for folder in builtin_folders():
+        for folder in declaring_folders(op_type.partition(">")[2]):
             load_builtin(folder).register()
             importlib.import_module(f"tftoolkit.custom_ops.{folder}")  # references and gradients
     return ops.find(op_type)

@@ -341,13 +341,13 @@ def test_int8_files(tmp_path, model):
 
 
 def test_a_format_without_a_bound(tmp_path, model):
-    """4-bit weights: ai-edge-quantizer writes them, and how far off they may be has not been derived."""
+    """2-bit weights: ai-edge-quantizer writes them, and how far off they may be has not been derived."""
     from ai_edge_quantizer import recipe
 
     wide = tf.Module()
     wide.weight = tf.Variable(tf.random.Generator.from_seed(0).normal([64, 64]))
     specs = [tf.TensorSpec([None, 64], tf.float32, "x")]
     signatures = {"f": (lambda x: {"y": x @ wide.weight}, specs)}
-    with pytest.raises(export.ExportError, match=r"structure failed.*int4.*no bound"):
-        export.tflite(wide, tmp_path / "m.tflite", signatures=signatures, quantize=recipe.dynamic_wi4_afp32())
+    with pytest.raises(export.ExportError, match=r"structure failed.*int2.*no bound"):
+        export.tflite(wide, tmp_path / "m.tflite", signatures=signatures, quantize=recipe.dynamic_wi2c_afp32())
     assert os.listdir(tmp_path) == []

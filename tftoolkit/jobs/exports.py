@@ -1,0 +1,57 @@
+"""The files that a job leaves in ``export/``."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tftoolkit import export
+
+_Exporter = Callable[..., export.ExportReport]
+# A recipe of ai-edge-quantizer.
+INT4_WEIGHTS = [
+    {
+        "regex": ".*",
+        "operation": "*",
+        "algorithm_key": "min_max_uniform_quantize",
+        "op_config": {
+            "weight_tensor_config": {"num_bits": 4, "symmetric": True, "granularity": "CHANNELWISE", "dtype": "INT"},
+            "compute_precision": "INTEGER",
+            "explicit_dequantize": False,
+        },
+    }
+]
+# What recipes name → the file, and how it is made. TFLite's int8 needs examples for calibration.
+TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
+    "saved_model": ("saved_model", export.saved_model, {}),
+    "saved_model_native": ("saved_model_native", export.saved_model, {"ops": "native"}),
+    "tflite": ("model.tflite", export.tflite, {}),
+    "tflite_float16": ("model_float16.tflite", export.tflite, {"quantize": "float16"}),
+    "tflite_dynamic": ("model_dynamic.tflite", export.tflite, {"quantize": "dynamic"}),
+    # Weights of 4 bits, a scale for each channel; what is computed with them is 8 bits.
+    "tflite_int4": ("model_int4.tflite", export.tflite, {"quantize": INT4_WEIGHTS}),
+    "tflite_int8": ("model_int8.tflite", export.tflite, {"quantize": "int8"}),
+    "onnx": ("model.onnx", export.onnx, {}),
+}
+_NEEDED = {"onnx": ("tf2onnx", "onnx", "onnxruntime")}
+
+
+def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: Any) -> export.ExportReport:
+    """Exports the model to each target, with the same signatures, examples, metric and max_drop.
+
+    What a target needs and isn't installed is said, and that target left out.
+
+    Raises ValueError for an unknown target, and what the exporters raise.
+    """
+    unknown = sorted(set(targets) - TARGETS.keys())
+    if unknown:
+        raise ValueError(f"unknown export targets {', '.join(unknown)}: there are {', '.join(TARGETS)}")
+    proof = export.ExportReport(())
+    for target in targets:
+        missing = [name for name in _NEEDED.get(target, ()) if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"No {target} file, since {', '.join(missing)} is not installed: pip install 'tftoolkit[{target}]'")
+            continue
+        name, exporter, settings = TARGETS[target]
+        proof += exporter(model, folder / name, **arguments, **settings)
+    return proof

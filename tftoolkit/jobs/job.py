@@ -1,0 +1,151 @@
+"""What every kind of training shares: begin or go on, train, export once, report."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tftoolkit import export, pipelines, report, trainers
+from tftoolkit.jobs import run_folder
+from tftoolkit.trainers.console import phase
+from tftoolkit.trainers.distribution.replicas import Workers
+
+
+class Job(abc.ABC):
+    """A kind of training: what is trained, on what, how it is judged, exported and shown.
+
+    ``run`` calls the methods in the order in which they stand here. What a method needs of an earlier one it finds in
+    the attributes that the earlier one set.
+
+    Attributes:
+      config: of the recipe. ``run`` reads ``steps``, ``runner``, ``steps_per_call``, ``log_every``, ``evaluate_every``,
+        ``checkpoint_every``, ``seed``, ``at_least`` and ``at_most``; the rest is the job's.
+      charts: the metrics that the report draws, of the training batches and of the evaluations.
+    """
+
+    charts: Sequence[str] = ("loss",)
+
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = config
+
+    @abc.abstractmethod
+    def read(self) -> None:
+        """Reads what the other methods need: the examples of the evaluation, a vocabulary."""
+
+    @abc.abstractmethod
+    def pipeline(self) -> pipelines.Pipeline:
+        """The batches to train on."""
+
+    @abc.abstractmethod
+    def step(self) -> trainers.Step:
+        """Makes the model and the step that trains it; called in the scope of the strategy, if there is one."""
+
+    @abc.abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the model as it is now."""
+
+    @abc.abstractmethod
+    def export(self, folder: Path) -> export.ExportReport:
+        """Writes the model's files into a folder."""
+
+    @abc.abstractmethod
+    def sections(self) -> Sequence[report.Section]:
+        """What the report shows of the trained model."""
+
+
+def find(name: str) -> type[Job]:
+    """The job of a module of this package. Raises ImportError."""
+    job: type[Job] = importlib.import_module(f"tftoolkit.jobs.{name}").JOB
+    return job
+
+
+def run(job: Job, directory: Path) -> None:
+    """Trains (or goes on training), exports and reports; what is finished already is not done again.
+
+    Writes ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``export/`` and ``report.html``.
+    Of several workers (``tftoolkit launch``) all train, and the first writes.
+
+    Raises RunFolderError, and what Trainer.run and the exporters raise.
+    """
+    strategy = trainers.distributed_strategy()  # before any operation runs
+    is_chief = Workers(strategy).is_chief
+    if is_chief:
+        run_folder.claim(directory, job.config.to_dict())
+    said = phase if is_chief else contextlib.nullcontext
+    with said("reading the data"):
+        job.read()
+    with said("tracing the training step"):
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            step = job.step()
+        trainer = _trainer(job, step, directory)
+    summary = trainer.run(job.config.steps)
+    if is_chief:
+        _finish(job, directory, trainer, summary)
+
+
+def _trainer(job: Job, step: trainers.Step, directory: Path) -> trainers.Trainer:
+    config = job.config
+    return trainers.Trainer(
+        step,
+        job.pipeline(),
+        directory,
+        runner=config.runner,
+        steps_per_call=config.steps_per_call,
+        evaluate=job.evaluate,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        seed=config.seed,
+    )
+
+
+def _finish(job: Job, directory: Path, trainer: trainers.Trainer, summary: trainers.Summary) -> None:
+    """What comes after training, as far as it isn't there yet."""
+    table_file = directory / "export" / "report.txt"
+    page = directory / "report.html"
+    results = judged(job.config, summary.evaluation)
+    if not table_file.exists():
+        page.unlink(missing_ok=True)
+        print("Exporting; each file is run in its own runtime and compared before it is written.")
+        run_folder.emptied(directory / "export")
+        proof = job.export(directory / "export")
+        run_folder.write_text(directory / "export" / "report.json", proof.to_json() + "\n")
+        with phase("report.html"):
+            _write_page(job, page, results, trainer.finished_steps, proof)
+        run_folder.write_text(table_file, f"{proof}\n")  # last: it says that export and page are complete
+    print(f"\n{table_file.read_text()}")
+    for result in results:
+        print(result)
+    print(f"{summary.seconds:.1f} s of training\nreport: {page.resolve()}")
+
+
+def judged(config: ConfigDict, evaluation: dict[str, float]) -> list[report.Result]:
+    """The metrics that the recipe expects something of, in the order in which it names them."""
+    expected: list[tuple[str, float, bool]] = [
+        (name, bound, at_least)
+        for group, at_least in (("at_least", True), ("at_most", False))
+        for name, bound in config.get(group, {}).items()
+    ]
+    return [report.Result(name, evaluation[name], bound, at_least) for name, bound, at_least in expected]
+
+
+def _write_page(
+    job: Job, page: Path, results: Sequence[report.Result], finished_steps: int, proof: export.ExportReport
+) -> None:
+    settings: dict[str, Any] = job.config.to_dict()
+    text = report.render(
+        title=f"{page.parent.name}: {finished_steps} steps",
+        results=results,
+        metrics=report.read_metrics(page.parent / "metrics.jsonl"),
+        charts=job.charts,
+        sections=job.sections(),
+        proof=proof,
+        config=settings,
+    )
+    run_folder.write_text(page, text)

@@ -1,0 +1,142 @@
+"""Files that write: exports of a language model with the signatures "prefill" and "decode", and what they prove."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tftoolkit import export, models
+from tftoolkit.jobs.exports import export_all
+from tftoolkit.trainers.console import phase
+
+Predict = Callable[[Mapping[str, Any], str], Mapping[str, np.ndarray]]
+_JUDGED_TOKENS = 256  # of held-out text, one after the other: a file's bits per character
+
+
+class Reader:
+    """Gives tokens to a file's signatures, and keeps the cache between the calls.
+
+    Args:
+      predict: from inputs and the name of a signature to outputs.
+      cache: of zeros.
+      prefill: how many tokens "prefill" reads at once.
+    """
+
+    def __init__(self, predict: Predict, cache: Mapping[str, np.ndarray], prefill: int) -> None:
+        self._predict, self._cache, self._prefill, self._position = predict, dict(cache), prefill, 0
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        """The logits of what follows the last of these tokens."""
+        logits = np.zeros(0)
+        while len(tokens):
+            count = self._prefill if len(tokens) >= self._prefill else 1
+            inputs = {"tokens": np.array([tokens[:count]], np.int32), "start": np.array([self._position], np.int32)}
+            found = dict(self._predict({**inputs, **self._cache}, "decode" if count == 1 else "prefill"))
+            logits, self._cache = found.pop("logits")[0], found
+            self._position += count
+            tokens = tokens[count:]
+        return logits
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The likeliest token behind the prompt, and so on."""
+        written = [int(np.argmax(self.read(prompt)))]
+        while len(written) < count:
+            written.append(int(np.argmax(self.read(written[-1:]))))
+        return written
+
+
+class Writing:
+    """What is asked of a language model's files.
+
+    Args:
+      model: as it was trained.
+      held_out: tokens that it was not trained on.
+      bytes_of: int[vocabulary], how many bytes each token stands for.
+      config: ``exports``, ``max_drop``, ``prefill``, ``capacity`` and ``compared_tokens``, see ``export``.
+    """
+
+    def __init__(self, model: Any, held_out: np.ndarray, bytes_of: np.ndarray, config: ConfigDict) -> None:
+        self._model, self._held_out, self._bytes, self._config = model, held_out, bytes_of, config
+        self._prompt = held_out[: config.prefill + 3].tolist()  # through both signatures
+        self.lines: list[str] = []
+
+    def export(self, folder: Path) -> export.ExportReport:
+        """Writes the files, each proven call by call, and by its bits per character on held-out text (``max_drop``).
+
+        Then each writes ``compared_tokens`` greedily. A float32 file must write what TensorFlow writes. ``lines`` say
+        how many tokens are the same, and how many each wrote per second.
+
+        Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
+        """
+        config, last = self._config, self._model.vocabulary - 1
+        exported = export_all(
+            self._model,
+            folder,
+            config.exports,
+            signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
+            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill)},
+            metric=self._metric,
+            max_drop=config.max_drop,
+        )
+        with phase("writing with each file"):
+            self._compare(folder, exported)
+        return exported
+
+    def _reader(self, predict: Predict) -> Reader:
+        cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
+        return Reader(predict, cache, self._config.prefill)
+
+    def _metric(self, predict: Any) -> float:
+        """Minus the bits per character: larger is better."""
+        reader = self._reader(lambda inputs, signature: predict(inputs, signature=signature))
+        tokens = self._held_out[: min(_JUDGED_TOKENS, self._config.capacity) + 1]
+        nats = 0.0
+        for token, following in itertools.pairwise(tokens):
+            logits = reader.read([token]).astype(np.float64)
+            nats += np.log(np.sum(np.exp(logits - logits.max()))) + logits.max() - logits[following]
+        return float(-nats / np.log(2) / np.sum(self._bytes[tokens[1:]]))
+
+    def _compare(self, folder: Path, exported: export.ExportReport) -> None:
+        count = self._config.compared_tokens
+        expected, rate = timed(lambda: models.generate(self._model, self._prompt, count, temperature=0).tolist())
+        self.lines = [f"{'TensorFlow':<24} {count / rate:8,.0f} tokens/s"]
+        for row in exported.rows:
+            if not row.file.endswith(".tflite"):
+                continue
+            found, rate = timed(lambda file=folder / row.file: self._reader(lite(file)).write(self._prompt, count))
+            same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
+            self.lines.append(
+                f"{row.file:<24} {count / rate:8,.0f} tokens/s in ai-edge-litert; the first {same} of {count} tokens "
+                "are TensorFlow's"
+            )
+            if row.format == "TFLite float32" and same < count:
+                raise export.ExportError(
+                    "writing", f"{row.file}: token {same} is {found[same]}, TensorFlow's is {expected[same]}"
+                )
+
+
+def lite(file: Path) -> Predict:
+    """Runs a .tflite file's signatures in ai-edge-litert."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file), num_threads=1)
+    runners = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
+
+    def predict(inputs: Mapping[str, Any], signature: str) -> Mapping[str, np.ndarray]:
+        outputs: Mapping[str, np.ndarray] = runners[signature](**inputs)
+        return outputs
+
+    return predict
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The result, and how long a second call takes: the first one may trace."""
+    function()
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start
