@@ -37,8 +37,9 @@ class Classifier(trainers.Step):
 
 
 def logits_of(model: Any, images: tf.Tensor, key: tf.Tensor | None = None) -> tf.Tensor:
-    """Of a model of Keras, or one that takes the key of its dropout; without a key as it is used after training."""
-    return model(images, training=key is not None) if keras_generation(model) else model(images, key)
+    """Of a model that knows ``training``, or one that takes the key of its dropout; without a key as after training."""
+    knows_training = keras_generation(model) or isinstance(model, models.ResNet)
+    return model(images, training=key is not None) if knows_training else model(images, key)
 
 
 class ImageClassification(Job):
@@ -68,7 +69,7 @@ class ImageClassification(Job):
         augmented = self._examples("train").map(pipelines.image.random_shift(config.random_shift))
         return augmented.batch(config.batch_size, drop_remainder=True)
 
-    def step(self) -> Classifier:
+    def step(self) -> trainers.Step:
         config = self.config
         options = config.model.to_dict()
         self.model = getattr(models, options.pop("name"))(**options, seed=config.seed)

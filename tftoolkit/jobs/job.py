@@ -27,9 +27,11 @@ class Job(abc.ABC):
       config: of the recipe. ``run`` reads ``steps``, ``runner``, ``steps_per_call``, ``log_every``, ``evaluate_every``,
         ``checkpoint_every``, ``seed``, ``at_least`` and ``at_most``; the rest is the job's.
       charts: the metrics that the report draws, of the training batches and of the evaluations.
+      directory: the run folder; ``run`` sets it.
     """
 
     charts: Sequence[str] = ("loss",)
+    directory: Path
 
     def __init__(self, config: ConfigDict) -> None:
         self.config = config
@@ -75,6 +77,7 @@ def run(job: Job, directory: Path) -> None:
     """
     strategy = trainers.distributed_strategy()  # before any operation runs
     is_chief = Workers(strategy).is_chief
+    job.directory = directory
     if is_chief:
         run_folder.claim(directory, job.config.to_dict())
     said = phase if is_chief else contextlib.nullcontext

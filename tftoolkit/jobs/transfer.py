@@ -1,0 +1,131 @@
+"""Trains a ResNet on five classes, and brings it to five others of which there are few examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from tftoolkit import models, pipelines, trainers
+from tftoolkit.jobs import run_folder
+from tftoolkit.jobs.image_classification import ImageClassification
+
+Arrays = dict[str, np.ndarray]
+
+
+class ResNetStep(trainers.Step):
+    """Cross-entropy of a ResNet on the features "image" and "label".
+
+    Args:
+      noted: whether the norms take the batch's moments, and note them, as from scratch; few examples know them badly.
+    """
+
+    def __init__(self, model: models.ResNet, update: trainers.Update, *, noted: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.update = update
+        self._noted = noted
+
+    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
+        def losses(batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> trainers.Losses:
+            labels = batch["label"]
+            logits = self.model(batch["image"], training=self._noted)
+            correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
+            values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            return trainers.Losses(values, metrics={"accuracy": tf.cast(correct, tf.float32)})
+
+        gradients = self.update.gradients(losses, batch, key)
+        return gradients.metrics() | self.update.apply(gradients)
+
+
+class Transfer(ImageClassification):
+    """Settings: those of image classification, and ``shots`` (examples of each new class), ``frozen`` and
+    ``rate_factors`` (patterns of weights), ``pretraining`` and ``scratch`` (their steps and learning rates).
+
+    The run folder holds them, too, each with its own checkpoints: ``pretraining/``, whose weights go on as
+    ``pretrained.safetensors`` under PyTorch's names, and ``scratch/``, the same few examples without them.
+    """
+
+    def read(self) -> None:
+        config = self.config
+        known, new = ({split: self._some(split, first) for split in ("train", "test")} for first in (0, config.classes))
+        few = np.concatenate(
+            [np.flatnonzero(new["train"]["label"] == label)[: config.shots] for label in range(config.classes)]
+        )
+        self.few = {name: column[few] for name, column in new["train"].items()}
+        self.test = new["test"]
+        self.weights = self.directory / "pretrained.safetensors"
+        self.names = models.torch_names(config.model.name)
+        if not self.weights.exists():
+            model = self._trained("pretraining", known["train"], config.pretraining)
+            trainers.save_weights(self.weights, model, names=self.names)
+        results = self.directory / "scratch.json"
+        if not results.exists():
+            model = self._trained("scratch", self.few, config.scratch)
+            run_folder.write_text(results, json.dumps({"accuracy": self._right(model)}))
+        self.scratch_accuracy: float = json.loads(results.read_text())["accuracy"]
+
+    def _some(self, split: str, first: int) -> Arrays:
+        """The examples of the classes from ``first`` on, which are called 0, 1, …."""
+        parts = list(self._examples(split).batch(256).dataset(epochs=1).as_numpy_iterator())
+        images, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
+        chosen = (labels >= first) & (labels < first + self.config.classes)
+        return {"image": images[chosen], "label": labels[chosen] - first}
+
+    def _trained(self, name: str, data: Arrays, settings: ConfigDict) -> models.ResNet:
+        """Trained from random weights on, in a folder of its own."""
+        model = self._model()
+        schedule = trainers.schedules.cosine(settings.learning_rate, settings.steps, warmup_steps=settings.steps // 10)
+        update = trainers.Update(model, trainers.optimizers.AdamW(schedule, weight_decay=self.config.weight_decay))
+        step = ResNetStep(model, update, noted=True)
+        trainer = trainers.Trainer(
+            step, self._augmented(data), self.directory / name, steps_per_call=20, log_every=20, seed=self.config.seed
+        )
+        trainer.run(settings.steps)
+        return model
+
+    def _model(self) -> models.ResNet:
+        options: dict[str, Any] = self.config.model.to_dict()
+        make = getattr(models, options.pop("name"))
+        model: models.ResNet = make(**options, classes=self.config.classes, channels=1, seed=self.config.seed)
+        return model
+
+    def _augmented(self, data: Arrays) -> pipelines.Pipeline:
+        config = self.config
+        examples = pipelines.Pipeline(pipelines.sources.arrays(data), seed=config.seed).shuffle()
+        shifted = examples.map(pipelines.image.random_shift(config.random_shift))
+        return shifted.batch(min(config.batch_size, len(data["label"])), drop_remainder=True)
+
+    def pipeline(self) -> pipelines.Pipeline:
+        return self._augmented(self.few)
+
+    def step(self) -> trainers.Step:
+        config = self.config
+        self.model = self._model()
+        report = trainers.load_weights(self.weights, self.model, names=self.names, partial=True)
+        print(f"{self.weights.name}: {report}")
+        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
+        update = trainers.Update(
+            self.model,
+            trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay),
+            clip_norm=config.clip_norm,
+            frozen=config.frozen,
+            learning_rate_factors=dict(config.rate_factors),
+        )
+        return ResNetStep(self.model, update, noted=False)
+
+    def _right(self, model: models.ResNet) -> float:
+        logits = tf.function(model)(tf.constant(self.test["image"]))
+        return float(np.mean(np.argmax(logits, axis=-1) == self.test["label"]))
+
+    def evaluate(self) -> dict[str, float]:
+        results = super().evaluate()
+        scratch = self.scratch_accuracy
+        return {**results, "scratch_accuracy": scratch, "accuracy_gain": results["accuracy"] - scratch}
+
+
+JOB = Transfer
