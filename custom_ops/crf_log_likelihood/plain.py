@@ -42,20 +42,28 @@ def _scan(x: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, step: Callable[...
     return tf.concat([found, first[None]] if reverse else [first[None], found], 0)
 
 
-def _alphas(x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+def _centred(x: tf.Tensor) -> tf.Tensor:
+    """Less the largest of each row: shares do not depend on that, and long sequences stay exact."""
+    largest = tf.stop_gradient(tf.reduce_max(x, -1, keepdims=True))
+    return x - tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
+
+
+def _alphas(
+    x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: tf.Tensor, centre: Callable[..., Any] = tf.identity
+) -> tf.Tensor:
     """The logarithm of the sum over all paths to each state of e^score."""
 
     def step(alpha: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
-        return here + _log_sum(alpha[:, :, None] + transitions, 1)
+        return centre(here + _log_sum(alpha[:, :, None] + transitions, 1))
 
     return _scan(x, lengths, x[:, 0] + start, step, reverse=False)
 
 
 def _betas(x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """The same over all paths from each state on, without its own logit."""
+    """The same over all paths from each state on, without its own logit, and centred."""
 
     def step(beta: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
-        return _log_sum((here + beta)[:, None, :] + transitions, 2)
+        return _centred(_log_sum((here + beta)[:, None, :] + transitions, 2))
 
     return _scan(x, lengths, tf.zeros_like(x[:, 0]) + end, step, reverse=True)
 
@@ -95,12 +103,19 @@ def _probabilities(
 
     They are of what ``_prepared`` gives, and anything behind an end and where no path is possible.
     """
-    alphas, betas = _alphas(x, lengths, transitions, start), _betas(x, lengths, transitions, end)
-    log_z = _log_z(alphas, lengths, end)
-    some = (tf.range(tf.shape(alphas)[0])[:, None] < lengths) & (log_z != -math.inf)
-    log_z = tf.where(some[0], log_z, tf.zeros_like(log_z))[:, None]
+    alphas, betas = _alphas(x, lengths, transitions, start, _centred), _betas(x, lengths, transitions, end)
+    is_possible = _log_z(alphas, lengths, end) != -math.inf
+    some = (tf.range(tf.shape(alphas)[0])[:, None] < lengths) & is_possible
     arrivals = (tf.transpose(x, [1, 0, 2]) + betas)[1:, :, None, :]
-    return tf.exp(alphas + betas - log_z), tf.exp((alphas[:-1] - log_z)[..., None] + transitions + arrivals), some
+    pairs = alphas[:-1, :, :, None] + transitions + arrivals
+    of_pairs = _shares(tf.reshape(pairs, tf.concat([tf.shape(pairs)[:2], [-1]], 0)))
+    return _shares(alphas + betas), tf.reshape(of_pairs, tf.shape(pairs)), some
+
+
+def _shares(x: tf.Tensor) -> tf.Tensor:
+    """The softmax of rows; zeros where there is nothing."""
+    total = _log_sum(x, -1)[..., None]
+    return tf.exp(x - tf.where(total == -math.inf, tf.zeros_like(total), total))
 
 
 def gradients(

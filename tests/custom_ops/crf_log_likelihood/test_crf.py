@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.crf_log_likelihood import plain
 from tftoolkit.custom_ops.crf_log_likelihood.cases import ARGUMENTS, CASES, EMPTY_CASES, call_of
 from tftoolkit.custom_ops.engine import ops
 
@@ -209,6 +210,15 @@ def test_the_best_path_of_a_long_sequence():
             path.append(back[path[-1]])
         np.testing.assert_array_equal(tags[b, :length], path[::-1])
         np.testing.assert_allclose(score[b], best.max(), rtol=1e-7)
+
+
+def test_the_plain_gradient_of_a_long_sequence():
+    """Second derivatives are its: scores grow to thousands, shares of them stay exact."""
+    x, tags, _, transitions, start, end = problem(batch=2, time=1000)
+    given = x + 5, tags, np.array([1000, 999]), transitions, start, end, np.ones(2, np.float32)
+    found = tf.function(plain.gradients, autograph=False)(*map(tf.constant, given))
+    for one, right in zip(found, ops.find("TfToolkit>CrfLogLikelihoodGrad")(*given), strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", EMPTY_CASES)

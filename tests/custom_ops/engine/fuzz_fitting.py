@@ -21,6 +21,8 @@ def fitting_call(call: sampling.Call, name: str, rng: random.Random) -> sampling
         return _sequences(call, name, rng)
     if name.startswith("DeformConv2d"):
         return _convolution(call, rng)
+    if name.startswith("Crf"):
+        return _chains(call, rng)
     if name.startswith("AdamW"):
         each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
         fitting = {"beta_1": 0.5, "beta_2": 0.25, "rate_factors": each, "weight_decays": each}
@@ -82,6 +84,17 @@ def _convolution(call: sampling.Call, rng: random.Random) -> sampling.Call:
     )
     known = {name: value for name, value in options.items() if name in call.attributes}
     return replace(call, inputs=inputs, attributes=known)
+
+
+def _chains(call: sampling.Call, rng: random.Random) -> sampling.Call:
+    """Of few steps, since references take one after the other, and as many states as were drawn."""
+    time = rng.choice((0, 1, 2, 3, 5, 9))
+    of_places = ("logits", "tags")
+    inputs = tuple(
+        (shape[0], time, *shape[2:]) if argument.name in of_places and isinstance(shape, tuple) else shape
+        for argument, shape in zip(call.schema.inputs, call.inputs, strict=True)
+    )
+    return replace(call, inputs=inputs)
 
 
 def _fit_bags(arrays: list[Any], ids: np.ndarray, row_splits: np.ndarray) -> None:
