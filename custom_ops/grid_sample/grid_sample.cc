@@ -8,8 +8,9 @@
 //
 // The floor is memory traffic: forward reads grid and images and writes y once, backward reads dy, grid and images and
 // writes dimages and dgrid once. What is moved comes close to it where neighbours of a point are neighbours in the
-// image, and so still in the cache; per point some 10 ns of arithmetic on places and weights come on top, which rule
-// where there are few channels.
+// image, and so still in the cache; per point some ns of arithmetic on places and weights come on top, which rule where
+// there are few channels. So points are computed in chunks, places and weights as vectors over the points, pixels of
+// three or four channels as one register each (colors.h), and the pixels of a chunk are asked for before they are used.
 //
 // An image's gradient is added up without atomics: a task owns a band of an image and goes through all points of it, in
 // their order. Each sum is thus the same for any number of bands, and for any number of threads. As many bands are cut
