@@ -8,8 +8,9 @@
 //
 // The floor is memory traffic: forward reads grid and images and writes y once, backward reads dy, grid and images and
 // writes dimages and dgrid once. What is moved comes close to it where neighbours of a point are neighbours in the
-// image, and so still in the cache; per point some 10 ns of arithmetic on places and weights come on top, which rule
-// where there are few channels.
+// image, and so still in the cache; per point some ns of arithmetic on places and weights come on top, which rule where
+// there are few channels. So points are computed in chunks, places and weights as vectors over the points, pixels of
+// three or four channels as one register each (colors.h), and the pixels of a chunk are asked for before they are used.
 //
 // An image's gradient is added up without atomics: a task owns a band of an image and goes through all points of it, in
 // their order. Each sum is thus the same for any number of bands, and for any number of threads. As many bands are cut
@@ -91,19 +92,47 @@ ffi::Error WithKind(int32_t mode, ffi::DataType type, const Run& run) {
   });
 }
 
-// chunk(image, point, count) for all points of all images, at most kChunk of an image at a time. No template: there are
-// fifteen kinds of chunks.
+// range(image, begin, end) for all points of all images. No template: there are fifteen kinds of chunks.
 void OverPoints(ffi::ThreadPool& pool, int64_t images, int64_t points, int64_t channels,
-                const std::function<void(int64_t, int64_t, int64_t)>& chunk) {
+                const std::function<void(int64_t, int64_t, int64_t)>& range) {
   const int64_t per_task =
       std::max<int64_t>(1, kValuesPerTask / std::max<int64_t>(1, channels) / gs::kChunk) * gs::kChunk;
   const int64_t ranges = (points + per_task - 1) / per_task;
   tftoolkit::ParallelFor(pool, images * ranges, [&](int64_t task) {
-    const int64_t begin = task % ranges * per_task, end = std::min(points, begin + per_task);
-    for (int64_t point = begin; point < end; point += gs::kChunk) {
-      chunk(task / ranges, point, std::min(gs::kChunk, end - point));
-    }
+    const int64_t begin = task % ranges * per_task;
+    range(task / ranges, begin, std::min(points, begin + per_task));
   });
+}
+
+// The values of an image from `begin` to `end`, which its points' pixels are read from or added to.
+template <typename T>
+struct Values {
+  T* at;
+  int64_t begin, end;
+};
+
+// use(shares, slopes, point, count) for the points of an image from `begin` to `end`, a chunk at a time. The pixels of
+// a chunk are asked for while the one before is used: where the grid is turned against the image, a new line of the
+// cache comes every few points, from rows that the processor cannot guess.
+template <bool kSlopes, int kDims, typename Tag, typename T, typename Use>
+void OverChunks(Tag tag, const gs::Problem<kDims>& problem, const float* grid, const Values<T>& values, int64_t begin,
+                int64_t end, const Use& use) {
+  constexpr int kPixels = gs::Power(gs::Taps(Tag::value), kDims);
+  constexpr bool kAhead = kPixels < 16;  // two chunks of cubic weights are too much for the first cache
+  gs::Shares<kPixels> shares[2];
+  gs::Slopes<kPixels, kDims> slopes[kSlopes ? 2 : 1];
+  const auto look = [&](int64_t point, int turn) {
+    const int64_t count = std::min(gs::kChunk, end - point);
+    SharesOf(tag, problem, grid + point * kDims, count, &shares[turn], kSlopes ? &slopes[kSlopes * turn] : nullptr);
+    gs::Prefetch(shares[turn], values.at, values.begin, values.end, count);
+  };
+  if (kAhead && begin < end) look(begin, 0);
+  for (int64_t point = begin, turn = 0; point < end; point += gs::kChunk) {
+    if (!kAhead) look(point, 0);
+    if (kAhead && point + gs::kChunk < end) look(point + gs::kChunk, 1 - turn);
+    use(shares[turn], slopes[kSlopes * turn], point, std::min(gs::kChunk, end - point));
+    if (kAhead) turn = 1 - turn;
+  }
 }
 
 template <int kDims>
@@ -115,12 +144,14 @@ ffi::Error Sample(ffi::ThreadPool pool, ffi::AnyBuffer images, ffi::AnyBuffer gr
     using T = decltype(zero);
     const std::vector<T> zeros(problem.channels);
     const int64_t in = problem.pixels() * problem.channels;
-    OverPoints(pool, problem.batch, problem.points, problem.channels, [&](int64_t image, int64_t point, int64_t count) {
-      const int64_t first = image * problem.points + point;
-      gs::Shares<gs::Power(gs::Taps(decltype(tag)::value), kDims)> shares;
-      SharesOf(tag, problem, Data<float>(grid) + first * kDims, count, &shares, nullptr);
-      Blend(shares, Data<T>(images) + image * in, in, zeros.data(), count, problem.channels,
-            Data<T>(y) + first * problem.channels);
+    OverPoints(pool, problem.batch, problem.points, problem.channels, [&](int64_t image, int64_t begin, int64_t end) {
+      const T* pixels = Data<T>(images) + image * in;
+      T* outputs = Data<T>(y) + image * problem.points * problem.channels;
+      OverChunks<false>(
+          tag, problem, Data<float>(grid) + image * problem.points * kDims, Values<const T>{pixels, 0, in}, begin, end,
+          [&](const auto& shares, const auto&, int64_t point, int64_t count) {
+            Blend(shares, pixels, in, zeros.data(), count, problem.channels, outputs + point * problem.channels);
+          });
     });
     return ffi::Error::Success();
   });
@@ -131,36 +162,35 @@ void GridGradient(ffi::ThreadPool& pool, Tag tag, const gs::Problem<kDims>& prob
                   const float* grid, float* dgrid) {
   constexpr int kPixels = gs::Power(gs::Taps(Tag::value), kDims);
   const int64_t in = problem.pixels() * problem.channels;
-  OverPoints(pool, problem.batch, problem.points, problem.channels, [&](int64_t image, int64_t point, int64_t count) {
-    const int64_t first = image * problem.points + point;
-    gs::Shares<kPixels> shares;
-    gs::Slopes<kPixels, kDims> slopes;
-    SharesOf(tag, problem, grid + first * kDims, count, &shares, &slopes);
-    float products[kPixels][gs::kChunk] = {};
-    if (tag != gs::kNearest) {  // its slopes are 0
-      Products(shares, images + image * in, in, dy + first * problem.channels, count, problem.channels, products);
-    }
-    for (int a = 0; a < kDims; ++a) {
-      float sums[gs::kChunk] = {};
-      for (int t = 0; t < kPixels; ++t) {
-        for (int64_t i = 0; i < gs::kChunk; ++i) sums[i] += products[t][i] * slopes.by[a][t][i];
-      }
-      for (int64_t i = 0; i < count; ++i) dgrid[(first + i) * kDims + a] = sums[i];
-    }
+  OverPoints(pool, problem.batch, problem.points, problem.channels, [&](int64_t image, int64_t begin, int64_t end) {
+    const int64_t first = image * problem.points;
+    const Values<const T> values{images + image * in, 0, in};
+    OverChunks<true>(tag, problem, grid + first * kDims, values, begin, end,
+                     [&](const auto& shares, const auto& slopes, int64_t point, int64_t count) {
+                       float products[kPixels][gs::kChunk] = {};
+                       if (tag != gs::kNearest) {  // its slopes are 0
+                         Products(shares, values.at, in, dy + (first + point) * problem.channels, count,
+                                  problem.channels, products);
+                       }
+                       for (int a = 0; a < kDims; ++a) {
+                         float sums[gs::kChunk] = {};
+                         for (int t = 0; t < kPixels; ++t) {
+                           for (int64_t i = 0; i < gs::kChunk; ++i) sums[i] += products[t][i] * slopes.by[a][t][i];
+                         }
+                         for (int64_t i = 0; i < count; ++i) dgrid[(first + point + i) * kDims + a] = sums[i];
+                       }
+                     });
   });
 }
 
-// Adds to the gradient of an image what all its points say of the pixels from `begin` to `end`.
+// Adds to the gradient of an image what all its points say of the pixels that begin at values from `begin` to `end`.
 template <int kDims, typename Tag, typename T>
 void AddShares(Tag tag, const gs::Problem<kDims>& problem, const T* dy, const float* grid, int64_t begin, int64_t end,
                float* sums) {
-  gs::Shares<gs::Power(gs::Taps(Tag::value), kDims)> shares;
-  for (int64_t point = 0; point < problem.points; point += gs::kChunk) {
-    const int64_t count = std::min(gs::kChunk, problem.points - point);
-    SharesOf(tag, problem, grid + point * kDims, count, &shares, nullptr);
-    Spread(shares, dy + point * problem.channels, count, problem.channels, begin * problem.channels,
-           end * problem.channels, sums);
-  }
+  OverChunks<false>(tag, problem, grid, Values<float>{sums, begin, end}, 0, problem.points,
+                    [&](const auto& shares, const auto&, int64_t point, int64_t count) {
+                      Spread(shares, dy + point * problem.channels, count, problem.channels, begin, end, sums);
+                    });
 }
 
 // band(image, begin, end) for whole slices of the first axis of each image.
@@ -177,12 +207,13 @@ void OverBands(ffi::ThreadPool& pool, int64_t images, int64_t slices,
 template <int kDims, typename Tag, typename T>
 void ImageGradient(ffi::ThreadPool& pool, Tag tag, const gs::Problem<kDims>& problem, const T* dy, const float* grid,
                    T* dimages) {
-  const int64_t slices = problem.axes[0].size, pixels = problem.pixels(), slice = slices ? pixels / slices : 0;
+  const int64_t slices = problem.axes[0].size, values = problem.pixels() * problem.channels,
+                slice = slices ? values / slices : 0;
   OverBands(pool, problem.batch, slices, [&](int64_t image, int64_t from, int64_t to) {
-    const int64_t begin = from * slice, end = to * slice, size = (end - begin) * problem.channels;
+    const int64_t begin = from * slice, end = to * slice, size = end - begin;
     const T* above = dy + image * problem.points * problem.channels;
     const float* coordinates = grid + image * problem.points * kDims;
-    T* gradient = dimages + (image * pixels + begin) * problem.channels;
+    T* gradient = dimages + image * values + begin;
     if constexpr (std::is_same_v<T, float>) {
       std::fill_n(gradient, size, 0.0f);
       AddShares(tag, problem, above, coordinates, begin, end, gradient);

@@ -32,7 +32,6 @@ TK_INLINE void WithChannels(int64_t channels, const Run& run) {
 template <int kPixels, typename T>
 TK_INLINE void Blend(const Shares<kPixels>& shares, const T* image, int64_t values, const T* zeros, int64_t count,
                      int64_t size, T* y) {
-  Prefetch(shares, image, count);
   if constexpr (std::is_same_v<T, float>) {
     if (AreColors(shares, count, size, values)) {
       return size == 3 ? BlendColors<3>(shares, image, count, y) : BlendColors<4>(shares, image, count, y);
@@ -61,7 +60,6 @@ TK_INLINE void Blend(const Shares<kPixels>& shares, const T* image, int64_t valu
 template <int kPixels, typename T>
 TK_INLINE void Products(const Shares<kPixels>& shares, const T* image, int64_t values, const T* dy, int64_t count,
                         int64_t size, float (*products)[kChunk]) {
-  Prefetch(shares, image, count);
   int64_t i = 0;
   if constexpr (std::is_same_v<T, float>) {
     if (AreColors(shares, count, size, values)) {
