@@ -45,7 +45,7 @@ def test_a_carried_state_continues_the_sequence(cell):
     model = models.Recurrent(11, width=6, cell=cell, layers=2, seed=3)
     tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 30]))
     cache, parts = model.empty_cache(2), []
-    for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:])  # 4, 1 and 25, of which the last is a loop:
+    for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]):  # the last is a loop
         hidden, cache = model.decode(part, cache)
         parts.append(model.logits(hidden))
     np.testing.assert_allclose(tf.concat(parts, 1), model(tokens), rtol=1e-5, atol=1e-6)
