@@ -81,12 +81,14 @@ class Writing:
         Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
         """
         config, last = self._config, self._model.vocabulary - 1
+        # Of recurrent cells: no other numbers come out of them.
+        outputs = {name: (-1, 1) for name in self._model.empty_cache(1, 1) if name.startswith("output_")}
         exported = export_all(
             self._model,
             folder,
             config.exports,
             signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
-            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill)},
+            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
             metric=self._metric,
             max_drop=config.max_drop,
         )

@@ -43,5 +43,6 @@ def get_config() -> ConfigDict:
     config.evaluate_every = 90
     config.checkpoint_every = 90
     config.sample_tokens = 250
+    config.prefill = 16
     config.at_most = ConfigDict({"bits_per_character": 2.2})
     return config

@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     # Whether to make a web page on which the float32 file writes; needs npm and Chromium.
     config.web_page = True
     # Tokens that "prefill" reads at once.
-    config.prefill = 16
+    config.prefill = 8
     # How many tokens a file's cache has room for, prompt included.
     config.capacity = 256
     # How many tokens each file writes to be compared with TensorFlow's.
