@@ -2,7 +2,7 @@
 
     python benchmarks/decoder.py [--rounds 7] [--dtypes float32,bfloat16]
 
-``models.Decoder`` of width 256 with 4 heads and 32,000 tokens, on 4 sequences of 512; plain_ops.py beside custom_ops.
+``models.Llama`` of width 256 with 4 heads and 32,000 tokens, on 4 sequences of 512; plain_ops.py beside custom_ops.
 The candidates run in turn; memory is the peak of a process of its own over what it had before the step, see memory.py.
 """
 
@@ -25,7 +25,7 @@ import results
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.models.decoder import Decoder
+from tftoolkit.models import Llama
 
 BATCH, LENGTH, VOCABULARY, WIDTH = 4, 512, 32_000, 256
 CANDIDATES = {
@@ -39,7 +39,7 @@ CANDIDATES = {
 def training_step(candidate: str, dtype: str, length: int = LENGTH) -> Callable[[], Any]:
     """A call gives loss and gradients of one batch."""
     ops, jit = CANDIDATES[candidate]
-    model = Decoder(VOCABULARY, width=WIDTH, layers=2, heads=4, dtype=dtype, ops=ops)
+    model = Llama(VOCABULARY, width=WIDTH, layers=2, heads=4, dtype=dtype, ops=ops)
     tokens = tf.constant(np.random.default_rng(0).integers(0, VOCABULARY, [BATCH, length + 1]), tf.int32)
 
     @tf.function(autograph=False, jit_compile=jit)

@@ -1,4 +1,4 @@
-"""What one writes in TensorFlow without the compiled ops, under their names: for ``models.Decoder(ops=plain_ops)``."""
+"""What one writes in TensorFlow without the compiled ops, under their names: for ``models.Llama(ops=plain_ops)``."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ def rms_norm(x: tf.Tensor, gamma: tf.Tensor, epsilon: float = 1e-6, *, residual:
     return y if residual is None else (y, total)
 
 
-def rotary_embedding(x: tf.Tensor) -> tf.Tensor:
+def rotary_embedding(x: tf.Tensor, positions: None = None, *, base: float = 10000.0) -> tf.Tensor:
     half = x.shape[-1] // 2
-    speeds = 10000.0 ** (-tf.range(half, dtype=tf.float32) / half)
+    speeds = base ** (-tf.range(half, dtype=tf.float32) / half)
     angles = tf.range(tf.shape(x)[1], dtype=tf.float32)[:, tf.newaxis, tf.newaxis] * speeds
     one, other = tf.split(_wide(x), 2, axis=-1)
     sine, cosine = tf.sin(angles), tf.cos(angles)
     return tf.cast(tf.concat([one * cosine - other * sine, other * cosine + one * sine], -1), x.dtype)
 
 
-def flash_attention(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *, causal: bool) -> tf.Tensor:
+def flash_attention(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *, causal: bool, lengths: None = None) -> tf.Tensor:
     shared = q.shape[2] // k.shape[2]
     k, v = (tf.repeat(one, shared, axis=2) if shared > 1 else one for one in (k, v))
     scores = _wide(tf.einsum("bqhd,bkhd->bhqk", q, k)) * q.shape[-1] ** -0.5

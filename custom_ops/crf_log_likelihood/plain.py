@@ -10,36 +10,59 @@ import tensorflow as tf
 
 
 def _prepared(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, ...]:
-    """In float32, with one more step and one more state, which no path takes, so that there is a first one of each."""
+    """In float32, with more steps and one more state, which no path takes, so that there is a first one of each."""
     x = tf.cast(logits, tf.float32)
     inside = tf.sequence_mask(lengths, tf.shape(x)[1])[..., None]
-    x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 1], [0, 0]])
+    x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 2], [0, 0]])
     x = tf.concat([x, tf.fill([*tf.unstack(tf.shape(x)[:2]), 1], -math.inf)], 2)
     ends = (tf.zeros(tf.shape(x)[2:]) if one is None else tf.pad(one, [[0, 1]]) for one in (start, end))
     return x, tf.cast(lengths, tf.int32), tf.pad(transitions, [[0, 1], [0, 1]]), *ends
 
 
-def _steps(x: tf.Tensor, lengths: tf.Tensor, first: Any, step: Callable[..., Any]) -> Any:
-    """step(t, values, logits) for t = 1 … time - 1; values of sequences that have ended stay."""
-    time = tf.shape(x)[1] - 1
-
-    def body(t: tf.Tensor, values: Any) -> tuple[tf.Tensor, Any]:
-        new = step(t, values, tf.gather(x, t, axis=1))
-        going = (t < lengths)[:, None]
-        return t + 1, tf.nest.map_structure(lambda one, other: tf.where(going, one, other), new, values)
-
-    return tf.while_loop(lambda t, _: t < time, body, (tf.constant(1), first), maximum_iterations=time)[1]
+def _log_sum(x: tf.Tensor, axis: int) -> tf.Tensor:
+    """log sum e^x; where there is nothing but minus infinity it is that, and doesn't change."""
+    largest = tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
+    largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
+    total = tf.reduce_sum(tf.exp(x - largest), axis)
+    nothing = total == 0
+    found = tf.math.log(tf.where(nothing, tf.ones_like(total), total)) + tf.squeeze(largest, axis)
+    return tf.where(nothing, -math.inf, found)
 
 
-def log_z(logits: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
+def _scan(x: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, step: Callable[..., Any], reverse: bool) -> tf.Tensor:
+    """step(values, logits) for t = 1 …, or back from the last; [time, batch, states]. Past an end values stay."""
+    rows = tf.transpose(x, [1, 0, 2])[1:]
+    places = tf.range(1, tf.shape(rows)[0] + 1)
+
+    def body(values: tf.Tensor, given: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        t, here = given
+        return tf.where((t < lengths)[:, None], step(values, here), values)
+
+    found = tf.scan(body, (places, rows), first, reverse=reverse)
+    return tf.concat([found, first[None]] if reverse else [first[None], found], 0)
+
+
+def _alphas(x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the sum over all paths to each state of e^score."""
+
+    def step(alpha: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
+        return here + _log_sum(alpha[:, :, None] + transitions, 1)
+
+    return _scan(x, lengths, x[:, 0] + start, step, reverse=False)
+
+
+def _betas(x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """The same over all paths from each state on, without its own logit."""
+
+    def step(beta: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
+        return _log_sum((here + beta)[:, None, :] + transitions, 2)
+
+    return _scan(x, lengths, tf.zeros_like(x[:, 0]) + end, step, reverse=True)
+
+
+def _log_z(alphas: tf.Tensor, lengths: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     """The logarithm of the sum over all paths of e^score; 0 of an empty sequence."""
-    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
-
-    def step(t: tf.Tensor, alpha: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
-        return here + tf.reduce_logsumexp(alpha[:, :, None] + transitions, 1)
-
-    alpha = _steps(x, lengths, x[:, 0] + start, step)
-    found = tf.reduce_logsumexp(alpha + end, 1)
+    found = _log_sum(alphas[-1] + end, 1)
     return tf.where(lengths > 0, found, tf.zeros_like(found))
 
 
@@ -59,33 +82,51 @@ def _score(logits: Any, tags: Any, lengths: Any, transitions: tf.Tensor, start: 
 
 def log_likelihood(logits: Any, tags: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tf.Tensor:
     """Of the tags."""
-    total = log_z(logits, lengths, transitions, start, end)
+    x, whole, wide, first, last = _prepared(logits, lengths, transitions, start, end)
+    total = _log_z(_alphas(x, whole, wide, first), whole, last)
     found = _score(logits, tags, lengths, transitions, start, end) - total
     return tf.where(tf.math.is_inf(total) & (total < 0), total, found)
+
+
+def _probabilities(
+    x: tf.Tensor, lengths: tf.Tensor, transitions: tf.Tensor, start: tf.Tensor, end: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Of states, [time, batch, states], and of neighbours, [time - 1, batch, states, states]; and where there are any.
+
+    They are of what ``_prepared`` gives, and anything behind an end and where no path is possible.
+    """
+    alphas, betas = _alphas(x, lengths, transitions, start), _betas(x, lengths, transitions, end)
+    log_z = _log_z(alphas, lengths, end)
+    some = (tf.range(tf.shape(alphas)[0])[:, None] < lengths) & (log_z != -math.inf)
+    log_z = tf.where(some[0], log_z, tf.zeros_like(log_z))[:, None]
+    arrivals = (tf.transpose(x, [1, 0, 2]) + betas)[1:, :, None, :]
+    return tf.exp(alphas + betas - log_z), tf.exp((alphas[:-1] - log_z)[..., None] + transitions + arrivals), some
 
 
 def gradients(
     logits: Any, tags: Any, lengths: Any, transitions: Any, start: Any, end: Any, dy: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """By logits, transitions, start and end."""
-    given = [
-        *(tf.cast(logits, tf.float32), tf.convert_to_tensor(transitions)),
-        *(tf.zeros(tf.shape(logits)[2:]) if one is None else tf.convert_to_tensor(one) for one in (start, end)),
-    ]
-    with tf.GradientTape() as tape:
-        tape.watch(given)
-        found = log_likelihood(given[0], tags, lengths, *given[1:])
-    dlogits, *others = tape.gradient(found, given, output_gradients=dy, unconnected_gradients="zero")
-    return tf.cast(dlogits, logits.dtype), *map(tf.convert_to_tensor, others)
+    """By logits, transitions, start and end: what the tags are, less what is probable."""
+    x, whole, *scores = _prepared(logits, lengths, transitions, start, end)
+    states, pairs, some = _probabilities(x, whole, *scores)
+    own = tf.one_hot(tf.transpose(tf.pad(tf.cast(tags, tf.int32), [[0, 0], [0, 2]])), tf.shape(x)[2])
+    own_pairs = own[:-1, :, :, None] * own[1:, :, None, :]
+    by_state = tf.where(some[..., None], dy[:, None] * (own - states), tf.zeros_like(states))[..., :-1]
+    by_pair = tf.where(some[1:, :, None, None], dy[:, None, None] * (own_pairs - pairs), tf.zeros_like(pairs))
+    is_last = tf.range(tf.shape(x)[1])[:, None] == whole - 1
+    return (
+        tf.cast(tf.transpose(by_state[:-2], [1, 0, 2]), logits.dtype),
+        tf.reduce_sum(by_pair, [0, 1])[:-1, :-1],
+        tf.reduce_sum(by_state[0], 0),
+        tf.reduce_sum(tf.where(is_last[..., None], by_state, tf.zeros_like(by_state)), [0, 1]),
+    )
 
 
 def marginals(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tf.Tensor:
-    """Each state's probability is the derivative of log Z by its logit."""
-    wide = tf.cast(logits, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(wide)
-        total = log_z(wide, lengths, transitions, start, end)
-    return tape.gradient(total, wide, unconnected_gradients="zero")
+    """Forward-backward (Rabiner 1989)."""
+    states, _, some = _probabilities(*_prepared(logits, lengths, transitions, start, end))
+    found = tf.where(some[..., None], states, tf.zeros_like(states))
+    return tf.transpose(found[:-2, :, :-1], [1, 0, 2])
 
 
 def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -118,7 +159,7 @@ def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) ->
 
     path = tf.while_loop(
         lambda t, *_: t >= 0, back, (padded - 2, state, tf.zeros([batch, padded], tf.int32)), maximum_iterations=padded
-    )[2][:, :-1]
-    path = tf.where(tf.sequence_mask(lengths, padded - 1), path, -1)
+    )[2][:, :-2]
+    path = tf.where(tf.sequence_mask(lengths, padded - 2), path, -1)
     best = tf.reduce_max(last, 1)
     return path, tf.where(lengths > 0, best, tf.zeros_like(best))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
@@ -43,31 +46,76 @@ def _sum(*terms: tf.Tensor) -> tf.Tensor:
     return largest + tf.math.log(tf.add_n([tf.exp(term - largest) for term in terms]))
 
 
-def _ways(given: Labels, x: tf.Tensor) -> tf.Tensor:
-    """The logarithm of the sum over all ways of the exponentials of their logits; [batch]."""
-    scores = tf.gather(x, given.classes, axis=2, batch_dims=1)
-    scores = tf.where(scores < NOTHING, tf.constant(NOTHING, x.dtype), scores)
-    states = tf.shape(given.classes)[1]
-    batch = tf.shape(x)[0]
+def _scores(given: Labels, x: tf.Tensor) -> tf.Tensor:
+    """[time, batch, states]: the logits of the states' classes. NaN counts as no way: sums over classes tell of it."""
+    scores = tf.gather(tf.transpose(x, [0, 2, 1]), given.classes, batch_dims=1)
+    return tf.transpose(tf.where(scores > NOTHING, scores, tf.constant(NOTHING, x.dtype)), [2, 0, 1])
 
-    def behind(alpha: tf.Tensor, by: int) -> tf.Tensor:
-        return tf.concat([tf.fill([batch, by], tf.constant(NOTHING, x.dtype)), alpha], axis=1)[:, :states]
 
-    def step(t: tf.Tensor, alpha: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        skipped = tf.where(given.may_skip, behind(alpha, 2), tf.constant(NOTHING, x.dtype))
-        following = _sum(alpha, behind(alpha, 1), skipped) + scores[:, t]
-        return t + 1, tf.where((t < given.frames)[:, tf.newaxis], following, alpha)
+def _moved(alpha: tf.Tensor, by: int) -> tf.Tensor:
+    """To states that lie so many behind, or before."""
+    states = tf.shape(alpha)[1]
+    place = tf.range(states) - by
+    return tf.where((place >= 0) & (place < states), tf.roll(alpha, by, 1), tf.constant(NOTHING, alpha.dtype))
 
-    start = tf.where(tf.range(states) == 0, tf.zeros([], x.dtype), tf.constant(NOTHING, x.dtype))
-    time = tf.shape(x)[1]
-    start = tf.tile(start[tf.newaxis], [batch, 1])
-    _, alpha = tf.while_loop(
-        lambda t, _: t < time, step, (0, start), maximum_iterations=time,
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])),
-    )  # fmt: skip
+
+def _scan(step: Callable[..., Any], given: Labels, scores: tf.Tensor, start: tf.Tensor, reverse: bool) -> tf.Tensor:
+    """step(values, scores of a frame) for all frames; behind the last they stay; [time + 1, batch, states]."""
+    # One more row, so that there is one.
+    frames = tf.range(tf.shape(scores)[0] + 1)
+
+    def body(values: tf.Tensor, frame: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        t, here = frame
+        return tf.where((t < given.frames)[:, tf.newaxis], step(values, here), values)
+
+    return tf.scan(body, (frames, tf.pad(scores, [[0, 1], [0, 0], [0, 0]])), start, reverse=reverse)
+
+
+def _alphas(given: Labels, scores: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the sum over all ways to each state of the exponentials of their scores."""
+    nothing = tf.constant(NOTHING, scores.dtype)
+
+    def step(alpha: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
+        return _sum(alpha, _moved(alpha, 1), tf.where(given.may_skip, _moved(alpha, 2), nothing)) + here
+
+    start = tf.where(tf.range(tf.shape(scores)[2]) == 0, tf.zeros([], scores.dtype), nothing)
+    return _scan(step, given, scores, tf.tile(start[tf.newaxis], [tf.shape(scores)[1], 1]), reverse=False)
+
+
+def _betas(given: Labels, scores: tf.Tensor) -> tf.Tensor:
+    """The same over all ways on from each state, without its own score."""
+    nothing = tf.constant(NOTHING, scores.dtype)
+
+    def step(beta: tf.Tensor, here: tf.Tensor) -> tf.Tensor:
+        following = beta + here
+        skipped = _moved(tf.where(given.may_skip, following, nothing), -2)
+        return _sum(following, _moved(following, -1), skipped)
+
+    left = 2 * given.counts[:, tf.newaxis] - tf.range(tf.shape(scores)[2])  # states to the last one
+    start = tf.where((left == 0) | (left == 1), tf.zeros([], scores.dtype), nothing)
+    return _scan(step, given, scores, start, reverse=True)[1:]
+
+
+def _ways(given: Labels, alpha: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the sum over all ways; [batch]."""
     last = tf.gather(alpha, 2 * given.counts, batch_dims=1)
     before = tf.gather(alpha, tf.maximum(2 * given.counts - 1, 0), batch_dims=1)
-    return _sum(last, tf.where(given.counts > 0, before, tf.constant(NOTHING, x.dtype)))
+    return _sum(last, tf.where(given.counts > 0, before, tf.constant(NOTHING, alpha.dtype)))
+
+
+def _expected(given: Labels, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """How likely a way takes each class at each frame, [batch, time, classes]; and ``_ways``."""
+    scores = _scores(given, x)
+    alphas, betas = _alphas(given, scores), _betas(given, scores)
+    ways = _ways(given, alphas[-1])
+    some = given.is_frame & (ways > NOTHING / 2)[:, tf.newaxis]
+    likely = tf.exp(tf.minimum(alphas[:-1] + betas - ways[:, tf.newaxis], 1))
+    likely = tf.where(some[..., tf.newaxis], tf.transpose(likely, [1, 0, 2]), tf.zeros([], x.dtype))
+    batch, time, classes = tf.unstack(tf.shape(x))
+    places = tf.range(batch)[:, tf.newaxis] * classes + given.classes
+    by_state = tf.reshape(tf.transpose(likely, [0, 2, 1]), [tf.size(places), time])
+    found = tf.math.unsorted_segment_sum(by_state, tf.reshape(places, [-1]), batch * classes)
+    return tf.transpose(tf.reshape(found, [batch, classes, time]), [0, 2, 1]), ways
 
 
 def _wide(given: Labels, logits: tf.Tensor) -> tf.Tensor:
@@ -85,7 +133,7 @@ def losses(given: Labels, logits: tf.Tensor, zero_infinity: bool) -> tuple[tf.Te
     total = tf.where(given.is_frame, total, tf.ones_like(total))
     log_sums = tf.reduce_sum(tf.math.log(total), axis=-1)
     log_sums = tf.where(tf.math.is_finite(log_sums), log_sums, log_sums - log_sums)  # NaN
-    ways = _ways(given, x - largest)
+    ways = _ways(given, _alphas(given, _scores(given, x - largest))[-1])
     impossible = ways < NOTHING / 2
     loss = log_sums - tf.where(impossible, tf.zeros_like(ways), ways)
     nothing = tf.zeros_like(loss) if zero_infinity else tf.fill(tf.shape(loss), tf.constant(float("inf"), loss.dtype))
@@ -98,10 +146,7 @@ def gradient(
 ) -> tf.Tensor:
     """By the logits."""
     x = _wide(given, logits)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        ways = _ways(given, x)
-    expected = tape.gradient(ways, x, unconnected_gradients="zero")  # no frames, no way through the loop
+    expected, ways = _expected(given, x)
     log_sums = tf.reduce_sum(tf.where(given.is_frame, tf.math.log(total), tf.zeros_like(total)), axis=-1)
     possible = tf.cast(ways > NOTHING / 2, d_loss.dtype)
     d_loss = tf.where(tf.math.is_finite(log_sums), tf.where(possible > 0, d_loss, 0), log_sums - log_sums)

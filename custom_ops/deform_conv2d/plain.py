@@ -24,8 +24,7 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         given = None if mask is None else inputs[3]
-        # A point outside of the picture has no gradient, whatever that of its column.
-        y = _convolve(inputs[0], inputs[1], inputs[2], None, given, tf.math.multiply_no_nan, **steps)
+        y = _convolve(inputs[0], inputs[1], inputs[2], None, given, _multiply, **steps)
     found = tape.gradient(y, inputs, output_gradients=wide)
     pairs = tf.reshape(inputs[1], [*tf.unstack(tf.shape(offset)[:3]), tf.shape(offset)[3] // 2, 2])
     nowhere = tf.reduce_any(tf.math.is_nan(pairs), -1, keepdims=True) & tf.ones_like(pairs, tf.bool)
@@ -34,6 +33,11 @@ def gradients(dy: Any, x: Any, offset: Any, weight: Any, mask: Any, **steps: int
     found[1] = tf.where(tf.reshape(nowhere, tf.shape(offset)), tf.constant(float("nan"), dtype), found[1])
     found.insert(3, tf.reduce_sum(wide, [0, 1, 2]))
     return [tf.cast(one, x.dtype) for one in found]
+
+
+def _multiply(mask: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """A point outside of the picture has no gradient, whatever its column has; NaN in the mask is NaN there, too."""
+    return tf.math.multiply_no_nan(mask, columns) + tf.stop_gradient(0 * mask)
 
 
 def _convolve(
@@ -80,19 +84,17 @@ def _columns(
     x_place = tf.cast(base_x, dtype)[:, None] + moves[..., 1]
     low_y, low_x = tf.stop_gradient(tf.math.floor(y)), tf.stop_gradient(tf.math.floor(x_place))
     part_y, part_x = y - low_y, x_place - low_x
+    # Two rows by two columns of pixels lie around each point.
+    near = tf.stack([1 - part_y, part_y], -1)[..., None] * tf.stack([1 - part_x, part_x], -1)[..., None, :]
+    at_y, at_x = tf.stack([low_y, low_y + 1], -1)[..., None], tf.stack([low_x, low_x + 1], -1)[..., None, :]
+    inside = (at_y >= 0) & (at_y < tf.cast(rows, dtype)) & (at_x >= 0) & (at_x < tf.cast(columns, dtype))
+    near = tf.where(inside, near, tf.zeros_like(near))  # far away a part is no number
+    place = tf.where(inside, at_y * tf.cast(columns, dtype) + at_x, tf.zeros_like(near))
+    place = tf.transpose(tf.cast(place, tf.int32), [0, 3, 1, 2, 4, 5, 6])  # groups before pixels
     pictures = tf.reshape(x, [batch, rows * columns, groups, channels // groups])
     pictures = tf.pad(tf.transpose(pictures, [0, 2, 1, 3]), [[0, 0], [0, 0], [0, 1], [0, 0]])  # never empty
-    found = tf.zeros([], dtype)
-    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        at_y, at_x = low_y + down, low_x + right
-        inside = (at_y >= 0) & (at_y < tf.cast(rows, dtype)) & (at_x >= 0) & (at_x < tf.cast(columns, dtype))
-        place = tf.where(inside, at_y * tf.cast(columns, dtype) + at_x, tf.zeros_like(at_y))
-        place = tf.transpose(tf.cast(place, tf.int32), [0, 3, 1, 2, 4])  # groups before pixels
-        values = tf.gather(pictures, place, batch_dims=2)  # [batch, groups, out_height, out_width, points, channels]
-        values = tf.transpose(values, [0, 2, 3, 1, 4, 5])
-        values = tf.where(inside[..., None], values, tf.zeros_like(values))
-        weight = (part_y if down else 1 - part_y) * (part_x if right else 1 - part_x)
-        near = tf.where(inside, weight, tf.zeros_like(weight))  # far away a part is no number
-        found += values * near[..., None]
+    values = tf.transpose(tf.gather(pictures, place, batch_dims=2), [0, 2, 3, 1, 4, 5, 6, 7])
+    values = tf.where(inside[..., None], values, tf.zeros_like(values))
+    found = tf.reduce_sum(values * near[..., None], [5, 6])
     nowhere = tf.math.is_nan(y + x_place)
     return tf.where(nowhere[..., None], tf.constant(float("nan"), dtype), found)

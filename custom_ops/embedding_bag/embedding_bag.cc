@@ -30,39 +30,11 @@ using tftoolkit::Load;
 using tftoolkit::Store;
 using tftoolkit::embedding_bag::Bags;
 using tftoolkit::embedding_bag::FirstBad;
+using tftoolkit::embedding_bag::Lookup;
 using Result = ffi::Result<ffi::AnyBuffer>;
 namespace bag = tftoolkit::embedding_bag;
 
 constexpr int64_t kElementsPerTask = 1 << 15;  // tens of µs
-constexpr int64_t kAhead = 12;                 // ids: as many rows as a core can ask for at once, and more
-
-// A table and the ids that look into it.
-template <typename T, typename Id>
-struct Lookup {
-  const T* table;
-  int64_t rows, depth;
-  const Id* ids;
-  bool padded;
-  FirstBad* bad;
-
-  // Calls visit(place, row) for the ids at places [begin, end) that are rows of the table.
-  template <typename Visit>
-  void Each(int64_t begin, int64_t end, int64_t prefetch_end, const Visit& visit) const {
-    for (int64_t j = begin; j < end; ++j) {
-      if (const int64_t next = j + kAhead; next < prefetch_end) {
-        const int64_t id = ids[next];
-        if (id >= 0 && id < rows) bag::Prefetch(table + id * depth, depth * sizeof(T));
-      }
-      const int64_t id = ids[j];
-      if (id >= 0 && id < rows) {
-        visit(j, table + id * depth);
-      } else if (!padded || id != -1) {
-        bad->Note(j);
-      }
-    }
-  }
-};
-
 int64_t IdsPerTask(int64_t depth) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, depth)); }
 
 // run(T(), Id()) for the dtypes of the floats and of the ids.
@@ -91,13 +63,8 @@ ffi::Error EmbeddingBag(ffi::ThreadPool pool, ffi::AnyBuffer table, ffi::AnyBuff
     bag::ParallelBags(pool, bags, IdsPerTask(depth), [&](int64_t first, int64_t last) {
       std::vector<float> sum(depth);
       for (int64_t b = first; b < last; ++b) {
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        float total = 0;
-        lookup.Each(bags.borders[b], bags.borders[b + 1], bags.borders[last], [&](int64_t j, const T* row) {
-          const float weight = weights ? weights[j] : 1;
-          total += weight;
-          bag::Add(row, weight, sum.data(), depth);
-        });
+        const float total =
+            bag::Sum(lookup, weights, bags.borders[b], bags.borders[b + 1], bags.borders[last], sum.data());
         bag::Round(sum.data(), mean ? MeanScale(total) : 1, outputs + b * depth, depth);
       }
     });
@@ -162,7 +129,7 @@ ffi::Error EmbeddingBagWeightsGrad(ffi::ThreadPool pool, ffi::AnyBuffer table, f
         const int64_t begin = bags.borders[b], end = bags.borders[b + 1];
         std::fill(gradients + begin, gradients + end, 0.0f);
         float weighted = 0, total = 0;
-        lookup.Each(begin, end, bags.borders[last], [&](int64_t j, const T* row) {
+        lookup.Each(begin, end, bags.borders[last], 0, depth, [&](int64_t j, const T* row) {
           gradients[j] = bag::Dot(row, upstream + b * depth, depth);
           weighted += given[j] * gradients[j];
           total += given[j];
@@ -197,7 +164,7 @@ ffi::Error EmbeddingBagMax(ffi::ThreadPool pool, ffi::AnyBuffer table, ffi::AnyB
       for (int64_t b = first; b < last; ++b) {
         int32_t* places = Data<int32_t>(which) + b * depth;
         bool empty = true;
-        lookup.Each(bags.borders[b], bags.borders[b + 1], bags.borders[last], [&](int64_t j, const T* row) {
+        lookup.Each(bags.borders[b], bags.borders[b + 1], bags.borders[last], 0, depth, [&](int64_t j, const T* row) {
           const auto place = static_cast<int32_t>(j - bags.borders[b]);
           if (empty) {
             for (int64_t i = 0; i < depth; ++i) best[i] = Load(row[i]);

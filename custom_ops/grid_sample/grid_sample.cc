@@ -57,18 +57,18 @@ TK_SHARES(gs::kBicubic, 2)
 TK_SHARES(gs::kNearest, 3)
 TK_SHARES(gs::kBilinear, 3)
 
-#define TK_PIXELS(kPixels, T)                                                                                        \
-  TK_SIMD void Blend(const gs::Shares<kPixels>& shares, const T* image, const T* zeros, int64_t count, int64_t size, \
-                     T* y) {                                                                                         \
-    gs::Blend(shares, image, zeros, count, size, y);                                                                 \
-  }                                                                                                                  \
-  TK_SIMD void Products(const gs::Shares<kPixels>& shares, const T* image, const T* dy, int64_t count, int64_t size, \
-                        float(*products)[gs::kChunk]) {                                                              \
-    gs::Products(shares, image, dy, count, size, products);                                                          \
-  }                                                                                                                  \
-  TK_SIMD void Spread(const gs::Shares<kPixels>& shares, const T* dy, int64_t count, int64_t size, int64_t begin,    \
-                      int64_t end, float* sums) {                                                                    \
-    gs::Spread(shares, dy, count, size, begin, end, sums);                                                           \
+#define TK_PIXELS(kPixels, T)                                                                                          \
+  TK_SIMD void Blend(const gs::Shares<kPixels>& shares, const T* image, int64_t values, const T* zeros, int64_t count, \
+                     int64_t size, T* y) {                                                                             \
+    gs::Blend(shares, image, values, zeros, count, size, y);                                                           \
+  }                                                                                                                    \
+  TK_SIMD void Products(const gs::Shares<kPixels>& shares, const T* image, int64_t values, const T* dy, int64_t count, \
+                        int64_t size, float(*products)[gs::kChunk]) {                                                  \
+    gs::Products(shares, image, values, dy, count, size, products);                                                    \
+  }                                                                                                                    \
+  TK_SIMD void Spread(const gs::Shares<kPixels>& shares, const T* dy, int64_t count, int64_t size, int64_t begin,      \
+                      int64_t end, float* sums) {                                                                      \
+    gs::Spread(shares, dy, count, size, begin, end, sums);                                                             \
   }
 #define TK_TYPES(kPixels)      \
   TK_PIXELS(kPixels, float)    \
@@ -119,7 +119,7 @@ ffi::Error Sample(ffi::ThreadPool pool, ffi::AnyBuffer images, ffi::AnyBuffer gr
       const int64_t first = image * problem.points + point;
       gs::Shares<gs::Power(gs::Taps(decltype(tag)::value), kDims)> shares;
       SharesOf(tag, problem, Data<float>(grid) + first * kDims, count, &shares, nullptr);
-      Blend(shares, Data<T>(images) + image * in, zeros.data(), count, problem.channels,
+      Blend(shares, Data<T>(images) + image * in, in, zeros.data(), count, problem.channels,
             Data<T>(y) + first * problem.channels);
     });
     return ffi::Error::Success();
@@ -138,7 +138,7 @@ void GridGradient(ffi::ThreadPool& pool, Tag tag, const gs::Problem<kDims>& prob
     SharesOf(tag, problem, grid + first * kDims, count, &shares, &slopes);
     float products[kPixels][gs::kChunk] = {};
     if (tag != gs::kNearest) {  // its slopes are 0
-      Products(shares, images + image * in, dy + first * problem.channels, count, problem.channels, products);
+      Products(shares, images + image * in, in, dy + first * problem.channels, count, problem.channels, products);
     }
     for (int a = 0; a < kDims; ++a) {
       float sums[gs::kChunk] = {};
@@ -158,7 +158,8 @@ void AddShares(Tag tag, const gs::Problem<kDims>& problem, const T* dy, const fl
   for (int64_t point = 0; point < problem.points; point += gs::kChunk) {
     const int64_t count = std::min(gs::kChunk, problem.points - point);
     SharesOf(tag, problem, grid + point * kDims, count, &shares, nullptr);
-    Spread(shares, dy + point * problem.channels, count, problem.channels, begin, end, sums);
+    Spread(shares, dy + point * problem.channels, count, problem.channels, begin * problem.channels,
+           end * problem.channels, sums);
   }
 }
 

@@ -179,6 +179,11 @@ class Subject:
         """Runs a case in the worker process under all guard patterns (under XLA: once, without)."""
         patterns = {"xla": [None]} if jit else GUARDS
         flat = [pattern for group in patterns.values() for pattern in group]
+        if order and case is not self.given and (refusal := self.probe(case)).error:
+            try:
+                self.trace(case, order)
+            except Exception:  # a gradient that can't be traced where the op is refused is never called
+                return refusal
         try:
             results = iter(self.ask("run", case, order, flat, jit))
         except child.Died as death:
@@ -232,15 +237,15 @@ class Subject:
             raise Skipped(f"no reference to compare with: write one under @{self.op.__name__}.reference")
         return self.op.run_reference(*inputs, **attributes)
 
-    def judge(self, function: Program, arrays: Sequence[Array], key: Any, order: int) -> Right:
+    def judge(self, function: Program, arrays: Sequence[Array], key: Any, order: int, mode: str = "eagerly") -> Right:
         """What a function made of the reference gives; ``key`` names the function."""
-        naive = evaluate(function, arrays)
+        naive = evaluate(function, arrays, mode)
         exact, note = self._in_float64(function, arrays, key, naive)
         plain, true, scale = naive, exact, 1.0
         if any(array.dtype in (np.float64, np.complex128) for array in arrays) and not note:
             # Float64 is its own yardstick: the computation's error is measured one precision lower.
             arrays = [single(array) for array in arrays]
-            plain, scale = evaluate(function, arrays), 2.0**-29
+            plain, scale = evaluate(function, arrays, mode), 2.0**-29
             true, note = self._in_float64(function, arrays, key, plain)
         errors = [compare.error(one, other) * scale for one, other in zip(plain, true, strict=True)]
         allowance = [

@@ -44,38 +44,84 @@ class Cells:
         return at_blank + tf.where(following & self.may_move[..., tf.newaxis], moves[..., tf.newaxis] + zero, zero)
 
 
-def _ways(cells: Cells, blanks: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
-    """The logarithm of the sum over all ways; of logarithms of probabilities [batch, time, positions]."""
-    nothing = tf.constant(NOTHING, blanks.dtype)
-    batch, time, positions = tf.unstack(tf.shape(blanks))
-    diagonals = time + positions - 1
-    frame = tf.range(diagonals)[:, tf.newaxis] - tf.range(positions)
-    inside = (frame >= 0) & (frame < time)
-    places = tf.where(inside, frame * positions + tf.range(positions), 0)
+class Diagonals:
+    """Logarithms of probabilities of blanks and labels, [diagonals, batch, positions], and what follows from them.
 
-    def by_diagonal(x: tf.Tensor, exist: tf.Tensor) -> tf.Tensor:
-        x = tf.where(exist & ~(x < NOTHING), x, nothing)
-        padded = tf.concat([tf.reshape(x, [batch, time * positions]), tf.fill([batch, 1], nothing)], axis=1)
-        return tf.where(inside, tf.gather(padded, places, axis=1), nothing)
+    Attributes:
+      last: int32 [batch]: the diagonal of each sequence's last cell.
+    """
 
-    blanks, moves = by_diagonal(blanks, cells.exist), by_diagonal(moves, cells.may_move)
-    last = cells.frames + cells.counts - 1
+    def __init__(self, cells: Cells, blanks: tf.Tensor, moves: tf.Tensor) -> None:
+        self.cells = cells
+        self.nothing = tf.constant(NOTHING, blanks.dtype)
+        self.batch, self.time, self.positions = tf.unstack(tf.shape(blanks))
+        self.count = self.time + self.positions  # one more, so that there is one
+        frame = tf.range(self.count)[:, tf.newaxis] - tf.range(self.positions)
+        self._inside = (frame >= 0) & (frame < self.time)
+        self._places = tf.where(self._inside, frame * self.positions + tf.range(self.positions), 0)
+        self.blanks, self.moves = self._cut(blanks, cells.exist), self._cut(moves, cells.may_move)
+        self.last = cells.frames + cells.counts - 1
 
-    def step(d: tf.Tensor, alpha: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        stayed = alpha + blanks[:, d]
-        ends = tf.gather(stayed, cells.counts, batch_dims=1)
-        moved = tf.concat([tf.fill([batch, 1], nothing), (alpha + moves[:, d])[:, :-1]], axis=1)
-        largest = tf.stop_gradient(tf.maximum(stayed, moved))
-        following = largest + tf.math.log(tf.exp(stayed - largest) + tf.exp(moved - largest))
-        return d + 1, following, tf.where(d == last, ends, found)
+    def _cut(self, x: tf.Tensor, exist: tf.Tensor) -> tf.Tensor:
+        """NaN counts as no way: sums over classes tell of it."""
+        x = tf.where(exist & (x > NOTHING), x, self.nothing)
+        padded = tf.pad(tf.reshape(x, [self.batch, self.time * self.positions]), [[0, 0], [0, 1]])
+        found = tf.where(self._inside, tf.gather(padded, self._places, axis=1), self.nothing)
+        return tf.transpose(found, [1, 0, 2])
 
-    start = tf.where(tf.range(positions) == 0, tf.zeros([], blanks.dtype), nothing)
-    _, _, found = tf.while_loop(
-        lambda d, *_: d < diagonals, step, (0, tf.tile(start[tf.newaxis], [batch, 1]), tf.fill([batch], nothing)),
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None]), tf.TensorShape([None])),
-        maximum_iterations=diagonals,
-    )  # fmt: skip
-    return tf.where((cells.frames == 0) & (cells.counts == 0), tf.zeros_like(found), found)
+    def uncut(self, x: tf.Tensor) -> tf.Tensor:
+        """[batch, time, positions]."""
+        position = tf.range(self.positions)
+        places = (tf.range(self.time)[:, tf.newaxis] + position) * self.positions + position
+        flat = tf.reshape(tf.transpose(x, [1, 0, 2]), [self.batch, self.count * self.positions])
+        return tf.gather(flat, places, axis=1)
+
+    def moved(self, x: tf.Tensor, by: int) -> tf.Tensor:
+        """To the next positions, or those before."""
+        place = tf.range(self.positions) - by
+        return tf.where((place >= 0) & (place < self.positions), tf.roll(x, by, -1), self.nothing)
+
+    def alphas(self) -> tf.Tensor:
+        """Sums over all ways to cells; behind the first diagonal."""
+
+        def step(alpha: tf.Tensor, here: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            blanks, moves = here
+            return _sum(alpha + blanks, self.moved(alpha + moves, 1))
+
+        first = tf.where(tf.range(self.positions) == 0, tf.zeros([], self.blanks.dtype), self.nothing)
+        first = tf.tile(first[tf.newaxis], [self.batch, 1])
+        return tf.concat([first[tf.newaxis], tf.scan(step, (self.blanks, self.moves), first)], 0)
+
+    def betas(self) -> tf.Tensor:
+        """Sums over all ways on from where a step leads to; those that end behind the last cell are one."""
+        end = tf.where(
+            tf.range(self.positions) == self.cells.counts[:, tf.newaxis], tf.zeros([], self.blanks.dtype), self.nothing
+        )
+
+        def behind(d: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+            return tf.where((d == self.last)[..., tf.newaxis], end, beta)
+
+        def step(beta: tf.Tensor, here: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            d, blanks, moves = here
+            beta = behind(d, beta)
+            return _sum(beta + blanks, self.moved(beta, -1) + moves)
+
+        places, nothing = tf.range(self.count), tf.fill([self.batch, self.positions], self.nothing)
+        found = tf.scan(step, (places, self.blanks, self.moves), nothing, reverse=True)
+        return behind(places[:, tf.newaxis], tf.concat([found[1:], nothing[tf.newaxis]], 0))
+
+    def ways(self, alphas: tf.Tensor) -> tf.Tensor:
+        """The logarithm of the sum over all ways; [batch]."""
+        places = tf.stack([tf.maximum(self.last, 0), tf.range(self.batch), self.cells.counts], 1)
+        found = tf.gather_nd(alphas[:-1] + self.blanks, places)
+        is_empty = (self.cells.frames == 0) & (self.cells.counts == 0)
+        return tf.where(self.cells.frames > 0, found, tf.where(is_empty, tf.zeros_like(found), self.nothing))
+
+
+def _sum(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the sum of exponentials."""
+    largest = tf.stop_gradient(tf.maximum(one, other))
+    return largest + tf.math.log(tf.exp(one - largest) + tf.exp(other - largest))
 
 
 def _is_nan(cells: Cells, log_sums: tf.Tensor) -> tf.Tensor:
@@ -86,7 +132,8 @@ def _is_nan(cells: Cells, log_sums: tf.Tensor) -> tf.Tensor:
 def _loss(cells: Cells, blanks: tf.Tensor, moves: tf.Tensor, log_sums: tf.Tensor) -> tf.Tensor:
     if cells.fastemit:
         moves += cells.fastemit * (moves - tf.stop_gradient(moves))
-    ways = _ways(cells, blanks, moves)
+    lattice = Diagonals(cells, blanks, moves)
+    ways = lattice.ways(lattice.alphas())
     impossible = ways < NOTHING / 2
     infinite = tf.fill(tf.shape(ways), tf.constant(float("inf"), ways.dtype))
     loss = tf.where(impossible, infinite, -tf.where(impossible, tf.zeros_like(ways), ways))
@@ -97,11 +144,18 @@ def _expected(
     cells: Cells, blanks: tf.Tensor, moves: tf.Tensor, log_sums: tf.Tensor, d_loss: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """How likely a way uses each blank and each label, those times 1 + fastemit; and d_loss [batch, 1, 1]."""
-    with tf.GradientTape() as tape:
-        tape.watch([blanks, moves])
-        ways = _ways(cells, blanks, moves)
-    of_blanks, of_moves = tape.gradient(ways, [blanks, moves], unconnected_gradients="zero")
-    d_loss = tf.where(ways < NOTHING / 2, tf.zeros_like(d_loss), d_loss)
+    lattice = Diagonals(cells, blanks, moves)
+    alphas, betas = lattice.alphas(), lattice.betas()
+    ways = lattice.ways(alphas)
+    possible = ways > NOTHING / 2
+
+    def likely(steps: tf.Tensor, on: tf.Tensor, exist: tf.Tensor) -> tf.Tensor:
+        found = lattice.uncut(tf.exp(tf.minimum(alphas[:-1] + steps + on - ways[:, tf.newaxis], 1)))
+        return tf.where(exist & possible[:, tf.newaxis, tf.newaxis], found, tf.zeros_like(found))
+
+    of_blanks = likely(lattice.blanks, betas, cells.exist)
+    of_moves = likely(lattice.moves, lattice.moved(betas, -1), cells.may_move)
+    d_loss = tf.where(possible, d_loss, tf.zeros_like(d_loss))
     not_a_number = tf.fill(tf.shape(d_loss), tf.constant(float("nan"), d_loss.dtype))
     d_loss = tf.where(_is_nan(cells, log_sums), not_a_number, d_loss)
     return of_blanks, of_moves * (1 + cells.fastemit), d_loss[:, tf.newaxis, tf.newaxis]

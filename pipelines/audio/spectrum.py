@@ -192,6 +192,24 @@ def _mel_triangles(
     sample_rate: int, fft_length: int, mels: int, low_hz: float, high_hz: float, scale: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each mel the first DFT bin under its triangle, int[mels], and the weights from there on, [mels, width]."""
+    weights = mel_matrix(sample_rate, fft_length, mels, low_hz, high_hz, scale).T
+    used = weights > 0
+    first = used.argmax(axis=1)
+    width = int(used.sum(axis=1).max())
+    padded = np.pad(weights, [(0, 0), (0, width)])
+    return first, np.stack([row[begin : begin + width] for row, begin in zip(padded, first, strict=True)])
+
+
+def mel_matrix(
+    sample_rate: int,
+    fft_length: int,
+    mels: int,
+    low_hz: float = 0.0,
+    high_hz: float | None = None,
+    scale: str = "slaney",
+) -> np.ndarray:
+    """What a power spectrum is multiplied with: float64[fft_length // 2 + 1, mels]; see ``log_mel``."""
+    high_hz = sample_rate / 2 if high_hz is None else high_hz
     if scale not in ("slaney", "htk"):
         raise ValueError(f"scale={scale!r}: expected 'slaney' or 'htk'")
     if not 0 <= low_hz < high_hz <= sample_rate / 2:
@@ -202,17 +220,14 @@ def _mel_triangles(
     weights = np.maximum(0, np.minimum((bins - lower) / (peak - lower), (upper - bins) / (upper - peak)))
     if scale == "slaney":
         weights *= 2 / (upper - lower)
-    used = weights > 0
-    if not used.any(axis=1).all():
-        empty = int(np.argmin(used.any(axis=1)))
+    if not weights.any(axis=1).all():
+        empty = int(np.argmin(weights.any(axis=1)))
         raise ValueError(
             f"mels={mels}: no bin of the DFT lies under triangle {empty} ({lower[empty, 0]:.0f} to "
             f"{upper[empty, 0]:.0f} Hz); use fewer mels or a longer fft_length"
         )
-    first = used.argmax(axis=1)
-    width = int(used.sum(axis=1).max())
-    padded = np.pad(weights, [(0, 0), (0, width)])
-    return first, np.stack([row[begin : begin + width] for row, begin in zip(padded, first, strict=True)])
+    matrix: np.ndarray = weights.T
+    return matrix
 
 
 def mel_frequencies(count: int, low_hz: float, high_hz: float, scale: str) -> np.ndarray:

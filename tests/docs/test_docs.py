@@ -48,6 +48,13 @@ def test_the_page_on_attention_runs(tmp_path, blocks, run):
 
 
 @pytest.mark.slow
+def test_the_page_on_weights_from_elsewhere_runs(tmp_path, blocks, run):
+    output = run("".join(blocks("pretrained_weights")), tmp_path)
+    assert "differs: fc/kernel: float32[64, 5] in the file, float32[64, 3] here" in output
+    assert "transformer.h.0.attn.c_attn.weight [32, 96] → [32, 32]" in output
+
+
+@pytest.mark.slow
 def test_the_page_on_embeddings_runs(tmp_path, blocks, run):
     assert "0" in run("".join(blocks("embeddings")) + "print(metrics['skipped'].numpy())", tmp_path)
 

@@ -40,14 +40,14 @@ def described(name: str, value: Any) -> Iterator[str]:
 
 
 def signature(function: Any) -> str:
-    """Parameters and defaults, without annotations and addresses."""
+    """Parameters and defaults, without annotations, addresses and paths."""
     try:
         found = inspect.signature(function)
     except (TypeError, ValueError):
         return "(…)"
     parameters = [parameter.replace(annotation=parameter.empty) for parameter in found.parameters.values()]
     text = str(found.replace(parameters=parameters, return_annotation=found.empty))
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+    return re.sub(r" at 0x[0-9a-f]+| from '[^']+'", "", text)
 
 
 def test_public_names_are_the_golden_ones() -> None:

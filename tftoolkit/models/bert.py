@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.models import encoding
-from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, TransformerBlock, dropped
+from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, TransformerBlock, dropped, layer_keys
 from tftoolkit.models.presets import WithPresets
 
 HEADS = ("classes", "masked_lm")
@@ -71,8 +71,8 @@ class Bert(WithPresets):
         self.vocabulary, self.context = vocabulary, context
         self._dropout, self._ops = dropout, ops
         self.embedding = Embedding(vocabulary, width, dtype=dtype, rng=rng)
-        self.position = Embedding(context, width, dtype=dtype, rng=rng)
-        self.type = Embedding(types, width, dtype=dtype, rng=rng)
+        self.position_embedding = Embedding(context, width, dtype=dtype, rng=rng)
+        self.type_embedding = Embedding(types, width, dtype=dtype, rng=rng)
         self.norm = LayerNorm(width, **norm)
         self.blocks = [
             TransformerBlock(
@@ -98,6 +98,7 @@ class Bert(WithPresets):
         if self.masked_lm is not None:
             return self.masked_lm(x, self.embedding)
         if self.classifier is not None:
+            key = layer_keys(key, len(self.blocks) + 1)[-1]
             return self.classifier(dropped(self.pooled(x), self._dropout, key, self._ops))
         return x
 
@@ -118,8 +119,8 @@ class Bert(WithPresets):
         self, tokens: tf.Tensor, *, lengths: Any = None, types: Any = None, key: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """[batch, length, width] in front of the first block and behind each; arguments as of ``hidden``."""
-        x = self.embedding(tokens) + self.position(tf.range(tf.shape(tokens)[1]))
-        x = self.norm(x + self.type(tf.zeros_like(tokens) if types is None else types))
+        x = self.embedding(tokens) + self.position_embedding(tf.range(tf.shape(tokens)[1]))
+        x = self.norm(x + self.type_embedding(tf.zeros_like(tokens) if types is None else types))
         return encoding.states(self.blocks, dropped(x, self._dropout, key, self._ops), lengths=lengths, key=key)
 
     def pooled(self, hidden: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,7 @@
-"""What transformers are made of, as small ``tf.Module``s on the compiled ops."""
+"""What transformers are made of, as small ``tf.Module``s on the compiled ops.
+
+Ops are looked up when a module is made: a library that must be compiled is then, and not in the middle of a trace.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.models.kv_cache import CachedLayer
+from tftoolkit.models.rotary import Rotary
 
 Rng = np.random.Generator | int
 
@@ -92,11 +96,11 @@ class LayerNorm(tf.Module):
     def __init__(self, width: int, *, epsilon: float = 1e-5, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()
         self.gamma, self.beta = tf.Variable(tf.ones([width], dtype)), tf.Variable(tf.zeros([width], dtype))
-        self._epsilon, self._ops = epsilon, ops
+        self._epsilon, self._layer_norm = epsilon, ops.layer_norm
 
     def __call__(self, x: tf.Tensor, residual: tf.Tensor | None = None) -> Any:
         """[…, width] → the same; with a residual (normalised, x + residual)."""
-        return self._ops.layer_norm(x, self.gamma, self.beta, residual=residual, epsilon=self._epsilon)
+        return self._layer_norm(x, self.gamma, self.beta, residual=residual, epsilon=self._epsilon)
 
 
 class RmsNorm(tf.Module):
@@ -105,37 +109,11 @@ class RmsNorm(tf.Module):
     def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()
         self.gamma = tf.Variable(tf.ones([width], dtype))
-        self._epsilon, self._ops = epsilon, ops
+        self._epsilon, self._rms_norm = epsilon, ops.rms_norm
 
     def __call__(self, x: tf.Tensor, residual: tf.Tensor | None = None) -> Any:
         """[…, width] → the same; with a residual (normalised, x + residual)."""
-        return self._ops.rms_norm(x, self.gamma, residual=residual, epsilon=self._epsilon)
-
-
-class Rotary(tf.Module):
-    """``custom_ops.rotary_embedding`` with its settings: turns queries and keys by their positions."""
-
-    def __init__(self, *, base: float = 10_000.0, ops: Any = custom_ops) -> None:
-        super().__init__()
-        self._base, self._ops = base, ops
-
-    def __call__(self, x: tf.Tensor, positions: tf.Tensor | None = None, capacity: int | None = None) -> tf.Tensor:
-        """[batch, length, heads, depth] → the same.
-
-        Args:
-          x: queries or keys.
-          positions: int32 [length] or [batch, length]; 0, 1, … by default.
-          capacity: what positions are below, where that is known. Sines and cosines are then rows of a table, and
-            nothing is computed in float64, which LiteRT could not.
-        """
-        if positions is None or capacity is None:
-            return self._ops.rotary_embedding(x, positions, base=self._base)
-        half = x.shape[-1] // 2
-        angles = np.arange(capacity)[:, None] * self._base ** (-np.arange(half) / half)
-        turns = tf.gather(tf.constant(np.stack([np.cos(angles), np.sin(angles)], 1), tf.float32), positions)
-        cosine, sine = tf.unstack(turns[..., tf.newaxis, :, :], axis=-2)
-        one, other = tf.split(tf.cast(x, tf.float32), 2, axis=-1)
-        return tf.cast(tf.concat([one * cosine - other * sine, other * cosine + one * sine], -1), x.dtype)
+        return self._rms_norm(x, self.gamma, residual=residual, epsilon=self._epsilon)
 
 
 class Attention(tf.Module):
@@ -176,7 +154,7 @@ class Attention(tf.Module):
         if heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}")
         rng, size = np.random.default_rng(rng), head_size or width // heads
-        self._size, self._causal, self._ops = size, causal, ops
+        self._size, self._causal, self._ops, self._flash_attention = size, causal, ops, ops.flash_attention
         self.kv_shape = (kv_heads, size)
         self.rotary = rotary
         options = {"bias": bias, "deviation": deviation, "dtype": dtype, "rng": rng}
@@ -213,7 +191,7 @@ class Attention(tf.Module):
             rows = [tf.reshape(one, [-1, *one.shape[2:]]) for one in (q, k, v)]
             o = self._ops.flash_attention_varlen(*rows, borders, borders, causal=self._causal)
         elif cached is None:
-            o = self._ops.flash_attention(q, k, v, causal=self._causal, lengths=lengths)
+            o = self._flash_attention(q, k, v, causal=self._causal, lengths=lengths)
         else:
             o = cached.attend(q, k, v)
         shape = tf.shape(x)
@@ -251,16 +229,17 @@ class Mlp(tf.Module):
         if activation != "swiglu" and activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of swiglu, {', '.join(_ACTIVATIONS)}, got {activation!r}")
         rng = np.random.default_rng(rng)
-        self._activation, self._ops = activation, ops
+        self._activation = activation
         up = {"bias": bias, "deviation": deviation, "dtype": dtype, "rng": rng}
         self.gate = Dense(width, hidden, **up) if activation == "swiglu" else None
+        self._swiglu: Any = None if self.gate is None else ops.swiglu
         self.up = Dense(width, hidden, **up)
         self.down = Dense(hidden, width, **{**up, "deviation": out_deviation or deviation})
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """[…, width] → the same."""
         if self.gate is not None:
-            return self.down(self._ops.swiglu(self.gate(x), self.up(x)))
+            return self.down(self._swiglu(self.gate(x), self.up(x)))
         return self.down(_ACTIVATIONS[self._activation](self.up(x)))
 
 

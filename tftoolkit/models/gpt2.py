@@ -60,7 +60,7 @@ class Gpt2(DecoderModel):
         weights = {"deviation": 0.02, "out_deviation": 0.02 / (2 * layers) ** 0.5, "dtype": dtype, "rng": rng}
         norm = {"epsilon": epsilon, "dtype": dtype, "ops": ops}
         self.embedding = Embedding(vocabulary, width, dtype=dtype, rng=rng)
-        self.position = Embedding(context, width, dtype=dtype, rng=rng)
+        self.position_embedding = Embedding(context, width, dtype=dtype, rng=rng)
         self.blocks = [
             TransformerBlock(
                 Attention(width, heads, causal=True, ops=ops, **weights),
@@ -77,4 +77,4 @@ class Gpt2(DecoderModel):
 
     def _embedded(self, tokens: tf.Tensor, positions: Any, key: tf.Tensor | None) -> tf.Tensor:
         positions = tf.range(tf.shape(tokens)[1]) if positions is None else positions
-        return dropped(self.embedding(tokens) + self.position(positions), self._dropout, key, self._ops)
+        return dropped(self.embedding(tokens) + self.position_embedding(positions), self._dropout, key, self._ops)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.models.blocks import Attention, Embedding, Mlp, RmsNorm, Rotary, TransformerBlock
+from tftoolkit.models.blocks import Attention, Embedding, Mlp, RmsNorm, TransformerBlock
 from tftoolkit.models.decoding import DecoderModel
+from tftoolkit.models.rotary import Rotary
+
+_LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 class Llama(DecoderModel):
@@ -23,6 +27,7 @@ class Llama(DecoderModel):
       hidden: width of the feed-forward layers; 3 * width by default.
       context: how many positions the model was made for; None: no limit is known.
       rotary_base: of the rotary embedding; also called theta.
+      rotary_scaling: how Llama 3.1 and later stretch its wavelengths, as of ``Rotary``.
       epsilon: of the norms.
       qkv_bias: whether products of queries, keys and values have a bias, as in Qwen 2.
       tied: the head's weights are the embedding's.
@@ -44,6 +49,11 @@ class Llama(DecoderModel):
         "llama-3-8b": {
             **{"vocabulary": 128_256, "width": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14_336},
             **{"context": 8192, "epsilon": 1e-5, "rotary_base": 500_000.0},
+        },
+        "llama-3.2-1b": {
+            **{"vocabulary": 128_256, "width": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "hidden": 8192},
+            **{"context": 131_072, "epsilon": 1e-5, "rotary_base": 500_000.0, "tied": True},
+            **{"rotary_scaling": {"factor": 32.0, **_LLAMA_3_1}},
         },
         "tinyllama-1.1b": {
             **{"vocabulary": 32_000, "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "hidden": 5632},
@@ -71,6 +81,7 @@ class Llama(DecoderModel):
         hidden: int | None = None,
         context: int | None = None,
         rotary_base: float = 10_000.0,
+        rotary_scaling: Mapping[str, float] | None = None,
         epsilon: float = 1e-6,
         qkv_bias: bool = False,
         tied: bool = False,
@@ -86,7 +97,7 @@ class Llama(DecoderModel):
             raise ValueError(f"the size of a head must be even, got {head_size or width // heads}")
         rng = np.random.default_rng(seed)
         common = {"dtype": dtype, "ops": ops}
-        rotary = Rotary(base=rotary_base, ops=ops)
+        rotary = Rotary(base=rotary_base, scaling=rotary_scaling, ops=ops)
         attention: dict[str, Any] = {"kv_heads": kv_heads, "head_size": head_size, "bias": qkv_bias, "out_bias": False}
         mlp = {"activation": "swiglu", "bias": False, **common}
         self.embedding = Embedding(vocabulary, width, dtype=dtype, rng=rng)

@@ -69,7 +69,7 @@ class ViT(WithPresets):
         self._dropout, self._ops = dropout, ops
         self.patches = PatchEmbedding(patch, channels, width, dtype=dtype, rng=rng)
         self.class_token = tf.Variable(tf.zeros([1, 1, width], dtype))
-        self.position = normal(rng, [1, (image // patch) ** 2 + 1, width], 0.02, dtype)
+        self.position_embedding = normal(rng, [1, (image // patch) ** 2 + 1, width], 0.02, dtype)
         self.blocks = [
             TransformerBlock(
                 Attention(width, heads, ops=ops, **weights),
@@ -101,7 +101,7 @@ class ViT(WithPresets):
         """[batch, 1 + patches, width] in front of the first block and behind each."""
         x = self.patches(images)
         first = tf.broadcast_to(self.class_token, [tf.shape(x)[0], *self.class_token.shape[1:]])
-        x = dropped(tf.concat([first, x], axis=1) + self.position, self._dropout, key, self._ops)
+        x = dropped(tf.concat([first, x], axis=1) + self.position_embedding, self._dropout, key, self._ops)
         return encoding.states(self.blocks, x, key=key)
 
 

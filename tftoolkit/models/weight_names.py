@@ -91,7 +91,7 @@ def _vit_of_torchvision() -> Iterator[WeightRule]:
     yield WeightRule("patches/kernel", "conv_proj.weight", _HWIO)
     yield WeightRule("patches/bias", "conv_proj.bias")
     yield WeightRule("class_token", "class_token")
-    yield WeightRule("position", "encoder.pos_embedding")
+    yield WeightRule("position_embedding", "encoder.pos_embedding")
     yield from _norm(f"{block}/attention_norm", f"{source}.ln_1")
     attention = f"{source}.self_attention"
     yield from _fused(f"{block}/attention", f"{attention}.in_proj_weight", f"{attention}.in_proj_bias", _TURNED)
@@ -108,7 +108,7 @@ def _vit_of_hugging_face() -> Iterator[WeightRule]:
     yield WeightRule("patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", _HWIO)
     yield WeightRule("patches/bias", "vit.embeddings.patch_embeddings.projection.bias")
     yield WeightRule("class_token", "vit.embeddings.cls_token")
-    yield WeightRule("position", "vit.embeddings.position_embeddings")
+    yield WeightRule("position_embedding", "vit.embeddings.position_embeddings")
     for source, query, out, up, down in (
         # What files hold, and what the models of version 5 call it.
         (
@@ -133,7 +133,11 @@ def _vit_of_hugging_face() -> Iterator[WeightRule]:
 
 def _bert(_: str) -> WeightNames:
     def rules() -> Iterator[WeightRule]:
-        for name, source in (("embedding", "word"), ("position", "position"), ("type", "token_type")):
+        for name, source in (
+            ("embedding", "word"),
+            ("position_embedding", "position"),
+            ("type_embedding", "token_type"),
+        ):
             yield WeightRule(f"{name}/table", f"bert.embeddings.{source}_embeddings.weight")
         yield from _norm("norm", "bert.embeddings.LayerNorm")
         for name in _QKV:
@@ -163,7 +167,7 @@ def _bert(_: str) -> WeightNames:
 def _gpt2(_: str) -> WeightNames:
     def rules() -> Iterator[WeightRule]:
         yield WeightRule("embedding/table", "transformer.wte.weight")
-        yield WeightRule("position/table", "transformer.wpe.weight")
+        yield WeightRule("position_embedding/table", "transformer.wpe.weight")
         yield from _norm("blocks/*/attention_norm", "transformer.h.*.ln_1")
         yield from _fused(
             "blocks/*/attention", "transformer.h.*.attn.c_attn.weight", "transformer.h.*.attn.c_attn.bias", None

@@ -65,10 +65,11 @@ def check_ending(path: Path, *others: str) -> str:
 
 def _command(path: Path) -> str:
     """What turns a pickle of tensors into a safetensors file. Tensors that share memory are stored twice."""
-    tensors = f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
+    source, target = (json.dumps(str(one)) for one in (path, path.with_suffix(".safetensors")))
+    tensors = f'torch.load({source}, map_location="cpu", weights_only=True)'
     code = (
         "import torch; from safetensors.torch import save_file; save_file("
-        f"{{k: v.contiguous().clone() for k, v in {tensors}.items()}}, {str(path.with_suffix('.safetensors'))!r})"
+        f"{{k: v.contiguous().clone() for k, v in {tensors}.items()}}, {target})"
     )
     return f"  python -c {shlex.quote(code)}"
 
@@ -112,6 +113,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path.name}: {error}") from error
+    except AttributeError as error:  # numpy.float8_e4m3fn, for instance
+        raise ValueError(f"{path.name} holds a type of numbers that NumPy doesn't have: {error}") from error
 
 
 def _safetensors() -> ModuleType:

@@ -50,8 +50,8 @@ class WeightNames:
     """For each of the file's names the first counts whose targets the model has. Where several tensors are one variable
     (other spellings, tied weights) the first rule's is loaded, and the others must be equal to it."""
     renames: tuple[tuple[str, str], ...] = ()
-    """Regular expressions and what takes the place of what they match, in names of the file and in the rules' alike, before
-    they are compared: prefixes that may be there, other spellings."""
+    """Regular expressions and what takes the place of what they match, in names of the file and of the rules alike,
+    before they are compared: prefixes that may be there, other spellings."""
     ignored: tuple[str, ...] = ()
     """Patterns of the file's names that are no weights: counters, masks."""
 

@@ -56,9 +56,9 @@ class Update(tf.Module):
         ema: decay of the moving average of the weights (see :meth:`ema_weights`), or None.
         precision: "float32", "bfloat16" or "float16" (with dynamic loss scale). The weights stay float32. A model of
             Keras must have been made under the policy of that name. In a ``tf.Module`` the float32 variables read as
-            that type within ``gradients`` (but for those that its class names in ``KEPT_FLOAT32``, which is for
-            variables that a call assigns to: moving statistics); the step casts what it feeds in (to ``compute_dtype``) and, before a
-            softmax or a sum over many numbers, what comes out.
+            that type within ``gradients``, but for those that its class names in ``KEPT_FLOAT32``: what a call assigns
+            to, such as moving statistics. The step casts what it feeds in (to ``compute_dtype``) and, before a softmax
+            or a sum over many numbers, what comes out.
         learning_rate_factors: pattern of weight names -> number by which their learning rate is multiplied.
         no_weight_decay: patterns of weight names to which weight decay doesn't apply.
         only: patterns of the weight names to train, e.g. of one of several heads; None: all.

@@ -158,14 +158,14 @@ class FfiKernel : public OpKernel {
 
   // The output in the buffer of the input, or, if somebody else still needs the input, in a copy of it. Either way the
   // handler finds the input's values in the output, as it does under XLA.
-  static absl::Status TakePlace(OpKernelContext* context, int input, int output, Tensor** tensor) {
+  absl::Status TakePlace(OpKernelContext* context, int input, int output, Tensor** tensor) const {
     // No copy of the tensor: it would count as somebody who needs it.
     const TensorShape shape = context->input(input).shape();
     const void* from = context->input(input).data();
     const size_t bytes = context->input(input).TotalBytes();
-    int forwarded = -1;
-    TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({input}, output, shape, tensor, &forwarded));
-    if (forwarded == input || bytes == 0) return absl::OkStatus();
+    if (context->forward_input_to_output_with_shape(input, output, shape, tensor)) return absl::OkStatus();
+    TF_RETURN_IF_ERROR(Allocate(context, output, shape, tensor));
+    if (bytes == 0) return absl::OkStatus();
     if (context->op_device_context() == nullptr) {
       std::memcpy((*tensor)->data(), from, bytes);
       return absl::OkStatus();

@@ -261,6 +261,38 @@ def test_second_order_gradient():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("knows_of_xla", [True, False])
+def test_gradient_of_marginals_under_xla(knows_of_xla):
+    """Also where it was traced, with sizes that are unknown, by one who did not know that XLA would compile it."""
+    x, _, lengths, transitions, *_ = problem(batch=3, time=3)
+
+    def gradient(x, transitions):
+        with tf.GradientTape() as tape:
+            tape.watch([x, transitions])
+            found = custom_ops.crf_marginals(x, lengths, transitions)
+        return tape.gradient(found, [x, transitions], output_gradients=tf.cos(x))
+
+    call = gradient
+    if not knows_of_xla:
+        unknown = [tf.TensorSpec([None] * one.ndim) for one in (x, transitions)]
+        call = tf.function(gradient, input_signature=unknown, autograph=False).get_concrete_function()
+    found = op_values.MODES["xla"](lambda *given: call(*given))(tf.constant(x), tf.constant(transitions))
+    for one, right in zip(found, gradient(tf.constant(x), tf.constant(transitions)), strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-6)
+
+
+def test_nan_in_transitions_is_of_the_sequences_that_use_them():
+    x, tags, _, transitions, *ends = problem()
+    transitions[1, 2] = np.nan
+    found, dx, dtransitions, *_, marginals = everything(x, tags, np.array([1, 2, 0, 1, 5, 3]), transitions, *ends)
+    np.testing.assert_array_equal(np.isnan(found), [0, 1, 0, 0, 1, 1])
+    assert np.isnan(dtransitions).all()
+    inside = np.arange(5) < np.array([[0], [2], [0], [0], [5], [3]])  # of those
+    for one in (dx, marginals):
+        np.testing.assert_array_equal(np.isnan(one), np.repeat(inside[..., None], 3, -1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(one, marks=[pytest.mark.exhaustive] * (one != "CrfDecode")) for one in ARGUMENTS]
 )

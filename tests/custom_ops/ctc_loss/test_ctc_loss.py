@@ -7,6 +7,7 @@ import tensorflow as tf
 from ctc import GOLDEN, SIZES, check, dense, exact, given, run
 
 from tftoolkit import custom_ops
+from tftoolkit.custom_ops.ctc_loss import plain
 from tftoolkit.custom_ops.ctc_loss.cases import ARGUMENTS, DTYPES, FLOAT_CASES, call_of
 from tftoolkit.custom_ops.engine import ops
 
@@ -172,6 +173,35 @@ def test_lengths_are_given_once():
         custom_ops.ctc_loss(LOGITS, ragged, [4, 4], [1, 2])
     with pytest.raises(TypeError, match="label_lengths may be left out"):
         custom_ops.ctc_loss(LOGITS, [[1], [2]], [4, 4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
+def test_derivatives_of_higher_order(order):
+    """Also where they were traced, with sizes that are unknown, by one who did not know that XLA would compile them."""
+    logits, *lengths = map(tf.constant, call_of("CtcLoss", FLOAT_CASES[0])[0])
+
+    def derivative(loss, logits, order):
+        if order == 0:
+            return loss(logits)
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = tf.reduce_sum(tf.sin(derivative(loss, logits, order - 1)))
+        return tape.gradient(value, logits)
+
+    def ours(logits):
+        return derivative(lambda x: custom_ops.ctc_loss(x, *lengths), logits, order)
+
+    def plainly(logits):
+        found = plain.losses(plain.Labels(logits, *lengths, 0), logits, False)[0]
+        return tf.where(tf.math.is_finite(found), found, tf.zeros_like(found))
+
+    right = derivative(plainly, logits, order)
+    np.testing.assert_allclose(ours(logits), right, rtol=1e-3, atol=1e-4)
+    if order == 2:
+        unknown = tf.function(ours, input_signature=[tf.TensorSpec([None] * 3)], autograph=False)
+        traced = unknown.get_concrete_function()
+        np.testing.assert_allclose(op_values.MODES["xla"](lambda x: traced(x))(logits), right, rtol=1e-3, atol=1e-4)
 
 
 # The rest is exhaustive: its reference is a loop, which takes long to trace in so many ways.

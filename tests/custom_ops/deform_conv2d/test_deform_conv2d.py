@@ -125,6 +125,18 @@ def test_offsets_that_lead_nowhere():
     )
 
 
+def test_nan_in_the_mask():
+    """Of a point inside of the picture and of one outside: the plain computation says so, too."""
+    offset, mask = OFFSET.copy(), np.ones((1, 3, 3, 9), np.float32)
+    offset[0, 0, 0, :2], mask[0, 0, 0, 0], mask[0, 2, 1, 4] = 100, NAN, NAN
+    given = np.ones((1, 3, 3, 2), np.float32), X, offset, WEIGHT, mask
+    steps = {f"{name}_{axis}": int(name != "padding") for name in ("stride", "padding", "dilation") for axis in "yx"}
+    found = BACKWARD(*given, **steps, masked=True, has_dmask=True)
+    for one, right in zip(found, plain.gradients(*map(tf.constant, given), **steps), strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(found.dweight).reshape(9, -1).all(1), np.isin(np.arange(9), [0, 4]))
+
+
 def test_wrong_shapes():
     call = custom_ops.deform_conv2d
     for wrong, message in [

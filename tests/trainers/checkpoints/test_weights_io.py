@@ -153,6 +153,13 @@ def test_damaged_files_are_errors_that_change_nothing_wrongly(tmp_path_factory, 
         trainers.load_weights(path, Net(1))
 
 
+def test_numbers_that_numpy_does_not_have(tmp_path):
+    header = b'{"head":{"dtype":"F8_E4M3","shape":[4,3],"data_offsets":[0,12]}}'
+    (tmp_path / "net.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    with pytest.raises(ValueError, match=r"net\.safetensors holds a type of numbers that NumPy doesn't have: .*float8"):
+        trainers.load_weights(tmp_path / "net.safetensors", Net())
+
+
 def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
         trainers.load_weights(tmp_path / "nothing.npz", Net())

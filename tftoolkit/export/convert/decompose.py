@@ -5,10 +5,11 @@ A reference that itself contains custom ops is decomposed in turn.
 
 import functools
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 
 from tftoolkit.custom_ops.engine import tf_host
@@ -20,10 +21,12 @@ from tftoolkit.export.staging import stage
 # From the type of an op to its declaration (custom_ops.engine.ops.Op), or None for TensorFlow's own ops.
 Find = Callable[[str], Any]
 
+VARIABLE_MEMORY = "TfToolkit>VariableMemory"  # a read, custom_ops.engine.variables.memory; it has no declaration
+
 
 def custom_ops(types: Iterable[str], find: Find) -> dict[str, Any]:
     """The declarations of those types that are custom ops. Raises ExportError where one is unknown here."""
-    found = {op_type: find(op_type) for op_type in sorted(types)}
+    found = {op_type: find(op_type) for op_type in sorted(set(types) - {VARIABLE_MEMORY})}
     # Only custom ops carry a namespace: TensorFlow's own names hold no ">".
     unknown = [op_type for op_type, op in found.items() if op is None and ">" in op_type]
     if unknown:
@@ -41,10 +44,17 @@ def decompose(folder: Path, find: Find) -> list[str]:
     custom_ops(saved_models.op_types(folder), find)  # names all that are unknown at once
 
     def reference(node: node_def_pb2.NodeDef) -> saved_models.Expand | None:
+        if node.op == VARIABLE_MEMORY:
+            return _read
         op = custom_ops([node.op], find).get(node.op)
         return functools.partial(tf_host.expand, op) if op is not None else None
 
     return saved_models.substitute(folder, reference)
+
+
+def _read(node: tf.Operation, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    (variable,) = inputs
+    return [tf.raw_ops.ReadVariableOp(resource=variable, dtype=node.get_attr("dtype"))]
 
 
 def decomposed_copy(native: Path, folder: Path, name: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit import custom_ops
-from tftoolkit.custom_ops.engine import library
+from tftoolkit.custom_ops.engine import library, variables
 from tftoolkit.trainers.distribution.replicas import after, is_asynchronous, own
 from tftoolkit.trainers.update.optimizers.rule import Rule, Turn, check_fractions, check_not_negative, root
 from tftoolkit.trainers.update.schedules import Schedule
@@ -103,7 +103,7 @@ class Adam(Moments):
     def _step_at_once(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         lists = (self.weights, self.slots["m"], self.slots["v"], self.masters())
         kept = [[None if variable is None else own(variable) for variable in each] for each in lists]
-        w, m, v, master = ([None if x is None else x.read_value() for x in each] for each in kept)
+        w, m, v, master = ([None if x is None else variables.memory(x) for x in each] for each in kept)
         updated = custom_ops.adamw(
             ok,
             tf.cast(self.learning_rate, tf.float32),
@@ -119,8 +119,8 @@ class Adam(Moments):
             rate_factors=self.rate_factors,
             weight_decays=[(self.weight_decay or 0.0) if decays else 0.0 for decays in self.decays],
         )
-        for variables, values in zip(kept, updated, strict=True):
-            for variable, value in zip(variables, values, strict=True):
+        for each, values in zip(kept, updated, strict=True):
+            for variable, value in zip(each, values, strict=True):
                 if variable is not None:
                     variable.assign(value)
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))

@@ -81,6 +81,7 @@ class Rows(Turn):
         return tf.gather(own(variable), self._indices)
 
     def _assign(self, variable: tf.Variable, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-        value = tf.where(self._ok, value, before)
+        # tf.where would spread the one bit over all rows, which takes three times as long.
+        value = tf.raw_ops.Select(condition=self._ok, x=value, y=before)
         own(variable).scatter_update(tf.IndexedSlices(value, self._indices))
         return value

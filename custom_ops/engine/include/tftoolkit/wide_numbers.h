@@ -56,7 +56,8 @@ TK_INLINE Wide SumTimes(Wide a, Wide b, Wide c, Wide factor) {
   return Normal(sum * factor.mantissa, top + factor.exponent);
 }
 
-// e^x with an error of 2 ulp; the mantissa is between 0.7 and 1.5. Minus infinity gives zero.
+// e^x with an error of 2 ulp; the mantissa is between 0.7 and 1.5. Minus infinity gives zero, and so does NaN, which
+// is found in sums over all classes: an exponent of NaN would be taken or left as operands stand.
 TK_INLINE Wide WideExp(Vector x) {
   const Vector shifted = x * kLog2E + 12582912.0f;
   const Vector k = shifted - 12582912.0f;
@@ -67,7 +68,7 @@ TK_INLINE Wide WideExp(Vector x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return {p, k};
+  return {p, x == x ? k : Broadcast(kMinusInfinity)};
 }
 
 // One such number as a double and a whole power of two.

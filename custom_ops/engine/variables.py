@@ -1,0 +1,20 @@
+"""Variables whose values ops replace without a copy."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tftoolkit.custom_ops.engine import tf_host
+
+
+def memory(variable: tf.Variable) -> tf.Tensor:
+    """What ``variable`` holds, for an op that computes in place and whose result is then assigned to the variable.
+
+    In a graph, if nobody else uses the value by then, the op overwrites the variable's own memory; eagerly and within
+    XLA this is an ordinary read. Nothing may read the variable between this and the assignment.
+
+    Raises BuildError, LoadError.
+    """
+    if tf.executing_eagerly():  # Python holds what it reads
+        return variable.read_value()
+    return tf_host.plain_ops().tf_toolkit_variable_memory(variable.handle, dtype=variable.dtype)
