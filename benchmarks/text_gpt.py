@@ -1,4 +1,4 @@
-"""Training steps of the recipe ``text_gpt``: with the compiled ops, with plain TensorFlow, in PyTorch; tokens/s, memory.
+"""Training steps of the recipe ``text_gpt``: with the compiled ops, with plain TensorFlow, in PyTorch: speed, memory.
 
     python benchmarks/text_gpt.py [--rounds 7] [--torch PYTHON] [--small]
 
@@ -108,9 +108,8 @@ def main() -> None:
         peaks[TORCH] = 1e3 * torch.run("memory")  # it answers in GB
     for name, values in found.items():
         rates = [batch * length / value for value in values]
-        print(
-            f"{name:14s} {statistics.median(rates):8,.0f} ({min(rates):,.0f}–{max(rates):,.0f}) tokens/s; {peaks[name]:,.0f} MB"
-        )
+        spread = f"({min(rates):,.0f}–{max(rates):,.0f})"
+        print(f"{name:14s} {statistics.median(rates):8,.0f} {spread} tokens/s; {peaks[name]:,.0f} MB")
     if not options.small:
         results.save(
             "text_gpt", {(name, "step"): [1e3 * one for one in values] for name, values in found.items()}, "ms", where
