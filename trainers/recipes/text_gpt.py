@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
         }
     )
     del config.carry_state  # there is none
-    config.learning_rate = 4e-3
+    config.learning_rate = 2e-3
     config.weight_decay = 0.1
     config.fused = True
     config.evaluate_every = 90
