@@ -43,6 +43,11 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path, blocks, run):
 
 
 @pytest.mark.slow
+def test_the_page_on_language_models_runs(tmp_path, blocks, run):
+    assert "TFLite float32" in run("".join(blocks("language_models")), tmp_path)
+
+
+@pytest.mark.slow
 def test_the_page_on_attention_runs(tmp_path, blocks, run):
     run("".join(blocks("attention")), tmp_path)
 

@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "paths", type=path, nargs="+", metavar="PATH", help="the model and the folder to make, or the folder to serve"
     )
-    parser.add_argument("--title", metavar="TEXT", default="Draw a digit", help="the page's heading")
+    parser.add_argument("--title", metavar="TEXT", help="the page's heading")
     parser.add_switch("--overwrite", "replace an existing folder")
     parser.add_argument(
         "--port", type=integer(0, 65535), metavar="N", default=8000, help="where to serve; 0: any that is free"

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from tftoolkit.export.proof.quantization_error import propose_keep_float, quantization_errors
     from tftoolkit.export.runtimes.delegate import load as load_delegate
     from tftoolkit.export.web.browser_page import web
+    from tftoolkit.export.web.writing import Sample
 
 __all__ = [
-    "Check", "ExportError", "ExportReport", "Latency", "Row", "bar_chart", "load_delegate", "onnx",
+    "Check", "ExportError", "ExportReport", "Latency", "Row", "Sample", "bar_chart", "load_delegate", "onnx",
     "propose_keep_float", "quantization_errors", "saved_model", "tflite", "trainable_tflite", "verify", "web",
 ]  # fmt: skip
 
 _WHERE = {
+    "Sample": "web.writing",
     "bar_chart": "proof.chart",
     "onnx": "exporters",
     "propose_keep_float": "proof.quantization_error",

@@ -167,8 +167,8 @@ class LanguageModelling(Job):
 
     def export(self, folder: Path) -> export.ExportReport:
         self.tokenizer.save(folder / "tokenizer.json")
-        self._writing = Writing(self.model, self._held_out, self._bytes, self.config)
-        return self._writing.export(folder)
+        self._writing = Writing(self.model, self._held_out, self._bytes, self.tokenizer, self.config)
+        return self._writing.write_files(folder)
 
     def sections(self) -> Sequence[report.Section]:
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from tftoolkit import export, models
 from tftoolkit.jobs.exports import export_all
+from tftoolkit.pipelines import text
 from tftoolkit.trainers.console import phase
 
 Predict = Callable[[Mapping[str, Any], str], Mapping[str, np.ndarray]]
@@ -58,15 +60,19 @@ class Writing:
       model: as it was trained.
       held_out: tokens that it was not trained on.
       bytes_of: int[vocabulary], how many bytes each token stands for.
-      config: ``exports``, ``max_drop``, ``prefill``, ``capacity`` and ``compared_tokens``, see ``export``.
+      tokenizer: whose tokens they are; its ``tokenizer.json`` lies in the folder of the files already.
+      config: ``exports``, ``max_drop``, ``prefill``, ``capacity``, ``web_page``, ``compared_tokens``.
     """
 
-    def __init__(self, model: Any, held_out: np.ndarray, bytes_of: np.ndarray, config: ConfigDict) -> None:
+    def __init__(
+        self, model: Any, held_out: np.ndarray, bytes_of: np.ndarray, tokenizer: text.Tokenizer, config: ConfigDict
+    ) -> None:
         self._model, self._held_out, self._bytes, self._config = model, held_out, bytes_of, config
+        self._tokenizer = tokenizer
         self._prompt = held_out[: config.prefill + 3].tolist()  # through both signatures
         self.lines: list[str] = []
 
-    def export(self, folder: Path) -> export.ExportReport:
+    def write_files(self, folder: Path) -> export.ExportReport:
         """Writes the files, each proven call by call, and by its bits per character on held-out text (``max_drop``).
 
         Then each writes ``compared_tokens`` greedily. A float32 file must write what TensorFlow writes. ``lines`` say
@@ -75,18 +81,20 @@ class Writing:
         Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
         """
         config, last = self._config, self._model.vocabulary - 1
+        # Of recurrent cells: no other numbers come out of them.
+        outputs = {name: (-1, 1) for name in self._model.empty_cache(1, 1) if name.startswith("output_")}
         exported = export_all(
             self._model,
             folder,
             config.exports,
             signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
-            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill)},
+            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
             metric=self._metric,
             max_drop=config.max_drop,
         )
         with phase("writing with each file"):
-            self._compare(folder, exported)
-        return exported
+            expected = self._compare(folder, exported)
+        return exported + self._page(folder, expected)
 
     def _reader(self, predict: Predict) -> Reader:
         cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
@@ -102,23 +110,44 @@ class Writing:
             nats += np.log(np.sum(np.exp(logits - logits.max()))) + logits.max() - logits[following]
         return float(-nats / np.log(2) / np.sum(self._bytes[tokens[1:]]))
 
-    def _compare(self, folder: Path, exported: export.ExportReport) -> None:
+    def _compare(self, folder: Path, exported: export.ExportReport) -> list[int]:
+        """What TensorFlow writes, and all files should."""
         count = self._config.compared_tokens
-        expected, rate = timed(lambda: models.generate(self._model, self._prompt, count, temperature=0).tolist())
-        self.lines = [f"{'TensorFlow':<24} {count / rate:8,.0f} tokens/s"]
+        expected: list[int]
+        expected, seconds = timed(lambda: models.generate(self._model, self._prompt, count, temperature=0).tolist())
+        self.lines = [f"{'TensorFlow':<24} {count / seconds:8,.0f} tokens/s"]
         for row in exported.rows:
             if not row.file.endswith(".tflite"):
                 continue
-            found, rate = timed(lambda file=folder / row.file: self._reader(lite(file)).write(self._prompt, count))
+            reader = functools.partial(self._reader, lite(folder / row.file))
+            found, seconds = timed(lambda reader=reader: reader().write(self._prompt, count))
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
             self.lines.append(
-                f"{row.file:<24} {count / rate:8,.0f} tokens/s in ai-edge-litert; the first {same} of {count} tokens "
-                "are TensorFlow's"
+                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert; "
+                f"the first {same} of {count} tokens are TensorFlow's"
             )
             if row.format == "TFLite float32" and same < count:
                 raise export.ExportError(
                     "writing", f"{row.file}: token {same} is {found[same]}, TensorFlow's is {expected[same]}"
                 )
+        return expected
+
+    def _page(self, folder: Path, expected: list[int]) -> export.ExportReport:
+        """The web page of the float32 file, where there is one and a browser to prove it in."""
+        file = folder / "model.tflite"
+        if not self._config.web_page or not file.exists():
+            return export.ExportReport(())
+        sample = export.Sample(self._tokenizer.decode(self._prompt), self._prompt, expected)
+        try:
+            page = export.web(file, folder / "page", sample=sample)
+        except FileNotFoundError as error:
+            print(f"No web page: {error}")
+            return export.ExportReport(())
+        rate = 1000 / page.rows[0].latency[1].median
+        self.lines.append(
+            f"{'page':<24} {rate:8,.0f} tokens/s in Chromium; all {len(expected)} tokens are TensorFlow's"
+        )
+        return page
 
 
 def lite(file: Path) -> Predict:

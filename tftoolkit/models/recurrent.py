@@ -13,6 +13,8 @@ from tftoolkit.models.blocks import Dense, Embedding, Rng, dropped, layer_keys, 
 State = dict[str, tf.Tensor]
 _Step = Callable[[tf.Tensor, tf.Tensor, list[tf.Tensor]], list[tf.Tensor]]
 _PARTS = ("output", "memory")
+# Up to so many tokens are no loop: it would cost more than it does, and LiteRT.js 2.5.3 gets such loops wrong.
+_WRITTEN_OUT = 16
 
 
 def _simple(x: tf.Tensor, h: tf.Tensor, state: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -67,9 +69,12 @@ class RecurrentLayer(tf.Module):
         def step(t: Any, state: list[tf.Tensor]) -> list[tf.Tensor]:
             return self._step(projected[t], tf.matmul(state[0], self.recurrent), state)
 
-        if x.shape[0] == 1:
-            state = step(0, state)
-            return state[0][tf.newaxis], state
+        if x.shape[0] is not None and x.shape[0] <= _WRITTEN_OUT:
+            found = []
+            for t in range(x.shape[0]):
+                state = step(t, state)
+                found.append(state[0])
+            return tf.stack(found), state
         length = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         outputs = tf.TensorArray(x.dtype, length, element_shape=state[0].shape)
 
@@ -170,7 +175,7 @@ class Recurrent(tf.Module):
         if start is not None:
             goes_on = tf.reshape(tf.cast(start, tf.int32) > 0, [-1, 1])
             cache = {name: tf.where(goes_on, value, tf.zeros_like(value)) for name, value in cache.items()}
-        after = {}
+        after: State = {}
         x = self.embedding(tf.transpose(tokens))
         for number, (layer, one) in enumerate(zip(self.layers, layer_keys(key, len(self.layers)), strict=True)):
             names = [f"{part}_{number}" for part in _PARTS[: layer.states]]

@@ -37,11 +37,12 @@ def get_config() -> ConfigDict:
         }
     )
     del config.carry_state  # there is none
-    config.learning_rate = 4e-3
+    config.learning_rate = 2e-3
     config.weight_decay = 0.1
     config.fused = True
     config.evaluate_every = 90
     config.checkpoint_every = 90
     config.sample_tokens = 250
+    config.prefill = 16
     config.at_most = ConfigDict({"bits_per_character": 2.2})
     return config

@@ -73,8 +73,10 @@ def get_config() -> ConfigDict:
 
     # What to export; see tftoolkit.jobs.exports. TFLite files have the signatures "prefill" and "decode".
     config.exports = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int4")
+    # Whether to make a web page on which the float32 file writes; needs npm and Chromium.
+    config.web_page = True
     # Tokens that "prefill" reads at once.
-    config.prefill = 16
+    config.prefill = 8
     # How many tokens a file's cache has room for, prompt included.
     config.capacity = 256
     # How many tokens each file writes to be compared with TensorFlow's.

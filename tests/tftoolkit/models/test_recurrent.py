@@ -27,12 +27,12 @@ def cell_in_numpy(name, x, h, memory):
 @pytest.mark.parametrize("cell", ["simple", "gru", "lstm"])
 def test_it_computes_the_papers_recurrence(cell):
     model = models.Recurrent(11, width=6, cell=cell, layers=2, embedding=5, seed=3, dtype=tf.float64)
-    tokens = np.random.default_rng(0).integers(0, 11, [2, 9])
+    tokens = np.random.default_rng(0).integers(0, 11, [2, 20])
     x = model.embedding.table.numpy()[tokens]
     for layer in model.layers:
         kernel, recurrent, bias = (weight.numpy() for weight in (layer.kernel, layer.recurrent, layer.bias))
         h, memory, outputs = np.zeros([2, 6]), np.zeros([2, 6]), []
-        for t in range(9):
+        for t in range(20):
             h, memory = cell_in_numpy(cell, x[:, t] @ kernel + bias, (h @ recurrent, h), memory)
             outputs.append(h)
         x = np.stack(outputs, 1)
@@ -43,9 +43,9 @@ def test_it_computes_the_papers_recurrence(cell):
 @pytest.mark.parametrize("cell", ["simple", "gru", "lstm"])
 def test_a_carried_state_continues_the_sequence(cell):
     model = models.Recurrent(11, width=6, cell=cell, layers=2, seed=3)
-    tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 9]))
+    tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 30]))
     cache, parts = model.empty_cache(2), []
-    for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]):
+    for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]):  # the last is a loop
         hidden, cache = model.decode(part, cache)
         parts.append(model.logits(hidden))
     np.testing.assert_allclose(tf.concat(parts, 1), model(tokens), rtol=1e-5, atol=1e-6)
@@ -53,7 +53,7 @@ def test_a_carried_state_continues_the_sequence(cell):
 
 def test_gradients_under_xla_are_those_of_the_loop_written_out():
     model = models.Recurrent(11, width=6, seed=3, dtype=tf.float64)
-    tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 5]))
+    tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 18]))
     compiled, written_out = [], []
     for gradients, forward in ((compiled, model), (written_out, one_by_one(model))):
 

@@ -1,4 +1,4 @@
-"""A web page around a .tflite file: one draws a digit and the model, in the browser, says which."""
+"""A web page around a .tflite file: one draws a digit and the model, in the browser, says which; or it writes."""
 
 import base64
 import dataclasses
@@ -20,6 +20,7 @@ from tftoolkit.export.runtimes.browser import Browser, BrowserError
 from tftoolkit.export.runtimes.made_up import NOT_FINITE
 from tftoolkit.export.runtimes.runtime import default_signature
 from tftoolkit.export.staging import commit, stage, workspace
+from tftoolkit.export.web import writing
 from tftoolkit.export.web.serving import served
 
 TEMPLATE = Path(__file__).parent / "page"
@@ -34,8 +35,9 @@ def web(
     file: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    title: str = "Draw a digit",
+    title: str | None = None,
     labels: Sequence[str] | None = None,
+    sample: writing.Sample | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Makes a folder with a page that runs the file in any browser, offline; it was proven in headless Chromium.
@@ -44,7 +46,11 @@ def web(
     the real pictures that the file was proven on, and bars show the probability of each class (a softmax is applied to
     scores that are none). With a file of ``trainable_tflite`` one can also correct a wrong answer and train on it. The
     folder holds all it needs, among it LiteRT.js (fetched with npm once, https://www.npmjs.com/package/@litertjs/core),
-    the file and its proof, which a button on the page repeats. Serve it with ``tftoolkit web FOLDER`` or any server.
+    the file and its proof, which a button on the page repeats.
+
+    A file with the signatures "prefill" and "decode" (``models.generation_signatures``) gets a page on which it writes
+    behind what one types; ``tokenizer.json`` (``Tokenizer.save``) must lie beside the file. The latency is that of a
+    token. Serve it with ``tftoolkit web FOLDER`` or any server.
 
     Args:
       file: a float or quantised .tflite file with its proof beside it: ``tflite(..., representative=real pictures)`` or
@@ -52,8 +58,10 @@ def web(
         ``serving_default`` or ``infer`` (or its only one) takes one picture, [1, height, width, 1], and returns one
         row of scores, [1, classes].
       folder: the folder to make.
-      title: the page's heading.
+      title: the page's heading; None: "Draw a digit", "A model that writes".
       labels: the names of the classes; None: their numbers.
+      sample: what the file wrote elsewhere. The page must read the prompt as the same tokens and, where the file is
+        float32, write the same; it begins with that prompt.
       overwrite: replace what exists at ``folder``.
 
     Raises ExportError when a stage fails: where the page in Chromium differs from TensorFlow by more than the file's
@@ -69,21 +77,31 @@ def web(
     if known is None:
         raise ValueError(f"{source} has no proof beside it: write it with export.tflite or export.trainable_tflite")
     cases, proof = known
-    page = {"title": title, "file": source.name, "size": source.stat().st_size}
-    page |= _page(proof["signatures"], cases, labels)
+    writes = set(proof["signatures"]) == writing.SIGNATURES
+    heading = title or ("A model that writes" if writes else "Draw a digit")
+    page = {"title": heading, "file": source.name, "size": source.stat().st_size}
+    tokenizer = source.with_name("tokenizer.json")
+    if writes:
+        _check_types(proof["signatures"])
+        page |= writing.page_of(proof["signatures"], tokenizer, sample)
+    else:
+        page |= _page(proof["signatures"], cases, labels)
     with workspace(folder, overwrite) as temporary:
         built = temporary / "result"
         with stage("page", name):
             shutil.copytree(TEMPLATE, built)
+            if writes:
+                (built / "page.js").unlink()
+                shutil.copytree(writing.TEMPLATE, built, dirs_exist_ok=True)
             litert_js.copy(built / "litert")
-            for item in (source, *golden.beside(source)):
+            for item in (source, *golden.beside(source), *[tokenizer] * writes):
                 shutil.copyfile(item, built / item.name)
             (built / "page.json").write_text(json.dumps(page, indent=1) + "\n")
             (built / "golden.json").write_text(
                 json.dumps([_case(item) for item in cases if item.case.kind not in NOT_FINITE])
             )
         with stage("browser", name):
-            checks, latency = _run(built)
+            checks, latency = _run(built, sample, proof["measured"]["format"] == "TFLite float32")
         commit(built, folder, overwrite, {})
     size = sum(item.stat().st_size for item in Path(folder).rglob("*") if item.is_file())
     row = Row(name, f"web page, {proof['measured']['format']}", size, {1: latency}, checks, None, None)
@@ -196,7 +214,7 @@ def _base64(array: np.ndarray) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "data": base64.b64encode(little.tobytes()).decode()}
 
 
-def _run(folder: Path) -> tuple[tuple[Check, ...], Latency]:
+def _run(folder: Path, sample: writing.Sample | None, is_exact: bool) -> tuple[tuple[Check, ...], Latency]:
     """The page in headless Chromium. Raises ExportError where it fails, differs, or asks for anything from outside."""
     try:
         with served(folder) as address, Browser() as browser:
@@ -206,6 +224,9 @@ def _run(folder: Path) -> tuple[tuple[Check, ...], Latency]:
             script = "checkModel().then(list => list.map(check => ({...check, error: String(check.error)})))"
             found = browser.evaluate(script, timeout=SECONDS)
             times = browser.evaluate(f"timeModel({CALLS})", timeout=SECONDS)
+            if sample is not None:
+                asked = json.dumps({"text": sample.text, "count": len(sample.tokens)})
+                written = browser.evaluate(f"writeSample({asked})", timeout=SECONDS)
             outside = sorted({url for url in browser.requests if not url.startswith((address, "data:", "blob:"))})
             errors = browser.errors
     except BrowserError as error:
@@ -219,5 +240,7 @@ def _run(folder: Path) -> tuple[tuple[Check, ...], Latency]:
     )
     for check in checks:
         judge(check, dataclasses.replace(FLOAT32, name="the proof beside the file"))
+    if sample is not None:
+        writing.check_sample(sample, written, is_exact)
     median, p95 = np.percentile(times, [50, 95])
     return checks, Latency(float(median), float(p95))

@@ -19,7 +19,7 @@ export async function openModel(file) {
   async function run(signature, inputs) {
     const tensors = {};
     for (const [name, {dtype, shape}] of Object.entries(shapes[signature])) {
-      tensors[name] = new Tensor(ARRAYS[dtype].from(inputs[name]), [...shape]);
+      tensors[name] = new Tensor(new ARRAYS[dtype](inputs[name]), [...shape]);
     }
     const outputs = await model.run(signature, tensors);
     const found = {};
