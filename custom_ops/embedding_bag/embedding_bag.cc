@@ -97,13 +97,7 @@ ffi::Error EmbeddingBagGrad(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuf
       for (int64_t b = first; b < last; ++b) {
         const int64_t begin = bags.borders[b], end = bags.borders[b + 1];
         const float scale = mean ? MeanScale(TotalWeight(ids, weights, begin, end)) : 1;
-        for (int64_t j = begin; j < end; ++j) {
-          if (ids[j] < 0) {
-            std::fill_n(gradients + j * depth, depth, Store<T>(0));
-          } else {
-            bag::Scale(upstream + b * depth, weights ? weights[j] * scale : scale, gradients + j * depth, depth);
-          }
-        }
+        bag::Scale(upstream + b * depth, ids, weights, scale, begin, end, gradients, depth);
       }
     });
     return ffi::Error::Success();

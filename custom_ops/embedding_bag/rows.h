@@ -84,10 +84,20 @@ TK_INLINE void StoreSum(const float* sum, float scale, T* y, int64_t depth) {
   for (int64_t i = 0; i < depth; ++i) y[i] = Store<T>(scale * sum[i]);
 }
 
-template <typename T>
-TK_INLINE void ScaleRow(const T* dy, float scale, T* drow, int64_t depth) {
+// The gradients of the rows with ids at [begin, end): dy times the id's weight and `scale`, zeros where there is no id.
+template <typename T, typename Id>
+TK_INLINE void ScaleRows(const T* dy, const Id* ids, const float* weights, float scale, int64_t begin, int64_t end,
+                         T* gradients, int64_t depth) {
+  for (int64_t j = begin; j < end; ++j) {
+    T* const row = gradients + j * depth;
+    if (ids[j] < 0) {
+      std::fill_n(row, depth, Store<T>(0));
+      continue;
+    }
+    const float factor = weights ? weights[j] * scale : scale;
 #pragma omp simd
-  for (int64_t i = 0; i < depth; ++i) drow[i] = Store<T>(scale * Load(dy[i]));
+    for (int64_t i = 0; i < depth; ++i) row[i] = Store<T>(factor * Load(dy[i]));
+  }
 }
 
 // Blocks are added up in double, or long rows would lose a digit.
@@ -124,16 +134,19 @@ TK_INLINE void ChosenRow(const T* dy, const int32_t* which, int32_t place, T* dr
 }
 
 // One plain function per dtype: run-time dispatch needs functions, not templates.
-#define TK_BAG_SUMS(T, Id)                                                                                \
-  TK_SIMD inline float Sum(const Lookup<T, Id>& lookup, const float* weights, int64_t begin, int64_t end, \
-                           int64_t prefetch_end, float* sum) {                                            \
-    return SumRows(lookup, weights, begin, end, prefetch_end, sum);                                       \
+#define TK_BAG_IDS(T, Id)                                                                                              \
+  TK_SIMD inline float Sum(const Lookup<T, Id>& lookup, const float* weights, int64_t begin, int64_t end,              \
+                           int64_t prefetch_end, float* sum) {                                                         \
+    return SumRows(lookup, weights, begin, end, prefetch_end, sum);                                                    \
+  }                                                                                                                    \
+  TK_SIMD inline void Scale(const T* dy, const Id* ids, const float* weights, float scale, int64_t begin, int64_t end, \
+                            T* gradients, int64_t depth) {                                                             \
+    ScaleRows(dy, ids, weights, scale, begin, end, gradients, depth);                                                  \
   }
 #define TK_BAG_ROWS(T)                                                                                      \
-  TK_BAG_SUMS(T, int32_t)                                                                                   \
-  TK_BAG_SUMS(T, int64_t)                                                                                   \
+  TK_BAG_IDS(T, int32_t)                                                                                    \
+  TK_BAG_IDS(T, int64_t)                                                                                    \
   TK_SIMD inline void Round(const float* sum, float scale, T* y, int64_t n) { StoreSum(sum, scale, y, n); } \
-  TK_SIMD inline void Scale(const T* dy, float scale, T* drow, int64_t n) { ScaleRow(dy, scale, drow, n); } \
   TK_SIMD inline float Dot(const T* a, const T* b, int64_t n) { return DotRows(a, b, n); }                  \
   TK_SIMD inline void Max(const T* row, int32_t place, float* best, int32_t* which, int64_t n) {            \
     MaxRow(row, place, best, which, n);                                                                     \
