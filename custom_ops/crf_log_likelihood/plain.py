@@ -9,13 +9,14 @@ from typing import Any
 import tensorflow as tf
 
 
-def _prepared(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, ...]:
-    """In float32, with more steps and one more state, which no path takes, so that there is a first one of each."""
-    x = tf.cast(logits, tf.float32)
+def _prepared(logits: Any, lengths: Any, *scores: Any, dtype: tf.DType = tf.float32) -> tuple[tf.Tensor, ...]:
+    """In that dtype, with more steps and one more state, which no path takes, so that there is a first one of each."""
+    x = tf.cast(logits, dtype)
+    transitions, start, end = (one if one is None else tf.cast(one, dtype) for one in scores)
     inside = tf.sequence_mask(lengths, tf.shape(x)[1])[..., None]
     x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 2], [0, 0]])
-    x = tf.concat([x, tf.fill([*tf.unstack(tf.shape(x)[:2]), 1], -math.inf)], 2)
-    ends = (tf.zeros(tf.shape(x)[2:]) if one is None else tf.pad(one, [[0, 1]]) for one in (start, end))
+    x = tf.pad(x, [[0, 0], [0, 0], [0, 1]], constant_values=-math.inf)
+    ends = (tf.zeros(tf.shape(x)[2:], dtype) if one is None else tf.pad(one, [[0, 1]]) for one in (start, end))
     return x, tf.cast(lengths, tf.int32), tf.pad(transitions, [[0, 1], [0, 1]]), *ends
 
 
@@ -145,8 +146,8 @@ def marginals(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any)
 
 
 def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """The best paths and their scores."""
-    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
+    """The best paths and their scores, in float64 as in the kernel: paths may differ by less than float32 can tell."""
+    x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end, dtype=tf.float64)
     batch, padded, states = tf.unstack(tf.shape(x))
     origin = tf.zeros([batch, states, padded], tf.int32)
 
@@ -177,4 +178,4 @@ def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) ->
     )[2][:, :-2]
     path = tf.where(tf.sequence_mask(lengths, padded - 2), path, -1)
     best = tf.reduce_max(last, 1)
-    return path, tf.where(lengths > 0, best, tf.zeros_like(best))
+    return path, tf.cast(tf.where(lengths > 0, best, tf.zeros_like(best)), tf.float32)

@@ -212,6 +212,12 @@ def test_the_best_path_of_a_long_sequence():
         np.testing.assert_allclose(score[b], best.max(), rtol=1e-7)
 
 
+def test_paths_that_differ_by_less_than_float32_can_tell():
+    x = tf.constant([[[1, 0], [0, 2.0**-30]]])
+    for decode in (custom_ops.crf_decode, lambda *given: plain.decode(*given, None, None)):
+        np.testing.assert_array_equal(decode(x, [2], tf.zeros([2, 2]))[0], [[0, 1]])
+
+
 def test_the_plain_gradient_of_a_long_sequence():
     """Second derivatives are its: scores grow to thousands, shares of them stay exact."""
     x, tags, _, transitions, start, end = problem(batch=2, time=1000)
