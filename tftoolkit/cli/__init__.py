@@ -13,6 +13,7 @@ from tftoolkit.cli.parser import Parser, UsageError
 # Command → what comes after it, and what it does. The help must fit a screen of 24 lines.
 COMMANDS = {
     "train": ("RECIPE", "train, export, report; run again, it goes on where it was"),
+    "new": ("NAME", "make a recipe a package of your own, to be changed"),
     "launch": ("-- PROGRAM", "several workers that start again together when one dies"),
     "export": ("RUN", "write another format of a run's model, proven"),
     "verify": ("FILE", "run an exported file and compare it with its model"),

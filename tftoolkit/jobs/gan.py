@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tftoolkit import export, pipelines, report, trainers
+from tftoolkit import export, models, pipelines, report, trainers
 from tftoolkit.jobs.exports import export_all
 from tftoolkit.jobs.job import Job
-from tftoolkit.trainers.examples.parts import Mlp
 
 _DIRECTIONS, _JUDGED = 256, 10_000
 _GRID = 60
@@ -24,9 +23,15 @@ class GanStep(trainers.Step):
     """Several updates of the critic, each on its own part of the batch, then one of the generator."""
 
     def __init__(
-        self, generator: Mlp, critic: Mlp, update_generator: trainers.Update, update_critic: trainers.Update,
-        noise: int, critic_steps: int, penalty: float,
-    ) -> None:  # fmt: skip
+        self,
+        generator: models.DenseNetwork,
+        critic: models.DenseNetwork,
+        update_generator: trainers.Update,
+        update_critic: trainers.Update,
+        noise: int,
+        critic_steps: int,
+        penalty: float,
+    ) -> None:
         super().__init__()
         self.generator, self.critic = generator, critic
         self.update_generator, self.update_critic = update_generator, update_critic
@@ -60,7 +65,7 @@ class GanStep(trainers.Step):
         return distance
 
 
-def pictures(generator: Mlp, noise: tf.Tensor) -> tf.Tensor:
+def pictures(generator: models.DenseNetwork, noise: tf.Tensor) -> tf.Tensor:
     """float32 [n, noise] → pixels from 0 to 1, float32 [n, pixels]."""
     return tf.sigmoid(generator(noise))
 
@@ -104,8 +109,8 @@ class Gan(Job):
 
     def step(self) -> GanStep:
         config, pixels = self.config, self.test.shape[1]
-        self.generator = Mlp(config.noise, *config.generator, pixels, seed=2 * config.seed)
-        critic = Mlp(pixels, *config.critic, 1, seed=2 * config.seed + 1)
+        self.generator = models.DenseNetwork(config.noise, *config.generator, pixels, seed=2 * config.seed)
+        critic = models.DenseNetwork(pixels, *config.critic, 1, seed=2 * config.seed + 1)
         self.update = trainers.Update(self.generator, self._adam(config.steps), ema=config.ema)
         update_critic = trainers.Update(critic, self._adam(config.steps * config.critic_steps))
         return GanStep(

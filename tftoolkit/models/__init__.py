@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tftoolkit.models.bert import Bert
     from tftoolkit.models.blocks import Attention, Dense, Embedding, LayerNorm, Mlp, RmsNorm, TransformerBlock
     from tftoolkit.models.classifiers import convolutional_classifier, dense_classifier
+    from tftoolkit.models.dense_network import DenseNetwork
     from tftoolkit.models.digits_cnn import DigitsCnn
     from tftoolkit.models.flash_multi_head_attention import FlashMultiHeadAttention
     from tftoolkit.models.generation import generate, generation_signatures
@@ -26,6 +27,7 @@ __all__ = [
     "Attention",
     "Bert",
     "Dense",
+    "DenseNetwork",
     "Detections",
     "DigitsCnn",
     "Embedding",
@@ -62,6 +64,7 @@ _HOME = {
     "Attention": "blocks",
     "Bert": "bert",
     "Dense": "blocks",
+    "DenseNetwork": "dense_network",
     "Detections": "heat_map_detector",
     "DigitsCnn": "digits_cnn",
     "Embedding": "blocks",
