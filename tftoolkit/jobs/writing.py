@@ -61,7 +61,7 @@ class Writing:
       held_out: tokens that it was not trained on.
       bytes_of: int[vocabulary], how many bytes each token stands for.
       tokenizer: whose tokens they are; its ``tokenizer.json`` lies in the folder of the files already.
-      config: ``exports``, ``max_drop``, ``prefill``, ``capacity``, ``web_page``, ``compared_tokens``.
+      config: ``exports``, ``max_drop``, ``max_drop_int4``, ``prefill``, ``capacity``, ``web_page`` …
     """
 
     def __init__(
@@ -83,15 +83,17 @@ class Writing:
         config, last = self._config, self._model.vocabulary - 1
         # Of recurrent cells: no other numbers come out of them.
         outputs = {name: (-1, 1) for name in self._model.empty_cache(1, 1) if name.startswith("output_")}
-        exported = export_all(
-            self._model,
-            folder,
-            config.exports,
-            signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
-            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
-            metric=self._metric,
-            max_drop=config.max_drop,
-        )
+        exported = export.ExportReport(())
+        for target in config.exports:
+            exported += export_all(
+                self._model,
+                folder,
+                [target],
+                signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
+                input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
+                metric=self._metric,
+                max_drop=config.max_drop_int4 if target == "tflite_int4" else config.max_drop,
+            )
         with phase("writing with each file"):
             expected = self._compare(folder, exported)
         return exported + self._page(folder, expected)

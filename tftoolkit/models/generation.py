@@ -164,7 +164,7 @@ def _write(
     """
     decoder = model()
     batch, capacity = tokens.shape
-    places = tf.range(capacity)
+    places: tf.Tensor = tf.range(capacity)
     first = tf.reduce_min(lengths)
     hidden, cache = decoder.decode(tokens[:, :first], decoder.empty_cache(batch, capacity), 0)
 
