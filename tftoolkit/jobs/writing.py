@@ -69,7 +69,8 @@ class Writing:
     ) -> None:
         self._model, self._held_out, self._bytes, self._config = model, held_out, bytes_of, config
         self._tokenizer = tokenizer
-        self._prompt = held_out[: config.prefill + 3].tolist()  # through both signatures
+        # Through both signatures; encoded again, since a text's tokens may end otherwise where the text is cut off.
+        self._prompt = tokenizer.encode(tokenizer.decode(held_out[: config.prefill + 3])).tolist()
         self.lines: list[str] = []
 
     def write_files(self, folder: Path) -> export.ExportReport:
@@ -125,8 +126,8 @@ class Writing:
             found, seconds = timed(lambda reader=reader: reader().write(self._prompt, count))
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
             self.lines.append(
-                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert; "
-                f"the first {same} of {count} tokens are TensorFlow's"
+                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert, "
+                f"the first {same} of {count} as in TensorFlow"
             )
             if row.format == "TFLite float32" and same < count:
                 raise export.ExportError(
@@ -146,9 +147,7 @@ class Writing:
             print(f"No web page: {error}")
             return export.ExportReport(())
         rate = 1000 / page.rows[0].latency[1].median
-        self.lines.append(
-            f"{'page':<24} {rate:8,.0f} tokens/s in Chromium; all {len(expected)} tokens are TensorFlow's"
-        )
+        self.lines.append(f"{'page':<24} {rate:8,.0f} tokens/s in Chromium, all {len(expected)} as in TensorFlow")
         return page
 
 

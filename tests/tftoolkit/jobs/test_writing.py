@@ -60,7 +60,7 @@ def test_a_decoder_becomes_files_of_four_formats_and_another_text_is_refused(tmp
     ]  # fmt: skip
     assert [row.size for row in report.rows] == sorted((row.size for row in report.rows), reverse=True)
     assert len(asked.lines) == 5
-    assert "the first 200 of 200 tokens are TensorFlow's" in asked.lines[1]
+    assert "the first 200 of 200 as in TensorFlow" in asked.lines[1]
 
     right = writing.lite
 
