@@ -103,6 +103,9 @@ class Writing:
         cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
         return Reader(predict, cache, self._config.prefill)
 
+    def _written(self, predict: Predict, count: int) -> list[int]:
+        return self._reader(predict).write(self._prompt, count)
+
     def _metric(self, predict: Any) -> float:
         """Minus the bits per character: larger is better."""
         reader = self._reader(lambda inputs, signature: predict(inputs, signature=signature))
@@ -122,8 +125,7 @@ class Writing:
         for row in exported.rows:
             if not row.file.endswith(".tflite"):
                 continue
-            reader = functools.partial(self._reader, lite(folder / row.file))
-            found, seconds = timed(lambda reader=reader: reader().write(self._prompt, count))
+            found, seconds = timed(functools.partial(self._written, lite(folder / row.file), count))
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
             self.lines.append(
                 f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert, "

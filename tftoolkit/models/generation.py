@@ -127,7 +127,7 @@ def _check_options(
 
 
 def _up_to(end: int | None, tokens: np.ndarray) -> np.ndarray:
-    places = np.flatnonzero(tokens == end) if end is not None else []
+    places = np.flatnonzero(tokens == end)  # none where end is None
     return tokens[: places[0]] if len(places) else tokens
 
 

@@ -101,7 +101,7 @@ class Llama(DecoderModel):
             raise ValueError(f"the size of a head must be even, got {head_size or width // heads}")
         rng = np.random.default_rng(seed)
         common = {"dtype": dtype, "ops": ops}
-        first = {"deviation": deviation, "out_deviation": deviation and deviation / (2 * layers) ** 0.5}
+        first: dict[str, Any] = {"deviation": deviation, "out_deviation": deviation and deviation / (2 * layers) ** 0.5}
         rotary = Rotary(base=rotary_base, scaling=rotary_scaling, ops=ops)
         attention: dict[str, Any] = {"kv_heads": kv_heads, "head_size": head_size, "bias": qkv_bias, "out_bias": False}
         mlp = {"activation": "swiglu", "bias": False, **first, **common}
