@@ -32,9 +32,9 @@ class Llama(DecoderModel):
       qkv_bias: whether products of queries, keys and values have a bias, as in Qwen 2.
       tied: the head's weights are the embedding's.
       dropout: probability with which elements of what attention and feed-forward layers give are dropped in training.
-      deviation: of the blocks' first weights; of what is added to the residual, divided by the root of 2 * layers, as in
-        GPT-2 (0.02). 1 / sqrt(inputs) by default, with which a small model trained from scratch learns slowly: the sum
-        of all that is added drowns the embedding.
+      deviation: of the blocks' first weights; of what is added to the residual, divided by the root of 2 * layers, as
+        in GPT-2 (0.02). 1 / sqrt(inputs) by default, with which a small model trained from scratch learns slowly: the
+        sum of all that is added drowns the embedding.
       dtype: of weights and activations: float32, bfloat16 or float16.
       seed: of the first weights, which are the same for every dtype but for rounding.
       ops: where ``rms_norm``, ``rotary_embedding``, ``flash_attention``, ``swiglu``, ``fused_linear_cross_entropy`` and
