@@ -58,7 +58,8 @@ def trained(job, directory, steps):
     return {name: variable.numpy() for name, variable in step.named_variables().items()}
 
 
-@pytest.mark.parametrize("name", ["text_rnn", pytest.param("text_gpt", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text_rnn", "text_gpt"])
 def test_a_resumed_run_ends_with_the_same_bits(name, corpus, tmp_path):
     whole = trained(tiny(name, corpus), tmp_path / "whole", 12)
     trained(tiny(name, corpus), tmp_path / "parts", 6)
