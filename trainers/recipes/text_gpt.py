@@ -46,5 +46,5 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 90
     config.sample_tokens = 250
     config.prefill = 16
-    config.at_most = ConfigDict({"bits_per_character": 2.2})
+    config.at_most = ConfigDict({"bits_per_character": 2.25})
     return config
