@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import export, models
@@ -82,8 +83,7 @@ class Writing:
         Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
         """
         config, last = self._config, self._model.vocabulary - 1
-        # Of recurrent cells: no other numbers come out of them.
-        outputs = {name: (-1, 1) for name in self._model.empty_cache(1, 1) if name.startswith("output_")}
+        ranges = {"tokens": (0, last), "start": (0, config.capacity - config.prefill), **self._cache_ranges()}
         exported = export.ExportReport(())
         for target in config.exports:
             exported += export_all(
@@ -91,13 +91,22 @@ class Writing:
                 folder,
                 [target],
                 signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
-                input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
+                input_ranges=ranges,
                 metric=self._metric,
                 max_drop=config.max_drop_int4 if target == "tflite_int4" else config.max_drop,
             )
         with phase("writing with each file"):
             expected = self._compare(folder, exported)
         return exported + self._page(folder, expected)
+
+    def _cache_ranges(self) -> dict[str, tuple[float, float]]:
+        """Caches come from the model itself: to twice what is in one after held-out text."""
+        capacity = self._config.capacity
+        _, cache = self._model.decode(
+            tf.constant(self._held_out[:capacity])[tf.newaxis], self._model.empty_cache(1, capacity), 0
+        )
+        largest = {name: 2 * float(tf.reduce_max(tf.abs(rows))) for name, rows in cache.items()}
+        return {name: (-value, value) for name, value in largest.items()}
 
     def _reader(self, predict: Predict) -> Reader:
         cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
