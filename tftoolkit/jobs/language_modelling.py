@@ -176,11 +176,12 @@ class LanguageModelling(Job):
             (f"Temperature {value}", config.prompt + self._written(value, config.sample_tokens))
             for value in config.temperatures
         ]
+        lines = "\n".join(self._writing.lines)
         note = f"Each text begins with “{config.prompt.strip()}”, which was given."
         return [
             report.Section("What it writes", note, texts=texts),
             report.Section(
-                "Files that write", "Greedily, behind a held-out text.", texts=[("", "\n".join(self._writing.lines))]
+                "Files that write", "Greedily, behind a held-out text.", texts=[("Tokens per second", lines)]
             ),
         ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import export, models
@@ -61,7 +62,7 @@ class Writing:
       held_out: tokens that it was not trained on.
       bytes_of: int[vocabulary], how many bytes each token stands for.
       tokenizer: whose tokens they are; its ``tokenizer.json`` lies in the folder of the files already.
-      config: ``exports``, ``max_drop``, ``prefill``, ``capacity``, ``web_page``, ``compared_tokens``.
+      config: ``exports``, ``max_drop``, ``max_drop_int4``, ``prefill``, ``capacity``, ``web_page`` …
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Writing:
     ) -> None:
         self._model, self._held_out, self._bytes, self._config = model, held_out, bytes_of, config
         self._tokenizer = tokenizer
-        self._prompt = held_out[: config.prefill + 3].tolist()  # through both signatures
+        # Through both signatures; encoded again, since a text's tokens may end otherwise where the text is cut off.
+        self._prompt = tokenizer.encode(tokenizer.decode(held_out[: config.prefill + 3])).tolist()
         self.lines: list[str] = []
 
     def write_files(self, folder: Path) -> export.ExportReport:
@@ -81,24 +83,37 @@ class Writing:
         Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
         """
         config, last = self._config, self._model.vocabulary - 1
-        # Of recurrent cells: no other numbers come out of them.
-        outputs = {name: (-1, 1) for name in self._model.empty_cache(1, 1) if name.startswith("output_")}
-        exported = export_all(
-            self._model,
-            folder,
-            config.exports,
-            signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
-            input_ranges={"tokens": (0, last), "start": (0, config.capacity - config.prefill), **outputs},
-            metric=self._metric,
-            max_drop=config.max_drop,
-        )
+        ranges = {"tokens": (0, last), "start": (0, config.capacity - config.prefill), **self._cache_ranges()}
+        exported = export.ExportReport(())
+        for target in config.exports:
+            exported += export_all(
+                self._model,
+                folder,
+                [target],
+                signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
+                input_ranges=ranges,
+                metric=self._metric,
+                max_drop=config.max_drop_int4 if target == "tflite_int4" else config.max_drop,
+            )
         with phase("writing with each file"):
             expected = self._compare(folder, exported)
         return exported + self._page(folder, expected)
 
+    def _cache_ranges(self) -> dict[str, tuple[float, float]]:
+        """Caches come from the model itself: to twice what is in one after held-out text."""
+        capacity = self._config.capacity
+        _, cache = self._model.decode(
+            tf.constant(self._held_out[:capacity])[tf.newaxis], self._model.empty_cache(1, capacity), 0
+        )
+        largest = {name: 2 * float(tf.reduce_max(tf.abs(rows))) for name, rows in cache.items()}
+        return {name: (-value, value) for name, value in largest.items()}
+
     def _reader(self, predict: Predict) -> Reader:
         cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
         return Reader(predict, cache, self._config.prefill)
+
+    def _written(self, predict: Predict, count: int) -> list[int]:
+        return self._reader(predict).write(self._prompt, count)
 
     def _metric(self, predict: Any) -> float:
         """Minus the bits per character: larger is better."""
@@ -119,12 +134,11 @@ class Writing:
         for row in exported.rows:
             if not row.file.endswith(".tflite"):
                 continue
-            reader = functools.partial(self._reader, lite(folder / row.file))
-            found, seconds = timed(lambda reader=reader: reader().write(self._prompt, count))
+            found, seconds = timed(functools.partial(self._written, lite(folder / row.file), count))
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
             self.lines.append(
-                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert; "
-                f"the first {same} of {count} tokens are TensorFlow's"
+                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert, "
+                f"the first {same} of {count} as in TensorFlow"
             )
             if row.format == "TFLite float32" and same < count:
                 raise export.ExportError(
@@ -144,9 +158,7 @@ class Writing:
             print(f"No web page: {error}")
             return export.ExportReport(())
         rate = 1000 / page.rows[0].latency[1].median
-        self.lines.append(
-            f"{'page':<24} {rate:8,.0f} tokens/s in Chromium; all {len(expected)} tokens are TensorFlow's"
-        )
+        self.lines.append(f"{'page':<24} {rate:8,.0f} tokens/s in Chromium, all {len(expected)} as in TensorFlow")
         return page
 
 

@@ -127,7 +127,7 @@ def _check_options(
 
 
 def _up_to(end: int | None, tokens: np.ndarray) -> np.ndarray:
-    places = np.flatnonzero(tokens == end) if end is not None else []
+    places = np.flatnonzero(tokens == end)  # none where end is None
     return tokens[: places[0]] if len(places) else tokens
 
 
@@ -164,7 +164,7 @@ def _write(
     """
     decoder = model()
     batch, capacity = tokens.shape
-    places = tf.range(capacity)
+    places: tf.Tensor = tf.range(capacity)
     first = tf.reduce_min(lengths)
     hidden, cache = decoder.decode(tokens[:, :first], decoder.empty_cache(batch, capacity), 0)
 

@@ -32,6 +32,9 @@ class Llama(DecoderModel):
       qkv_bias: whether products of queries, keys and values have a bias, as in Qwen 2.
       tied: the head's weights are the embedding's.
       dropout: probability with which elements of what attention and feed-forward layers give are dropped in training.
+      deviation: of the blocks' first weights; of what is added to the residual, divided by the root of 2 * layers, as
+        in GPT-2 (0.02). 1 / sqrt(inputs) by default, with which a small model trained from scratch learns slowly: the
+        sum of all that is added drowns the embedding.
       dtype: of weights and activations: float32, bfloat16 or float16.
       seed: of the first weights, which are the same for every dtype but for rounding.
       ops: where ``rms_norm``, ``rotary_embedding``, ``flash_attention``, ``swiglu``, ``fused_linear_cross_entropy`` and
@@ -86,6 +89,7 @@ class Llama(DecoderModel):
         qkv_bias: bool = False,
         tied: bool = False,
         dropout: float = 0.0,
+        deviation: float | None = None,
         dtype: Any = tf.float32,
         seed: int = 0,
         ops: Any = custom_ops,
@@ -97,13 +101,14 @@ class Llama(DecoderModel):
             raise ValueError(f"the size of a head must be even, got {head_size or width // heads}")
         rng = np.random.default_rng(seed)
         common = {"dtype": dtype, "ops": ops}
+        first: dict[str, Any] = {"deviation": deviation, "out_deviation": deviation and deviation / (2 * layers) ** 0.5}
         rotary = Rotary(base=rotary_base, scaling=rotary_scaling, ops=ops)
         attention: dict[str, Any] = {"kv_heads": kv_heads, "head_size": head_size, "bias": qkv_bias, "out_bias": False}
-        mlp = {"activation": "swiglu", "bias": False, **common}
+        mlp = {"activation": "swiglu", "bias": False, **first, **common}
         self.embedding = Embedding(vocabulary, width, dtype=dtype, rng=rng)
         self.blocks = [
             TransformerBlock(
-                Attention(width, heads, causal=True, rotary=rotary, rng=rng, **attention, **common),
+                Attention(width, heads, causal=True, rotary=rotary, rng=rng, **attention, **first, **common),
                 Mlp(width, 3 * width if hidden is None else hidden, rng=rng, **mlp),
                 RmsNorm(width, epsilon=epsilon, **common),
                 RmsNorm(width, epsilon=epsilon, **common),

@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
             "hidden": 512,
             # How many positions there are, which limits what generate writes.
             "context": 512,
+            # Of the first weights.
+            "deviation": 0.02,
             # The head's weights are the embedding's.
             "tied": True,
             # Probability with which an element of what a layer adds is dropped in training.
@@ -37,12 +39,12 @@ def get_config() -> ConfigDict:
         }
     )
     del config.carry_state  # there is none
-    config.learning_rate = 2e-3
+    config.learning_rate = 3e-3
     config.weight_decay = 0.1
     config.fused = True
     config.evaluate_every = 90
     config.checkpoint_every = 90
     config.sample_tokens = 250
     config.prefill = 16
-    config.at_most = ConfigDict({"bits_per_character": 2.2})
+    config.at_most = ConfigDict({"bits_per_character": 2.25})
     return config

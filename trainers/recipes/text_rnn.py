@@ -83,6 +83,8 @@ def get_config() -> ConfigDict:
     config.compared_tokens = 200
     # How many more bits per character an exported file may need.
     config.max_drop = 0.05
+    # The same for weights of 4 bits.
+    config.max_drop_int4 = 0.25
 
     # Of the held-out text: what every run must reach.
     config.at_most = ConfigDict({"bits_per_character": 2.4})

@@ -51,6 +51,7 @@ def test_a_carried_state_continues_the_sequence(cell):
     np.testing.assert_allclose(tf.concat(parts, 1), model(tokens), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_under_xla_are_those_of_the_loop_written_out():
     model = models.Recurrent(11, width=6, seed=3, dtype=tf.float64)
     tokens = tf.constant(np.random.default_rng(0).integers(0, 11, [2, 18]))
