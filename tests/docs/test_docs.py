@@ -44,7 +44,7 @@ def test_the_page_on_text_audio_and_tables_runs(tmp_path, blocks, run):
 
 @pytest.mark.slow
 def test_the_page_on_language_models_runs(tmp_path, blocks, run):
-    assert "TFLite float32" in run("".join(blocks("language_models")), tmp_path)
+    assert "TFLite float32" in run("".join(blocks("language_models", "python")), tmp_path)
 
 
 @pytest.mark.slow
