@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     config.evaluate_every = 10
     config.checkpoint_every = 10
     config.exports = ("saved_model", "tflite", "tflite_float16", "tflite_int8", "onnx")
-    # By how much the accuracy is to be higher than that of as many steps without what was learned before. After 300 steps
-    # that one reaches 97 %, too: with digits, what was learned before saves time.
+    # By how much the accuracy is to be higher than that of as many steps without what was learned before. After 300
+    # steps that one reaches 97 %, too: with digits, what was learned before saves time.
     config.at_least = ConfigDict({"accuracy_gain": 0.1})
     return config
