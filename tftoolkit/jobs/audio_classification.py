@@ -128,7 +128,8 @@ class AudioClassification(Job):
     def sections(self) -> Sequence[report.Section]:
         found = np.argmax(self._forward(self.test["waveform"]), axis=-1)
         wrong = np.flatnonzero(found != self.test["label"])
-        shown = [*wrong, *np.flatnonzero(found == self.test["label"])][:_SHOWN]
+        right = np.flatnonzero(found == self.test["label"])
+        shown = [*wrong, *right[:: max(1, len(right) // _SHOWN)]][:_SHOWN]
         spectrograms = self.front(tf.constant(self.test["waveform"][shown])).numpy()
         charts = [
             self._drawn(spectrogram, int(self.test["label"][i]), int(found[i]))
