@@ -55,6 +55,7 @@ class Tabular(Job):
         if unknown:
             raise ValueError(f"config.categories: {config.dataset} has no columns {unknown}; there are {names}")
         self.is_regression = not hasattr(table, "target_names")
+        self.charts = ("loss", "r_squared" if self.is_regression else "accuracy")
         self.classes = [] if self.is_regression else [str(name) for name in table.target_names]
         categories = [names.index(name) for name in config.categories]
         numbers = [i for i in range(len(names)) if i not in categories]
