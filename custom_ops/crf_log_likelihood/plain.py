@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine import loops
+
 
 def _prepared(logits: Any, lengths: Any, *scores: Any, dtype: tf.DType = tf.float32) -> tuple[tf.Tensor, ...]:
     """In that dtype, with more steps and one more state, which no path takes, so that there is a first one of each."""
@@ -39,7 +41,7 @@ def _scan(x: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, step: Callable[...
         t, here = given
         return tf.where((t < lengths)[:, None], step(values, here), values)
 
-    found = tf.scan(body, (places, rows), first, reverse=reverse)
+    found = loops.scan(body, (places, rows), first, reverse=reverse)
     return tf.concat([found, first[None]] if reverse else [first[None], found], 0)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine import loops
+
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
 
 
@@ -68,7 +70,7 @@ def _scan(step: Callable[..., Any], given: Labels, scores: tf.Tensor, start: tf.
         t, here = frame
         return tf.where((t < given.frames)[:, tf.newaxis], step(values, here), values)
 
-    return tf.scan(body, (frames, tf.pad(scores, [[0, 1], [0, 0], [0, 0]])), start, reverse=reverse)
+    return loops.scan(body, (frames, tf.pad(scores, [[0, 1], [0, 0], [0, 0]])), start, reverse=reverse)
 
 
 def _alphas(given: Labels, scores: tf.Tensor) -> tf.Tensor:

@@ -1,26 +1,28 @@
-"""Loops, and their gradients, that XLA can compile whoever traced them."""
+"""Loops whose gradients XLA can compile, whoever traced them."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops import control_flow_ops
 
 
-@contextlib.contextmanager
-def for_xla() -> Iterator[None]:
-    """What is traced within can be compiled later, by a function that calls what was saved or traced without XLA.
+def scan(step: Callable[..., Any], elements: Any, first: Any, *, reverse: bool = False) -> Any:
+    """``tf.scan``, which XLA may also differentiate in a function that was traced without XLA: a saved one, say.
 
-    Else TensorFlow keeps the shapes of what a loop computes for the loop's gradient, as values that XLA does not know.
+    There, TensorFlow keeps the shapes of what a loop computes for the loop's gradient, as values that XLA doesn't know,
+    unless the loop's body says that it is XLA's. No more than the body: around it, gradients of other operations would
+    change to such as have none themselves.
     """
-    if tf.executing_eagerly():
-        yield
-        return
-    context = control_flow_ops.XLAControlFlowContext()
-    context.Enter()
-    try:
-        yield
-    finally:
-        context.Exit()
+    outside = tf_ops.get_default_graph()
+
+    def body(values: Any, given: Any) -> Any:
+        inside = tf_ops.get_default_graph()
+        if inside is not outside:  # as it is eagerly
+            inside._set_control_flow_context(control_flow_ops.XLAControlFlowContext())
+        return step(values, given)
+
+    return tf.scan(body, elements, first, reverse=reverse)

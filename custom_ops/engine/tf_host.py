@@ -21,7 +21,7 @@ from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.parallel_for import pfor
 
-from tftoolkit.custom_ops.engine import builder, loops, toolchain, whole_numbers
+from tftoolkit.custom_ops.engine import builder, toolchain, whole_numbers
 from tftoolkit.custom_ops.engine.autograph import as_written
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
@@ -274,14 +274,14 @@ def differentiate_reference(op: Declaration, node: Any, *output_gradients: Any) 
     """The gradients of a node's inputs, by differentiating the reference."""
     inputs = [tf.identity(tensor) for tensor in node.inputs]
     floating = [tensor for tensor in inputs if tensor.dtype.is_floating or tensor.dtype.is_complex]
-    with loops.for_xla():
-        with tf.GradientTape() as tape:
-            tape.watch(floating)
-            outputs = expand(op, node, inputs)
-        usable = [(out, dy) for out, dy in zip(outputs, output_gradients, strict=True) if dy is not None]
-        targets, gradients = zip(*usable, strict=True)
-        derivatives = tape.gradient(list(targets), floating, output_gradients=list(gradients))
-    found = dict(zip(map(id, floating), derivatives, strict=True))
+    with tf.GradientTape() as tape:
+        tape.watch(floating)
+        outputs = expand(op, node, inputs)
+    usable = [(out, dy) for out, dy in zip(outputs, output_gradients, strict=True) if dy is not None]
+    targets, gradients = zip(*usable, strict=True)
+    found = dict(
+        zip(map(id, floating), tape.gradient(list(targets), floating, output_gradients=list(gradients)), strict=True)
+    )
     return [found.get(id(tensor)) for tensor in inputs]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine import loops
+
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
 
 
@@ -90,7 +92,7 @@ class Diagonals:
 
         first = tf.where(tf.range(self.positions) == 0, tf.zeros([], self.blanks.dtype), self.nothing)
         first = tf.tile(first[tf.newaxis], [self.batch, 1])
-        return tf.concat([first[tf.newaxis], tf.scan(step, (self.blanks, self.moves), first)], 0)
+        return tf.concat([first[tf.newaxis], loops.scan(step, (self.blanks, self.moves), first)], 0)
 
     def betas(self) -> tf.Tensor:
         """Sums over all ways on from where a step leads to; those that end behind the last cell are one."""
@@ -107,7 +109,7 @@ class Diagonals:
             return _sum(beta + blanks, self.moved(beta, -1) + moves)
 
         places, nothing = tf.range(self.count), tf.fill([self.batch, self.positions], self.nothing)
-        found = tf.scan(step, (places, self.blanks, self.moves), nothing, reverse=True)
+        found = loops.scan(step, (places, self.blanks, self.moves), nothing, reverse=True)
         return behind(places[:, tf.newaxis], tf.concat([found[1:], nothing[tf.newaxis]], 0))
 
     def ways(self, alphas: tf.Tensor) -> tf.Tensor:

@@ -103,6 +103,25 @@ def test_second_derivatives_are_the_plain_ones():
         np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-3 * np.abs(right).max())
 
 
+@pytest.mark.slow
+def test_third_derivatives_in_a_graph():
+    """opcheck takes a derivative that is refused for one that is meant to be."""
+    (x, *others), attributes = ARGUMENTS["DeformConv2d"]()
+
+    def derivative(function, x, order):
+        if order == 0:
+            return function(x, *others, **attributes)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(tf.sin(derivative(function, x, order - 1)))
+        return tape.gradient(value, x)
+
+    found, right = (
+        tf.function(derivative, autograph=False)(one, tf.constant(x), 3) for one in (FORWARD, plain.forward)
+    )
+    np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4 * np.abs(right).max())
+
+
 X, WEIGHT = np.ones((1, 5, 5, 4), np.float32), np.ones((3, 3, 4, 2), np.float32)
 OFFSET = np.zeros((1, 3, 3, 18), np.float32)
 
