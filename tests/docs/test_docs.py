@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tftoolkit.pipelines import image
+from tftoolkit.trainers import recipes
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -25,6 +26,11 @@ def test_the_page_on_images_names_every_stage():
 def test_the_page_on_images_runs(tmp_path, blocks, run):
     output = run("".join(blocks("images")), tmp_path)
     assert "(4, 224, 224, 3) (4, 2)\n(427, 640, 3)" in output
+
+
+def test_the_page_on_recipes_names_every_one():
+    page = (DOCS / "recipes.md").read_text()
+    assert [name for name in recipes.names() if f"`{name}`" not in page] == []
 
 
 @pytest.mark.slow
