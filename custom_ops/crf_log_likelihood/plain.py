@@ -80,7 +80,7 @@ def _log_z(alphas: tf.Tensor, lengths: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
 def _score(logits: Any, tags: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
     x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
     states = tf.shape(x)[2]
-    tags = tf.pad(tf.where(tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(tags, tf.int32), 0), [[0, 0], [0, 1]])
+    tags = tf.pad(tf.where(tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(tags, tf.int32), 0), [[0, 0], [0, 2]])
     place = tf.range(tf.shape(tags)[1])
     own = tf.gather(x, tags, batch_dims=2)
     pairs = tf.gather(tf.reshape(transitions, [-1]), tags[:, :-1] * states + tags[:, 1:])
