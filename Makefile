@@ -9,7 +9,8 @@ TFTOOLKIT := $(BIN)/tftoolkit
 # Python keeps compiled modules, so that only the first process compiles them; they are not installed compiled.
 unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+# In the order of tests/conftest.py: xdist's own has files of few tests last, which are those that take longest.
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json

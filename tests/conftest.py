@@ -22,7 +22,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     choice("--all", action="store_true", help="run all, also full crosses, of which the others hold a selection")
 
 
+# Files that take minutes come first, so that in the end no worker is left alone with one.
+_LONG = (
+    *("tftoolkit/jobs/test_recipes", "engine/test_fuzz", "emulation/test_builtin", "pipelines/test_machines"),
+    *("tftoolkit/jobs/", "emulation/", "plan/test_exactness", "trainers/examples/", "trainers/distribution/"),
+    *("trainers/runners/test_asynchronous", "docs/", "trainers/loop/test_kill", "tools/", "engine/test_load"),
+)
+
+
+def _place(item: pytest.Item) -> int:
+    return next((place for place, name in enumerate(_LONG) if name in str(item.path)), len(_LONG))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     if config.getoption("--all"):
         return
 
