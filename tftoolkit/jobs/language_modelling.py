@@ -138,16 +138,18 @@ class LanguageModelling(Job):
         return PackedDocuments(self.model, update)
 
     def evaluate(self) -> dict[str, float]:
-        """Of all held-out text. A recurrent model reads it in rows side by side, with its state carried along; another
-        in windows that overlap by half, of which it is judged by the second halves."""
+        """Of all held-out text. A recurrent model reads it in rows side by side, with its state carried along if it was
+        in training; another in windows that overlap by half, of which it is judged by the second halves."""
         length, rows = self.config.length, self.config.evaluation_rows
         if self._is_recurrent:
             source = sources.token_windows(self._files["test"], length, targets=True, continue_rows=rows)
         else:
             source = sources.token_windows(self._files["test"], length, stride=length // 2, targets=True)
-        state, sums = self.model.empty_cache(rows, 1), np.zeros(3)
+        nothing, sums = self.model.empty_cache(rows, 1), np.zeros(3)
+        carries, state = self._is_recurrent and self.config.carry_state, nothing
         for batch in pipelines.Pipeline(source).batch(rows, drop_remainder=True).dataset(epochs=1):
-            found, state = self._judged(batch["tokens"], batch["targets"], state)
+            before = state if carries else nothing
+            found, state = self._judged(batch["tokens"], batch["targets"], before)
             sums += found.numpy()
         nats, tokens, count = sums
         return {"bits_per_character": nats / np.log(2) / count, "loss": nats / tokens}
