@@ -21,11 +21,13 @@ def get_config() -> ConfigDict:
     config.noise_db = (5.0, 30.0)
     config.masks = ConfigDict(
         {
-            # Augmentation: bands of mels that are hidden, and how wide they are at most.
+            # Augmentation: how many bands of mels are hidden.
             "frequency_masks": 2,
+            # Mels of such a band, at most.
             "max_mels": 6,
-            # Augmentation: stretches of frames that are hidden, and how long they are at most.
+            # Augmentation: how many stretches of frames are hidden.
             "time_masks": 2,
+            # Frames of such a stretch, at most.
             "max_frames": 10,
         }
     )

@@ -46,8 +46,9 @@ def get_config() -> ConfigDict:
     config.frozen = ("conv1/*", "bn1/*", "layer1/*")
     config.rate_factors = ConfigDict(
         {
-            # By which the learning rate of weights is multiplied, by pattern: what lies deeper learns more slowly.
+            # By which these weights' learning rate is multiplied: what lies nearer the picture learns more slowly.
             "layer2/*": 0.1,
+            # The same.
             "layer3/*": 0.3,
         }
     )

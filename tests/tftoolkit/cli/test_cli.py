@@ -146,7 +146,7 @@ def test_a_recipe_tells_its_options_and_expected_result(recipe, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name, value in config.items():
         if not isinstance(value, ConfigDict):
-            assert f"--config.{name}=" in text
+            assert (f"--[no]config.{name}" if isinstance(value, bool) else f"--config.{name}=") in text
             assert f"(default: {value})" in text
     # Every option has a comment in the recipe's file.
     assert [action.dest for action in ALL[f"train {recipe}"]._actions if (action.help or "").startswith(" (")] == []

@@ -47,7 +47,7 @@ def test_of_a_recipe(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("word", "text"),
-    [("digit", "or a recipe, one of digits"), ("gone.py:x", "there is no file gone.py"), ("{}/mine.py:nix", "'nix'")],
+    [("digit", "or a recipe, one of audio"), ("gone.py:x", "there is no file gone.py"), ("{}/mine.py:nix", "'nix'")],
 )
 def test_bad_input(word, text, tmp_path):
     (tmp_path / "mine.py").write_text("nothing = 1\n")
