@@ -55,7 +55,7 @@ def test_its_own_test_passes_and_it_trains_what_was_changed(tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     for command in (
         ["-m", "pytest", "-q"],
-        ["-m", "mine", "--directory=run", "--config.steps=2", "--config.exports=('tflite',)", "--config.max_drop=1.0"],
+        ["-m", "mine", "--directory=run", "--config.steps=60", "--config.exports=('tflite',)", "--config.max_drop=1.0"],
     ):
         done = subprocess.run(
             [sys.executable, *command],
