@@ -12,30 +12,18 @@ from matplotlib.figure import Figure
 
 from tftoolkit import export, models, pipelines, report, trainers
 from tftoolkit.jobs.exports import export_all
+from tftoolkit.jobs.image_classification import Classifier
 from tftoolkit.jobs.job import Job
 from tftoolkit.pipelines.datasets import spoken_words
 
 _SHOWN = 8
 
 
-class AudioStep(trainers.Step):
+class SpectrogramStep(Classifier):
     """Cross-entropy on the features "spectrogram" and "label"."""
 
-    def __init__(self, model: models.SpectrogramClassifier, update: trainers.Update) -> None:
-        super().__init__()
-        self.model = model
-        self.update = update
-
-    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
-        def losses(batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> trainers.Losses:
-            labels = batch["label"]
-            logits = self.model(batch["spectrogram"], key)
-            correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
-            values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            return trainers.Losses(values, metrics={"accuracy": tf.cast(correct, tf.float32)})
-
-        gradients = self.update.gradients(losses, batch, key)
-        return gradients.metrics() | self.update.apply(gradients)
+    def logits(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> tf.Tensor:
+        return self.model(batch["spectrogram"], key)
 
 
 class AudioClassification(Job):
@@ -82,7 +70,7 @@ class AudioClassification(Job):
             .batch(config.batch_size, drop_remainder=True)
         )
 
-    def step(self) -> AudioStep:
+    def step(self) -> SpectrogramStep:
         config = self.config
         self.model = models.SpectrogramClassifier(
             config.mels, len(self.words), **config.model.to_dict(), seed=config.seed
@@ -90,9 +78,7 @@ class AudioClassification(Job):
         self.front = models.LogMel(
             spoken_words.SAMPLE_RATE, mels=config.mels, fft_length=config.fft_length, hop_length=config.hop_length
         )
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-        return AudioStep(self.model, trainers.Update(self.model, optimizer, clip_norm=config.clip_norm))
+        return SpectrogramStep(self.model, trainers.Update(self.model, self.optimizer(), clip_norm=config.clip_norm))
 
     def _classify(self, waveform: tf.Tensor) -> dict[str, tf.Tensor]:
         """What the exported files compute."""

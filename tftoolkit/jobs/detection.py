@@ -114,9 +114,7 @@ class Detection(Job):
         config = self.config
         classes = int(self.train["labels"].max()) + 1
         self.model = models.HeatMapDetector(classes, **config.model.to_dict(), seed=config.seed)
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-        return DetectionStep(self.model, trainers.Update(self.model, optimizer, clip_norm=config.clip_norm))
+        return DetectionStep(self.model, trainers.Update(self.model, self.optimizer(), clip_norm=config.clip_norm))
 
     def evaluate(self) -> dict[str, float]:
         return {"map_50": mean_average_precision(self.truth, self._found(self._predict))}

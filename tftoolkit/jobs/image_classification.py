@@ -17,7 +17,7 @@ from tftoolkit.trainers.naming import keras_generation
 
 
 class Classifier(trainers.Step):
-    """Cross-entropy on the features "image" and "label"."""
+    """Cross-entropy on the features "image" and "label"; a subclass may get its logits from others."""
 
     def __init__(self, model: Any, update: trainers.Update) -> None:
         super().__init__()
@@ -27,13 +27,17 @@ class Classifier(trainers.Step):
     def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
         def losses(batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> trainers.Losses:
             labels = batch["label"]
-            logits = logits_of(self.model, batch["image"], key)
+            logits = self.logits(batch, key)
             correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
             values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             return trainers.Losses(values, metrics={"accuracy": tf.cast(correct, tf.float32)})
 
         gradients = self.update.gradients(losses, batch, key)
         return gradients.metrics() | self.update.apply(gradients)
+
+    def logits(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> tf.Tensor:
+        """[batch, classes], as in training."""
+        return logits_of(self.model, batch["image"], key)
 
 
 def logits_of(model: Any, images: tf.Tensor, key: tf.Tensor | None = None) -> tf.Tensor:
@@ -73,9 +77,7 @@ class ImageClassification(Job):
         config = self.config
         options = config.model.to_dict()
         self.model = getattr(models, options.pop("name"))(**options, seed=config.seed)
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-        return Classifier(self.model, trainers.Update(self.model, optimizer, clip_norm=config.clip_norm))
+        return Classifier(self.model, trainers.Update(self.model, self.optimizer(), clip_norm=config.clip_norm))
 
     def evaluate(self) -> dict[str, float]:
         logits = self._predict()

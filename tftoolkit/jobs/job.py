@@ -48,6 +48,12 @@ class Job(abc.ABC):
     def step(self) -> trainers.Step:
         """Makes the model and the step that trains it; called in the scope of the strategy, if there is one."""
 
+    def optimizer(self, **options: Any) -> trainers.optimizers.AdamW:
+        """AdamW with the recipe's rates: a cosine behind a warm-up; for ``step``."""
+        config = self.config
+        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
+        return trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay, **options)
+
     @abc.abstractmethod
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is now."""

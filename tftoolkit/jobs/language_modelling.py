@@ -130,9 +130,7 @@ class LanguageModelling(Job):
         options = config.model.to_dict()
         make = getattr(models, options.pop("name"))
         self.model = make(self.tokenizer.vocabulary_size, **options, seed=config.seed)
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay, fused=config.fused)
-        update = trainers.Update(self.model, optimizer, clip_norm=config.clip_norm)
+        update = trainers.Update(self.model, self.optimizer(fused=config.fused), clip_norm=config.clip_norm)
         if self._is_recurrent:
             return CarriedState(self.model, update, config.batch_size, config.carry_state)
         return PackedDocuments(self.model, update)

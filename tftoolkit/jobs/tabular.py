@@ -93,9 +93,7 @@ class Tabular(Job):
             **config.model.to_dict(),
             seed=config.seed,
         )
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        optimizer = trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-        update = trainers.Update(self.model, optimizer, clip_norm=config.clip_norm)
+        update = trainers.Update(self.model, self.optimizer(), clip_norm=config.clip_norm)
         weights = None
         if not self.is_regression:
             counts = np.bincount(self.train["target"], minlength=len(self.classes))

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 from tftoolkit import models, pipelines, trainers
 from tftoolkit.jobs import run_folder
-from tftoolkit.jobs.image_classification import ImageClassification
+from tftoolkit.jobs.image_classification import Classifier, ImageClassification
 
 Arrays = dict[str, np.ndarray]
 
 
-class ResNetStep(trainers.Step):
+class ResNetStep(Classifier):
     """Cross-entropy of a ResNet on the features "image" and "label".
 
     Args:
@@ -26,21 +26,11 @@ class ResNetStep(trainers.Step):
     """
 
     def __init__(self, model: models.ResNet, update: trainers.Update, *, noted: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.update = update
+        super().__init__(model, update)
         self._noted = noted
 
-    def __call__(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> dict[str, tf.Tensor]:
-        def losses(batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> trainers.Losses:
-            labels = batch["label"]
-            logits = self.model(batch["image"], training=self._noted)
-            correct = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
-            values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            return trainers.Losses(values, metrics={"accuracy": tf.cast(correct, tf.float32)})
-
-        gradients = self.update.gradients(losses, batch, key)
-        return gradients.metrics() | self.update.apply(gradients)
+    def logits(self, batch: Mapping[str, tf.Tensor], key: tf.Tensor) -> tf.Tensor:
+        return self.model(batch["image"], training=self._noted)
 
 
 class Transfer(ImageClassification):
@@ -115,10 +105,9 @@ class Transfer(ImageClassification):
         self.model = self._model(config.classes)
         report = trainers.load_weights(self.weights, self.model, names=self.names, partial=True)
         print(f"{self.weights.name}: {report}")
-        schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
         update = trainers.Update(
             self.model,
-            trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay),
+            self.optimizer(),
             clip_norm=config.clip_norm,
             frozen=config.frozen,
             learning_rate_factors=dict(config.rate_factors),
