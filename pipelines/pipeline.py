@@ -261,8 +261,9 @@ class Pipeline:
 
         Raises:
           TypeError, ValueError: a number out of range, or no batch stage yet.
-          While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
-          it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
+
+        While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
+        it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
         """
         return delivery.dataset(self._plan, self._skipping, self._prefetch, start, epochs)
 
