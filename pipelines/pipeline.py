@@ -351,6 +351,7 @@ class Pipeline:
 
     @property
     def seed(self) -> int:
+        """What decides the order and every stage's random keys."""
         return self._plan.seed
 
     @property
@@ -360,6 +361,7 @@ class Pipeline:
 
     @property
     def batches_per_epoch(self) -> int:
+        """How many batches an epoch has. Raises ValueError before there is a batch stage."""
         return batching_of(self._plan).batches_per_epoch
 
     @functools.cached_property

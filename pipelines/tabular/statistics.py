@@ -37,10 +37,12 @@ class Statistics:
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
+        """Feature → mean of each of its columns."""
         return {name: column.mean for name, column in self.columns.items()}
 
     @property
     def std(self) -> dict[str, np.ndarray]:
+        """Feature → standard deviation of each of its columns."""
         return {name: column.std for name, column in self.columns.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""The README: its code runs, in order, as one program, every name of ours in it exists, its table is that of the results."""
+"""The README: its code runs, in order, as one program; every name of ours in it exists; its table is the results'."""
 
 import ast
 import importlib

@@ -34,6 +34,7 @@ class HeatMapDetector(tf.Module):
     """
 
     STRIDE = 4
+    """Pixels between two cells of the outputs."""
 
     def __init__(
         self, classes: int, *, channels: int = 1, width: int = 64, typical_size: float = 20.0, seed: int = 0

@@ -21,8 +21,8 @@ class Docstrings(griffe.Extension):
         for member in list(parent.members.values()):
             if member.is_alias:
                 continue
-            if member.docstring is None and isinstance(parent, griffe.Class):
-                member.docstring = _overridden(parent, member)
+            if member.docstring is None and isinstance(parent, griffe.Class) and not member.name.startswith("_"):
+                member.docstring = _described(parent, member) or _overridden(parent, member)
             if member.is_function and isinstance(parent, griffe.Module) and member.name == parent.name:
                 _add(member, parent.docstring)
             if isinstance(member, griffe.Module | griffe.Class):
@@ -30,8 +30,18 @@ class Docstrings(griffe.Extension):
         if parent.docstring:
             parent.docstring.value = rewritten(parent.docstring.value)
         for member in parent.members.values():
-            if not member.is_alias and member.is_function and member.docstring:
+            if isinstance(member, griffe.Function):
+                _without_any(member)
+            if not member.is_alias and not isinstance(member, griffe.Module | griffe.Class) and member.docstring:
                 member.docstring.value = rewritten(member.docstring.value)
+
+
+def _described(parent: griffe.Class, member: griffe.Object) -> griffe.Docstring | None:
+    """What the class says of an attribute, among its own or its arguments: ``name: …``."""
+    if not member.is_attribute or parent.docstring is None:
+        return None
+    found = re.search(rf"^ *`*{member.name}`*: (.*(?:\n\n?        .*)*)", parent.docstring.value, re.MULTILINE)
+    return found and griffe.Docstring(" ".join(found[1].split()), parent=member)
 
 
 def _overridden(parent: griffe.Class, member: griffe.Object) -> griffe.Docstring | None:
@@ -50,9 +60,19 @@ def _add(function: griffe.Object, said: griffe.Docstring | None) -> None:
         function.docstring.value += f"\n\n{said.value}"
 
 
+def _without_any(function: griffe.Function) -> None:
+    """ "Any" says nothing; the docstring does."""
+    for parameter in function.parameters:
+        if str(parameter.annotation) == "Any":
+            parameter.annotation = None
+    if str(function.returns) == "Any":
+        function.returns = None
+
+
 def rewritten(text: str) -> str:
     """Markdown of a docstring."""
     text = _FORMULA.sub(_mathml, text + "\n")
+    text = re.sub(r"::(?=\n\n +\S)", ":", text)
     return _ROLE.sub(lambda role: f"`{role[1].lstrip('~')}`", text)
 
 

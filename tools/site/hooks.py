@@ -1,14 +1,21 @@
-"""What mkdocs.yml can't say: the pages' tables scroll, and the command line's page shows what --help prints."""
+"""What mkdocs.yml can't say: --help on the command line's page, and that the reference has every public name."""
 
 import contextlib
 import io
+import logging
 import re
+import zlib
+from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("mkdocs.hooks")
+ROOT = Path(__file__).parents[2]
+PUBLIC_NAMES = ROOT / "tests/tftoolkit/public_names.txt"
 _HELP = re.compile(r"^<!-- tftoolkit (.*?) ?--help -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts what a command's --help prints in the place of the comment that names it."""
     return _HELP.sub(lambda found: f"```text\n{_help(found[1].split())}```", markdown)
 
 
@@ -19,3 +26,19 @@ def _help(command: list[str]) -> str:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         cli.run([*command, "--help"])
     return printed.getvalue()
+
+
+def on_post_build(config: Any) -> None:
+    """Warns, which ends a strict build, of public names that no page describes."""
+    text = (Path(config.site_dir) / "objects.inv").read_bytes().partition(b"zlib.\n")[2]
+    described = {line.split(" ")[0] for line in zlib.decompress(text).decode().splitlines()}
+    for name in re.findall(r"^[\w.]+", PUBLIC_NAMES.read_text(), re.MULTILINE):
+        is_module = any(place.startswith(f"tftoolkit.{name}.") for place in described)
+        if not is_module and not any(place in described for place in _places(name)):
+            log.warning("no page of docs/reference describes %s, or it has no docstring", name)
+
+
+def _places(name: str) -> tuple[str, ...]:
+    """Where a name may stand: as it is, or, of a function in a module of its name, there."""
+    last = name.rpartition(".")[2]
+    return f"tftoolkit.{name}", f"tftoolkit.{name}.{last}", f"tftoolkit.{name}.browser_page.{last}"
