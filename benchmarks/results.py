@@ -25,7 +25,7 @@ _TORCH_LOAD = {"torch load_inline, pybind11": "PyTorch", "torch load_inline, TOR
 _PLAIN = {"plain, graph": "TensorFlow", "plain, XLA": "TensorFlow, XLA"}
 _TF_TORCH = {"TensorFlow, graph": "TensorFlow", "TensorFlow, XLA": "TensorFlow, XLA", "PyTorch": "PyTorch"}
 _LOOPS = {
-    "plain graph": "a loop over `tf.function`", "plain xla": "the same, XLA", "Keras fit": "Keras `fit`",
+    "plain graph": "plain `tf.function`", "plain xla": "plain XLA", "Keras fit": "Keras `fit`",
     "PyTorch eager": "PyTorch", "PyTorch compile": "PyTorch, compiled",
 }  # fmt: skip
 _LOADERS = {
@@ -61,18 +61,19 @@ class Headline:
         others = {variant: float(row["value"]) for variant, row in mine.items() if variant in self.rivals}
         best = (max if more_is_better else min)(others, key=others.__getitem__)
         times = value / others[best] if more_is_better else others[best] / value
-        verdict = f"{times:.2g} ×" if times >= 1.1 else "even" if times > 1 / 1.1 else f"**lost**, {times:.2g} ×"
-        rival = f"{_rounded(others[best])} {unit}, {self.rivals[best]}"
-        return f"| {self.what} | {_rounded(value)} {unit} | {rival} | {verdict} |"
+        verdict = f"{times:.2g} ×" if times >= 1.1 else "even" if times > 1 / 1.1 else f"**lost**, {1 / times:.2g} ×"
+        cells = f"{_rounded(value)} {unit}", f"{_rounded(others[best])} {unit}", verdict
+        ours, theirs, verdict = (cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
+        return f"| {self.what} | {ours} | {theirs}, {self.rivals[best]} | {verdict} |"
 
 
 HEADLINES = (
-    Headline("an own op, from its source to a result", "op_load", "cold, first result", "tftoolkit", _TORCH_LOAD),
-    Headline("an own op, one eager call", "op_load", "call", "tftoolkit", _TORCH_LOAD),
-    Headline("attention, 2,048 positions, both passes", "attention", "2048, causal, float32", "ours", _TF_TORCH),
-    Headline("attention, 8,192 positions, memory", "memory", "attention, causal, 1x8192x8x64", "ours", _TF_TORCH),
+    Headline("an op of your own, source to result", "op_load", "cold, first result", "tftoolkit", _TORCH_LOAD),
+    Headline("an op of your own, one eager call", "op_load", "call", "tftoolkit", _TORCH_LOAD),
+    Headline("attention, 2,048 positions", "attention", "2048, causal, float32", "ours", _TF_TORCH),
+    Headline("attention, 8,192 positions: memory", "memory", "attention, causal, 1x8192x8x64", "ours", _TF_TORCH),
     Headline(
-        "last layer and loss, 128,256 classes, memory", "memory", "linear + cross-entropy, 4096x512x128256", "ours",
+        "last layer and loss: memory", "memory", "linear + cross-entropy, 4096x512x128256", "ours",
         _TF_TORCH,
     ),
     Headline(
@@ -87,15 +88,15 @@ HEADLINES = (
         "AdamW, 8M float32 weights", "adamw", "float32, 8x1024x1024", "ours, XLA",
         {**_PLAIN, "PyTorch, fused": "PyTorch, fused", "PyTorch, foreach": "PyTorch"},
     ),
-    Headline("training a small MLP, one step", "runners", "mlp", "Trainer", _LOOPS),
-    Headline("training a transformer, one step", "runners", "transformer", "Trainer", _LOOPS),
-    Headline("training a CNN, one step", "runners", "cnn", "Trainer", _LOOPS),
+    Headline("a step of training: small MLP", "runners", "mlp", "Trainer", _LOOPS),
+    Headline("a step of training: transformer", "runners", "transformer", "Trainer", _LOOPS),
+    Headline("a step of training: CNN", "runners", "cnn", "Trainer", _LOOPS),
     Headline("JPEG files with RandAugment", "pipelines", "images speed", "tftoolkit", _LOADERS),
-    Headline("rows of CSV files, in random order", "pipelines", "csv speed", "tftoolkit", _LOADERS),
+    Headline("rows of CSV files, random order", "pipelines", "csv speed", "tftoolkit", _LOADERS),
     Headline("the same, time to the first batch", "pipelines", "csv start", "tftoolkit", _LOADERS),
     Headline(
-        "a checkpoint of 500 MB, checked and on the disk", "scale_checkpoints", "500 MB, save", "Checkpointer",
-        {"CheckpointManager": "`tf.train.CheckpointManager`, neither"},
+        "a checkpoint of 500 MB, checksummed", "scale_checkpoints", "500 MB, save", "Checkpointer",
+        {"CheckpointManager": "`CheckpointManager`, not"},
     ),
 )  # fmt: skip
 

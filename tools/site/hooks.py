@@ -1,4 +1,4 @@
-"""What mkdocs.yml can't say: --help on the command line's page, and that the reference has every public name."""
+"""What mkdocs.yml can't say: the README's tour as a page, what --help prints, a place for every public name."""
 
 import contextlib
 import io
@@ -8,14 +8,26 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File, Files
+
 log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
 PUBLIC_NAMES = ROOT / "tests/tftoolkit/public_names.txt"
 _HELP = re.compile(r"^<!-- tftoolkit (.*?) ?--help -->$", re.MULTILINE)
 
 
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the README's tour, which lies outside of the pages' folder."""
+    readme = (ROOT / "README.md").read_text()
+    tour = readme[readme.index("## Five minutes") : readme.index("## When not to use it")]
+    page = tour.replace("## ", "# ", 1).replace("](docs/", "](")
+    files.append(File.generated(config, "five_minutes.md", content=page))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts what a command's --help prints in the place of the comment that names it."""
+    markdown = markdown.replace("](../README.md#five-minutes)", "](five_minutes.md)")
     return _HELP.sub(lambda found: f"```text\n{_help(found[1].split())}```", markdown)
 
 
