@@ -96,7 +96,7 @@ HEADLINES = (
     Headline("the same, time to the first batch", "pipelines", "csv start", "tftoolkit", _LOADERS),
     Headline(
         "a checkpoint of 500 MB, checksummed", "scale_checkpoints", "500 MB, save", "Checkpointer",
-        {"CheckpointManager": "`CheckpointManager`, not"},
+        {"CheckpointManager": "`CheckpointManager`, without"},
     ),
 )  # fmt: skip
 
