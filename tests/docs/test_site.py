@@ -1,4 +1,4 @@
-"""The site as `make site` has built it: each page in a browser, on a desk and on a phone, without server and network."""
+"""The site as `make site` built it: each page in a browser, on a desk and on a phone, without server and network."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
