@@ -1,6 +1,8 @@
 """The wheel and the sdist hold the files that they should, and the wheel works from another folder."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import tftoolkit
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +72,35 @@ def test_a_python_is_found_by_its_version(release):
     asked = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
     assert asked.stdout.startswith(f"Python {here}.")
     assert release.find("3.2") is None
+
+
+def test_changelog_and_citation_are_of_this_version():
+    latest = re.search(r"^## (\S+) – (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert latest.groups() == (tftoolkit.__version__, citation["date-released"])
+    assert citation["version"] == tftoolkit.__version__
+
+
+def test_what_forges_and_editors_read_is_well_formed():
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        read = yaml.safe_load(form.read_text())
+        assert {"name", "description", "body"} <= read.keys()
+        names = [field["id"] for field in read["body"]]
+        assert len(set(names)) == len(names)
+        for field in read["body"]:
+            assert field["type"] == "textarea" or all(isinstance(one, str) for one in field["attributes"]["options"])
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).exists()
+    needed = re.findall(r"need\+=\((.*?)\)", (ROOT / ".ci/run").read_text())
+    installed = (ROOT / ".devcontainer/Dockerfile").read_text().split()
+    assert not set(" ".join(needed).split()) - set(installed), "what CI installs"
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)) == targets
 
 
 @pytest.mark.slow
