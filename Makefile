@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: help demo test test-slow test-all lint format types docs bench bazel sanitize release clean compile_commands.json
+.PHONY: help demo test test-slow test-all lint format types docs notebooks bench bazel sanitize release clean compile_commands.json
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[^#\t].*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ types: $(VENV)/.dev  ## mypy
 
 docs: $(VENV)/.dev  ## draw the picture of the packages from their imports
 	$(BIN)/python tools/architecture/run.py
+
+notebooks: $(VENV)/.dev $(VENV)/.ops  ## run docs/notebooks and write what they show into them
+	$(BIN)/python tools/notebooks/run.py
 
 bench: $(VENV)/.dev $(VENV)/.ops  ## all benchmarks: an idle machine and hours
 	for script in $(filter-out %/results.py %/other_process.py %_torch.py %_work.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
