@@ -41,7 +41,7 @@ def test_outputs_are_there_and_are_nobodys_in_particular(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, load_module, tmp_path):
-    """A cell that fails raises; what the cells promise in words is asserted in them. Streams are as in the stored one."""
+    """A cell that fails raises; what the words promise is asserted in the cells."""
     fresh = load_module(ROOT / "tools/notebooks/run.py").executed(path, tmp_path)
     stored = json.loads(path.read_text())
     kinds = [
@@ -56,3 +56,17 @@ def test_it_runs(path, load_module, tmp_path):
             (last,) = [line for line in text_of(output).splitlines() if line.startswith("step ")][-1:]
             assert "\r" not in text_of(output)
             assert "ETA 0:00" in last
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_page_has_all_that_was_shown(path, load_module):
+    page = load_module(ROOT / "tools/site/notebooks.py").page(path)
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        assert "".join(cell["source"]) in page
+    for _, output in shown(notebook):
+        if output.get("name") == "stdout":
+            assert "".join(output["text"]).rstrip() in page
+    images = [output for _, output in shown(notebook) if output.get("data", {}).keys() & {"image/png", "image/svg+xml"}]
+    assert page.count("(data:image/png") + page.count("<svg") == len(images)
+    assert page.startswith("# ")
