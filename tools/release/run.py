@@ -114,8 +114,9 @@ def try_out(python: Path, wheel: Path, folder: Path) -> None:
     inside = folder / "env/bin/python"
     install = _installer()
     environment = install.uv_environment(install.pip_settings())
-    uv = Path(sys.executable).with_name("uv")  # tools/install.py has put it there
-    run([uv, "pip", "install", "--quiet", "--python", inside, f"{wheel}[export]"], env=environment)
+    uv = Path(sys.executable).with_name("uv")  # put there by tools/install.py, unless pip is set up in its own way
+    installer = [uv, "pip", "install", "--python", inside] if uv.exists() else [inside, "-m", "pip", "install"]
+    run([*installer, "--quiet", f"{wheel}[export]"], env=environment)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TFTOOLKIT"))}
     clean |= {"TFTOOLKIT_CACHE_DIR": str(folder / "cache"), "TF_CPP_MIN_LOG_LEVEL": "2"}
     run([inside, ROOT / "tools/release/tour.py", ROOT / "README.md"], env=clean, cwd=empty)
