@@ -1,14 +1,18 @@
-"""What mkdocs.yml can't say: the README's tour as a page, what --help prints, a place for every public name."""
+"""What mkdocs.yml can't say: pages from the README and notebooks, what --help prints, a place for every public name."""
 
 import contextlib
 import io
 import logging
 import re
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads hooks by their paths
+import notebooks
 
 log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
@@ -17,11 +21,13 @@ _HELP = re.compile(r"^<!-- tftoolkit (.*?) ?--help -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the README's tour, which lies outside of the pages' folder."""
+    """Adds what is a page on the site alone: the README's tour, and the notebooks as they ran."""
     readme = (ROOT / "README.md").read_text()
     tour = readme[readme.index("## Five minutes") : readme.index("## When not to use it")]
     page = tour.replace("## ", "# ", 1).replace("](docs/", "](")
     files.append(File.generated(config, "five_minutes.md", content=page))
+    for notebook in sorted(notebooks.FOLDER.glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=notebooks.page(notebook)))
     return files
 
 
