@@ -34,6 +34,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds without a request, after which a connection's thread ends
 
+    server: http.server.ThreadingHTTPServer
+
     def __init__(self, folder: Path, known: dict[str, Path], *arguments: Any) -> None:
         self._folder = folder
         self._known = known  # all connections': what was found when the list was asked for last
@@ -41,7 +43,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # A page of somebody else whose name is made to lead here (DNS rebinding) asks under that name.
-        port = self.server.server_address[1]
+        port = self.server.server_port
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"not for this name\n", "text/plain")
             return
@@ -65,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {"folder": str(self._folder), "runs": found}
 
     def _metrics(self, query: dict[str, str]) -> Any:
-        """``run``: a name from ``/runs``, which alone says what may be read; ``offset``, ``mark``: of the part before."""
+        """``run``: a name from ``/runs``, so nothing else can be read; ``offset``, ``mark``: of the part before."""
         place = self._known[query["run"]]
         numbers = [int(query.get(name, "0")) for name in ("offset", "mark")]
         if min(numbers) < 0:

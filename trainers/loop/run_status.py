@@ -18,10 +18,11 @@ FILE = "status.json"
 class RunStatus:
     """Writes ``status.json`` when a run begins or goes on, and how it was left; a context manager.
 
-    An object of ``state`` ("running", "finished", "interrupted", "diverged" or "failed"), ``steps`` (how many to reach),
-    ``from_step`` and ``since`` (where and when, in seconds since 1970, this process began), ``best`` (metric and mode, or
-    null) and, after a failure, ``error``. A process that is killed leaves "running"; that nobody holds the folder's lock
-    then tells them apart (:func:`tftoolkit.trainers.checkpoints.run_lock.is_locked`). The trainer itself never reads it.
+    An object of ``state`` ("running", "finished", "interrupted", "diverged" or "failed"), ``steps`` (how many to
+    reach), ``from_step`` and ``since`` (where and when, in seconds since 1970, this process began), ``best`` (metric
+    and mode, or null) and, after a failure, ``error``. A process that is killed leaves "running"; that nobody holds the
+    folder's lock then tells the two apart (:func:`tftoolkit.trainers.checkpoints.run_lock.is_locked`). The trainer
+    itself never reads the file.
 
     Args:
         directory: the run folder.

@@ -53,10 +53,10 @@ class Trainer:
             if SIGINT or SIGTERM came:   leave
         event "end"
 
-    A run folder holds ``checkpoints/``, ``metrics.jsonl``, ``status.json`` and ``tensorboard/``. Running a finished run again does
-    nothing; with a larger ``steps`` it goes on. SIGTERM ends the running call of the runner (about a second) or
-    evaluation, saves, and raises :class:`TrainingTerminated`, which ends the process with exit code 75; SIGINT raises
-    KeyboardInterrupt.
+    A run folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, for onlookers, ``status.json``.
+    Running a finished run again does nothing; with a larger ``steps`` it goes on. SIGTERM ends the running call of the
+    runner (about a second) or evaluation, saves, and raises :class:`TrainingTerminated`, which ends the process with
+    exit code 75; SIGINT raises KeyboardInterrupt.
 
     Exactly the same result needs: a step that draws only from its key, hooks that only look, and the same machine,
     TensorFlow and number of threads. TensorFlow's CPU operations are then deterministic; on a GPU call

@@ -1,6 +1,6 @@
 // One metric of several runs over steps: curves, the values under the cursor, and a table of them.
 
-const LEFT = 56, RIGHT = 10, TOP = 8, BOTTOM = 24;
+const LEFT = 56, RIGHT = 20, TOP = 8, BOTTOM = 24;
 const ROWS = 20;  // of the table
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -48,6 +48,12 @@ function ticks(low, high, count) {
   return found;
 }
 
+/** Likewise, for a logarithmic axis: powers of ten, or what lies between them. */
+function logTicks(low, high) {
+  const decades = ticks(Math.log10(low), Math.log10(high), 5).filter(Number.isInteger).map((power) => 10 ** power);
+  return decades.length > 1 ? decades : ticks(low, high, 5);
+}
+
 /** The place of the last of the sorted steps that isn't behind `step`; the first if all are. */
 function placeOf(steps, step) {
   let low = 0, high = steps.length;
@@ -65,12 +71,13 @@ export class Chart {
     this.step = null;  // where the cursor is
     this.svg = draw("svg", {tabindex: "0", role: "img"});
     this.legend = make("ul", {class: "legend"});
-    this.at = make("p", {class: "at", "aria-live": "polite"});
+    this.at = make("p", {class: "at"});
+    this.spoken = make("p", {class: "spoken", "aria-live": "polite"});  // what the legend shows while keys are used
     this.table = make("table");
     this.details = make("details", {}, make("summary", {}, `Values of ${metric} as a table`),
       make("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": `Values of ${metric}`}, this.table));
     this.element = make("section", {class: "card chart", "aria-label": metric},
-      make("h2", {}, metric), this.svg, this.at, this.legend, this.details);
+      make("h2", {}, metric), this.svg, this.at, this.spoken, this.legend, this.details);
     this.metric = metric;
     this.svg.addEventListener("pointermove", (event) => this.point(this.stepAt(event.offsetX)));
     this.svg.addEventListener("pointerleave", () => this.point(null));
@@ -85,6 +92,8 @@ export class Chart {
     this.series = series.map((one) => ({
       ...one, shown: one.kind === "train" && options.smoothing > 0 ? smooth(one.values, options.smoothing) : one.values,
     }));
+    this.ends = new Map();  // of runs, whatever their last line is of
+    for (const {run, steps} of this.series) this.ends.set(run, Math.max(this.ends.get(run) ?? 0, steps.at(-1)));
     this.steps = [...new Set(this.series.flatMap((one) => one.steps))].sort((a, b) => a - b);
     this.redraw();
     this.fillTable();
@@ -110,6 +119,8 @@ export class Chart {
     if (place === undefined) return;
     event.preventDefault();
     this.point(this.steps[Math.min(last, Math.max(0, place))]);
+    this.spoken.textContent = [this.at.textContent, ...this.series.map(
+      (one, index) => `${one.run}, ${one.kind}: ${written(this.under[index])}`)].join("; ");
   }
 
   point(step) {
@@ -154,16 +165,12 @@ export class Chart {
 
   axes(bottom, top, log) {
     const parts = [];
-    const decades = log && top - bottom >= 1;
-    const levels = decades ? ticks(bottom, top, 5).filter(Number.isInteger) : ticks(bottom, top, 5);
-    for (const level of levels) {
-      const value = log ? 10 ** level : level;
+    for (const value of log ? logTicks(10 ** bottom, 10 ** top) : ticks(bottom, top, 5)) {
       const y = this.y(value);
-      if (y === null) { if (log || level !== 0) continue; }
       parts.push(draw("line", {class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y, y2: y}),
         draw("text", {x: LEFT - 6, y: y + 4, "text-anchor": "end"}, number(Number(value.toPrecision(6)))));
     }
-    for (const step of ticks(...this.range, Math.max(2, this.width / 110)).filter(Number.isInteger)) {
+    for (const step of ticks(...this.range, Math.max(3, this.width / 110)).filter(Number.isInteger)) {
       parts.push(draw("text", {x: this.x(step), y: this.height - 6, "text-anchor": "middle"}, number(step)));
     }
     return parts;
@@ -202,29 +209,31 @@ export class Chart {
 
   drawCursor() {
     const {step} = this;
-    const values = this.series.map((one) => {
-      if (!one.steps.length) return null;
-      const place = step === null ? one.steps.length - 1 : placeOf(one.steps, step);
-      return step !== null && one.steps[place] > step ? null : {step: one.steps[place], value: one.shown[place]};
+    this.under = this.series.map((one) => {
+      if (step === null) return {step: one.steps.at(-1), value: one.shown.at(-1)};
+      const place = placeOf(one.steps, step);
+      return one.steps[place] > step || this.ends.get(one.run) < step ? null
+        : {step: one.steps[place], value: one.shown[place]};
     });
-    this.at.textContent = step === null ? "Latest values; arrow keys or the pointer move along the curve"
-      : `At step ${step}`;
+    this.at.textContent = step === null ? "Latest values" : `At step ${step}`;
     this.legend.replaceChildren(...this.series.map((one, index) => make("li", {class: one.colour},
       draw("svg", {viewBox: "0 0 26 8", "aria-hidden": "true"}, draw("line", {class: `curve ${one.kind}`, x1: 0, x2: 26, y1: 4, y2: 4})),
       make("span", {class: "name"}, `${one.run}, ${one.kind}${lost(one)}`),
-      make("span", {class: "value"}, values[index] ? (values[index].value === null ? "not finite" : number(values[index].value)) : "–"))));
+      make("span", {class: "value"}, written(this.under[index])))));
     if (!this.marks) return;
     this.marks.replaceChildren();
     if (step === null) return;
     this.marks.append(draw("line", {class: "cursor", x1: this.x(step), x2: this.x(step), y1: TOP, y2: this.height - BOTTOM}));
     this.series.forEach((one, index) => {
-      const y = values[index] && this.y(values[index].value);
-      if (y !== null) this.marks.append(draw("g", {class: one.colour}, draw("circle", {class: "dot", cx: this.x(values[index].step), cy: y, r: 4})));
+      const under = this.under[index];
+      const y = under && this.y(under.value);
+      if (y === null) return;
+      this.marks.append(draw("g", {class: one.colour}, draw("circle", {class: "dot", cx: this.x(under.step), cy: y, r: 4})));
     });
   }
 
   summary() {
-    const parts = this.series.filter((one) => one.steps.length).map((one) => {
+    const parts = this.series.map((one) => {
       const finite = one.shown.filter((value) => value !== null);
       if (!finite.length) return `${one.run}, ${one.kind}: no finite value`;
       const [least, most] = finite.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
@@ -247,6 +256,11 @@ export class Chart {
     })));
     this.table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
   }
+}
+
+function written(under) {
+  if (under === null) return "–";
+  return under.value === null ? "not finite" : number(under.value);
 }
 
 function lost(one) {

@@ -29,7 +29,7 @@ async function ask() {
   document.title = `Runs in ${folder}`;
   note(runs);
   if (!begun) {
-    for (const run of newest(runs)) choose(run.name);
+    for (const name of newest(runs)) choose(name);
     begun = true;
   }
   const changed = await Promise.all([...chosen].map(([name, run]) => more(name, run)));
@@ -40,7 +40,7 @@ async function ask() {
 
 function newest(runs) {
   const rank = (run) => (run.state === "running" ? 0 : 1e12) + (run.age ?? 1e11);
-  return [...runs].sort((a, b) => rank(a) - rank(b)).slice(0, CHOSEN);
+  return [...runs].sort((a, b) => rank(a) - rank(b)).slice(0, CHOSEN).map((run) => run.name).sort();
 }
 
 /** Reads what a run has written since; tells whether it has. */
