@@ -185,7 +185,8 @@ class Skipping:
         if blamed and count > self._max_share * self._examples:
             raise SourceError(
                 f"{count} of {self._examples} examples cannot be read, more than max_skipped={self._max_share:g} "
-                f"allows. The last one: {list(blamed.values())[-1]}"
+                f"allows. The last one: {list(blamed.values())[-1]}",
+                code="source-too-many-bad",
             )
 
 

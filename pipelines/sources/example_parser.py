@@ -129,7 +129,7 @@ def _refuse_what_is_no_example(records: tf.Tensor, names: tf.Tensor) -> tf.Opera
             try:
                 tf.train.Example.FromString(content)
             except Exception as error:  # google.protobuf.message.DecodeError
-                raise SourceError(f"{name.decode()}: it is no tf.train.Example") from error
+                raise SourceError(f"{name.decode()}: it is no tf.train.Example", code="source-damaged") from error
 
     return _if_any(suspicious, names, check, records)
 

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 
-class RunFolderError(RuntimeError):
+
+class RunFolderError(CodedError, RuntimeError):
     """The folder cannot be used for this run; nothing in it was changed."""
+
+    error_code = "run-folder"
 
 
 def claim(directory: Path, settings: Mapping[str, Any], recipe: str | None = None) -> None:
@@ -43,7 +47,8 @@ def claim(directory: Path, settings: Mapping[str, Any], recipe: str | None = Non
     if differences:
         raise RunFolderError(
             f"the run folder {directory} was begun with other settings ({'; '.join(differences)}). "
-            "Use the same ones, or name another folder with --directory."
+            "Use the same ones, or name another folder with --directory.",
+            code="run-folder-settings",
         )
 
 

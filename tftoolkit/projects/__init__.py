@@ -8,13 +8,16 @@ import keyword
 import re
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers import recipes
 
 _RECIPES, _JOBS, _MODELS = "tftoolkit.trainers.recipes", "tftoolkit.jobs", "tftoolkit.models"
 
 
-class ProjectError(ValueError):
+class ProjectError(CodedError, ValueError):
     """The project cannot be made; nothing was written."""
+
+    error_code = "project"
 
 
 def make(name: str, recipe: str, folder: Path) -> list[Path]:

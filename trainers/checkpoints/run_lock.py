@@ -5,11 +5,15 @@ import os
 import time
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
+
 _PATIENCE = 0.2  # seconds: those who only look (`is_locked`) hold the lock for a moment
 
 
-class RunLockedError(RuntimeError):
+class RunLockedError(CodedError, RuntimeError):
     """Another process (or another trainer in this one) is writing to the folder."""
+
+    error_code = "run-locked"
 
 
 class RunLock:
