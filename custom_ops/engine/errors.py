@@ -23,6 +23,11 @@ class CodedError(Exception):
         if given := handed_on[1] if handed_on else code:
             self.error_code = given
 
+    @property
+    def plain(self) -> str:
+        """The message without its ending, for lists and for longer messages."""
+        return _ENDING.sub("", str(self))
+
     def __str__(self) -> str:
         text = super().__str__()
         return text if _ENDING.search(text) else f"{text} [tftoolkit: {PAGE}#{self.error_code}]"

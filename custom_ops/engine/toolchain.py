@@ -44,7 +44,8 @@ def cxx() -> Compiler:
             return Compiler((path, *others), _first_line([path, *others, "--version"]))
     looked = f"$CXX={wanted}" if wanted else "g++, c++ and clang++"
     raise BuildError(
-        f"no C++ compiler found (looked for {looked}). Install one, on Debian: apt install g++; or set CXX to its path.",
+        f"no C++ compiler found (looked for {looked}). Install one, on Debian: apt install g++; or set CXX to its "
+        "path.",
         code="op-tools",
     )
 
