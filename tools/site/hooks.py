@@ -11,6 +11,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from tftoolkit import cli
+
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads hooks by their paths
 import notebooks
 
@@ -34,12 +36,13 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts what a command's --help prints in the place of the comment that names it."""
     markdown = markdown.replace("](../README.md#five-minutes)", "](five_minutes.md)")
+    if commands := set(filter(None, _HELP.findall(markdown))):
+        for missing in cli.COMMANDS.keys() - commands:
+            log.warning("no section of docs/reference/command_line.md shows tftoolkit %s --help", missing)
     return _HELP.sub(lambda found: f"```text\n{_help(found[1].split())}```", markdown)
 
 
 def _help(command: list[str]) -> str:
-    from tftoolkit import cli
-
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         cli.run([*command, "--help"])
