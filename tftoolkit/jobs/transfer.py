@@ -50,7 +50,7 @@ class Transfer(ImageClassification):
         self.names = models.torch_names(config.model.name)
         if not self.weights.exists():
             model = self._trained("pretraining", self._pictures("train", old, turned=True), config.pretraining)
-            trainers.save_weights(self.weights, model, names=self.names)
+            trainers.save_weights(model, self.weights, names=self.names)
         results = self.directory / "scratch.json"
         if not results.exists():
             model = self._trained("scratch", self.few, config.scratch)
@@ -103,7 +103,7 @@ class Transfer(ImageClassification):
     def step(self) -> trainers.Step:
         config = self.config
         self.model = self._model(config.classes)
-        report = trainers.load_weights(self.weights, self.model, names=self.names, partial=True)
+        report = trainers.load_weights(self.model, self.weights, names=self.names, partial=True)
         print(f"{self.weights.name}: {report}")
         update = trainers.Update(
             self.model,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from tftoolkit.models.dense_network import DenseNetwork
 
 
 class TabularNetwork(tf.Module):
@@ -38,13 +39,8 @@ class TabularNetwork(tf.Module):
         self.embeddings = [
             tf.Variable(0.1 * rng.standard_normal([size, embedding]), dtype=tf.float32) for size in vocabularies
         ]
-        widths = [numbers + embedding * len(vocabularies), *hidden, outputs]
-        self.kernels = [
-            tf.Variable(rng.standard_normal([rows, columns]) * (2 / rows) ** 0.5, dtype=tf.float32)
-            for rows, columns in itertools.pairwise(widths)
-        ]
-        self.biases = [tf.Variable(tf.zeros(width)) for width in widths[1:]]
-        self.dropout = dropout
+        width = numbers + embedding * len(vocabularies)
+        self.layers = DenseNetwork(width, *hidden, outputs, dropout=dropout, seed=seed)
 
     def __call__(self, numbers: tf.Tensor, categories: tf.Tensor, key: tf.Tensor | None = None) -> tf.Tensor:
         """float32 [batch, outputs].
@@ -55,9 +51,4 @@ class TabularNetwork(tf.Module):
           key: int32[2], the seed of the dropout in training; None: no dropout.
         """
         parts = [tf.gather(table, categories[:, i]) for i, table in enumerate(self.embeddings)]
-        x = tf.concat([numbers, *parts], axis=1)
-        for i, (kernel, bias) in enumerate(zip(self.kernels[:-1], self.biases[:-1], strict=True)):
-            x = tf.nn.relu(x @ kernel + bias)
-            if key is not None and self.dropout:
-                x = tf.nn.experimental.stateless_dropout(x, self.dropout, tf.random.fold_in(key, i))
-        return x @ self.kernels[-1] + self.biases[-1]
+        return self.layers(tf.concat([numbers, *parts], axis=1), key)

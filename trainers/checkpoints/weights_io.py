@@ -50,7 +50,7 @@ class LoadReport:
         return "\n  ".join(lines)
 
 
-def save_weights(path: str | os.PathLike[str], model: Any, *, names: WeightNames | None = None) -> None:
+def save_weights(model: Any, path: str | os.PathLike[str], *, names: WeightNames | None = None) -> None:
     """Write all variables of ``model`` (tf.Module or Keras) under their stable names.
 
     The file appears at once or not at all.
@@ -78,8 +78,8 @@ def save_weights(path: str | os.PathLike[str], model: Any, *, names: WeightNames
 
 
 def load_weights(
-    path: str | os.PathLike[str],
     model: Any,
+    path: str | os.PathLike[str],
     *,
     names: WeightNames | None = None,
     rename: Mapping[str, str] | None = None,

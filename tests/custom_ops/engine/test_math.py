@@ -13,7 +13,7 @@ SOURCE = """
 #include "tftoolkit/math.h"
 #include "tftoolkit/simd.h"
 
-enum { kExp, kWideExp, kWideLog, kSigmoid, kBelow, kDensity, kSine, kCosine };
+enum { kExp, kWideExp, kWideLog, kLogistic, kRest, kBelow, kDensity, kSine, kCosine };
 
 template <typename Function>
 TK_INLINE void Map(const double* x, double* y, int64_t n, const Function& function) {
@@ -29,7 +29,8 @@ TK_INLINE void Map(const double* x, double* y, int64_t n, const Function& functi
     MAP(kExp, Exp(static_cast<float>(v)))                                 \\
     MAP(kWideExp, WideExp(v))                                             \\
     MAP(kWideLog, WideLog(v))                                             \\
-    MAP(kSigmoid, Sigmoid(static_cast<float>(v)))                         \\
+    MAP(kLogistic, Logistic(static_cast<float>(v)).value)                 \\
+    MAP(kRest, Logistic(static_cast<float>(v)).rest)                      \\
     MAP(kBelow, StandardNormal(static_cast<float>(v)).below)              \\
     MAP(kDensity, StandardNormal(static_cast<float>(v)).density)          \\
     MAP(kSine, SinCos(v).sine)                                            \\
@@ -51,7 +52,7 @@ XLA_FFI_DEFINE_HANDLER(ElementaryCpu, Elementary,
 TK_OP(Elementary, "(x: f64[n], *, which: i64, fused: bool) -> (y: f64[n])");
 TK_KERNEL(Elementary, CPU, ElementaryCpu);
 """
-NAMES = ("exp", "wide_exp", "wide_log", "sigmoid", "below", "density", "sine", "cosine")
+NAMES = ("exp", "wide_exp", "wide_log", "logistic", "rest", "below", "density", "sine", "cosine")
 FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
@@ -66,7 +67,8 @@ def evaluate():
     ("name", "exact", "low", "high", "ulp"),
     [
         ("exp", np.exp, -87.3, 88.7, 2),
-        ("sigmoid", special.expit, -87.0, 100.0, 3),
+        ("logistic", special.expit, -87.0, 100.0, 3),
+        ("rest", lambda x: special.expit(-x), -100.0, 87.0, 3),
         ("below", special.ndtr, -12.8, 8.0, 8),
         ("density", lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi), -12.8, 12.8, 8),
     ],
@@ -103,10 +105,11 @@ def test_sines_and_cosines_of_large_angles(evaluate, largest, allowed, fused):
 
 @FUSED
 def test_infinities_and_nan(evaluate, fused):
-    ends = {"exp": (0, np.inf), "sigmoid": (0, 1), "below": (0, 1), "density": (0, 0)}
+    ends = {"exp": (0, np.inf), "logistic": (0, 1), "rest": (1, 0), "below": (0, 1), "density": (0, 0)}
     for name, (left, right) in ends.items():
         found = evaluate(name, [-np.inf, -1e30, -200, 200, 1e30, np.inf, np.nan], fused)
-        np.testing.assert_array_equal(found, [left] * 3 + [right] * 3 + [np.nan])
+        np.testing.assert_array_equal(found[:6], [left] * 3 + [right] * 3)
+        assert np.isfinite(found[6]) if name in ("logistic", "rest") else np.isnan(found[6])
     for name in ("sine", "cosine"):
         assert np.isnan(evaluate(name, [np.nan, np.inf], fused)).all()
 

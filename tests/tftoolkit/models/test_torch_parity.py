@@ -197,7 +197,7 @@ def pair(request, tmp_path_factory):
     case = CASES[request.param]
     theirs, ours = case.theirs(), case.ours()
     path = saved(tmp_path_factory.mktemp("weights") / "model.safetensors", theirs.state_dict())
-    return case, theirs, ours, trainers.load_weights(path, ours, names=models.torch_names(case.names))
+    return case, theirs, ours, trainers.load_weights(ours, path, names=models.torch_names(case.names))
 
 
 def test_values(pair):
@@ -223,7 +223,7 @@ def test_gradients(pair, tmp_path):
     gradients = {name: value.grad for name, value in theirs.named_parameters()}
     holder = case.ours()
     names = models.torch_names(case.names)
-    trainers.load_weights(saved(tmp_path / "g.safetensors", gradients), holder, names=names, partial=True)
+    trainers.load_weights(holder, saved(tmp_path / "g.safetensors", gradients), names=names, partial=True)
     expected = named_variables(holder)
     weights = {name: value for name, value in named_variables(ours).items() if value.trainable}
     with tf.GradientTape() as tape:
@@ -242,11 +242,11 @@ def test_batch_norm_in_training(name, tmp_path):
     case, names = CASES[name], models.torch_names("resnet")
     theirs, ours, after = case.theirs().train(), case.ours(), case.ours()
     images = np.random.default_rng(2).standard_normal([4, 64, 64, 3]).astype(np.float32)
-    trainers.load_weights(saved(tmp_path / "a.safetensors", theirs.state_dict()), ours, names=names)
+    trainers.load_weights(ours, saved(tmp_path / "a.safetensors", theirs.state_dict()), names=names)
     with torch.no_grad():
         expected = theirs(images_first(images))
     assert apart(ours(images, training=True), expected) <= BOUND
-    trainers.load_weights(saved(tmp_path / "b.safetensors", theirs.state_dict()), after, names=names)
+    trainers.load_weights(after, saved(tmp_path / "b.safetensors", theirs.state_dict()), names=names)
     for variable, value in named_variables(after).items():
         np.testing.assert_allclose(named_variables(ours)[variable], value, rtol=1e-4, atol=1e-5)
 
@@ -260,11 +260,11 @@ def test_what_save_pretrained_writes(case, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     assert len(set(json.loads(index.read_text())["weight_map"].values())) > 1
     names = models.torch_names(case.names)
-    assert not trainers.load_weights(index, ours, names=names).missing
+    assert not trainers.load_weights(ours, index, names=names).missing
     with torch.no_grad():
         assert apart(case.ours_out(ours)[0], case.theirs_out(theirs)[0]) <= BOUND
     theirs.base_model.save_pretrained(tmp_path / "inside")
-    report = trainers.load_weights(tmp_path / "inside/model.safetensors", case.ours(), names=names, partial=True)
+    report = trainers.load_weights(case.ours(), tmp_path / "inside/model.safetensors", names=names, partial=True)
     assert not report.unused
     assert set(report.missing) <= {"head/table", "head/kernel", "head/bias", "classifier/kernel", "classifier/bias"}
 
@@ -278,10 +278,10 @@ def test_the_way_back(case, tmp_path):
     if hasattr(theirs, "save_pretrained"):
         name = "vit-base-patch16-224" if case.names == "vit" else case.names
         theirs.config.save_pretrained(tmp_path)
-        trainers.save_weights(path, ours, names=models.torch_names(name))
+        trainers.save_weights(ours, path, names=models.torch_names(name))
         theirs = type(theirs).from_pretrained(tmp_path, attn_implementation="eager").eval()
     else:
-        trainers.save_weights(path, ours, names=models.torch_names(case.names))
+        trainers.save_weights(ours, path, names=models.torch_names(case.names))
         theirs.load_state_dict(safetensors_torch.load_file(path))
         theirs.eval()
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_half_precision(tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         ours = case.ours()
         state = {name: value.to(dtype) for name, value in theirs.state_dict().items()}
-        trainers.load_weights(saved(tmp_path / "w.safetensors", state), ours, names=models.torch_names("gpt2"))
+        trainers.load_weights(ours, saved(tmp_path / "w.safetensors", state), names=models.torch_names("gpt2"))
         np.testing.assert_array_equal(ours.embedding.table, state["transformer.wte.weight"].float().numpy())
 
 
@@ -303,11 +303,11 @@ def test_pickles_are_refused_with_a_command_that_works(tmp_path):
     case = CASES["gpt2"]
     torch.save(case.theirs().state_dict(), tmp_path / "model.bin")
     with pytest.raises(ValueError, match="is a pickle, which may run any code") as error:
-        trainers.load_weights(tmp_path / "model.bin", case.ours(), names=models.torch_names("gpt2"))
+        trainers.load_weights(case.ours(), tmp_path / "model.bin", names=models.torch_names("gpt2"))
     command = str(error.value).splitlines()[-1].strip()
     assert command.startswith("python -c ")
     subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
-    report = trainers.load_weights(tmp_path / "model.safetensors", case.ours(), names=models.torch_names("gpt2"))
+    report = trainers.load_weights(case.ours(), tmp_path / "model.safetensors", names=models.torch_names("gpt2"))
     assert not report.missing
 
 

@@ -37,15 +37,15 @@ def assert_same(model, expected):
 def written(tmp_path):
     """A GPT-2 in a file, and that file's tensors, to be written anew."""
     model, path = MAKE["gpt2"](seed=1), tmp_path / "model.safetensors"
-    trainers.save_weights(path, model, names=models.torch_names("gpt2"))
+    trainers.save_weights(model, path, names=models.torch_names("gpt2"))
     return model, path, load_file(path)
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_out_and_in_again(name, tmp_path):
     one, other, names = MAKE[name](seed=1), MAKE[name](seed=2), models.torch_names(name)
-    trainers.save_weights(tmp_path / "model.safetensors", one, names=names)
-    report = trainers.load_weights(tmp_path / "model.safetensors", other, names=names)
+    trainers.save_weights(one, tmp_path / "model.safetensors", names=names)
+    report = trainers.load_weights(other, tmp_path / "model.safetensors", names=names)
     assert_same(other, values(one))
     assert set(report.loaded) == set(values(one))
     assert report.reshaped
@@ -66,7 +66,7 @@ def test_all_names_of_torchvision_are_known():
 
 
 def test_shapes_are_those_of_torchvision(tmp_path):
-    trainers.save_weights(tmp_path / "m.safetensors", models.resnet18(), names=models.torch_names("resnet18"))
+    trainers.save_weights(models.resnet18(), tmp_path / "m.safetensors", names=models.torch_names("resnet18"))
     found = {name: list(array.shape) for name, array in load_file(tmp_path / "m.safetensors").items()}
     golden = {name: shape for name, shape in TORCHVISION["resnet18"].items() if "num_batches" not in name}
     assert found == golden
@@ -81,10 +81,10 @@ def test_prefixes_and_older_spellings(tmp_path, written):
     ):
         save_file({change(name): array for name, array in tensors.items()}, path)
         other = MAKE["gpt2"]()
-        trainers.load_weights(path, other, names=models.torch_names("gpt2"))
+        trainers.load_weights(other, path, names=models.torch_names("gpt2"))
         assert_same(other, values(model))
     bert, names = MAKE["bert"](seed=1), models.torch_names("bert")
-    trainers.save_weights(path, bert, names=names)
+    trainers.save_weights(bert, path, names=names)
     spelt = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     tensors = load_file(path)
     for new, old in spelt.items():
@@ -92,21 +92,21 @@ def test_prefixes_and_older_spellings(tmp_path, written):
     tensors["bert.embeddings.position_ids"] = np.arange(8)[None]
     save_file(tensors, path)
     other = MAKE["bert"]()
-    assert trainers.load_weights(path, other, names=names).ignored == ("bert.embeddings.position_ids",)
+    assert trainers.load_weights(other, path, names=names).ignored == ("bert.embeddings.position_ids",)
     assert_same(other, values(bert))
 
 
 def test_a_head_for_other_classes(tmp_path):
     """As for transfer learning: what fits is loaded, and the report says what became of the rest."""
     path, names = tmp_path / "model.safetensors", models.torch_names("resnet18")
-    trainers.save_weights(path, MAKE["resnet18"](seed=1), names=names)
+    trainers.save_weights(MAKE["resnet18"](seed=1), path, names=names)
     other = models.resnet18(classes=5, width=4)
     before = values(other)
     with pytest.raises(ValueError, match=r"partial=True loads what fits") as error:
-        trainers.load_weights(path, other, names=names)
+        trainers.load_weights(other, path, names=names)
     assert "differs: fc/kernel: float32[32, 3] in the file, float32[32, 5] here" in str(error.value)
     assert_same(other, before)
-    report = trainers.load_weights(path, other, names=names, partial=True)
+    report = trainers.load_weights(other, path, names=names, partial=True)
     assert sorted(report.differing) == ["fc/bias", "fc/kernel"]
     assert report.reshaped["conv1/kernel"] == "conv1.weight [4, 3, 7, 7] → [7, 7, 3, 4]"
     assert (report.missing, report.unused) == ((), ())
@@ -118,7 +118,7 @@ def test_weights_of_another_architecture(written):
         model = MAKE[name](seed=2)
         before = values(model)
         with pytest.raises(ValueError, match="doesn't fit the model") as error:
-            trainers.load_weights(path, model, names=models.torch_names(name))
+            trainers.load_weights(model, path, names=models.torch_names(name))
         assert_same(model, before)
         text = str(error.value)
         assert len(text.splitlines()) < 40
@@ -129,14 +129,14 @@ def test_weights_of_another_architecture(written):
             )
             assert "not in the model: transformer.h.0.attn.c_attn.bias (float32[48])" in text
     with pytest.raises(ValueError, match="nothing in"):
-        trainers.load_weights(path, MAKE["resnet18"](), names=models.torch_names("resnet18"), partial=True)
+        trainers.load_weights(MAKE["resnet18"](), path, names=models.torch_names("resnet18"), partial=True)
 
 
 def test_nearest_names(written):
     model, path, tensors = written
     save_file({name.replace("c_fc", "fc_in"): array for name, array in tensors.items()}, path)
     with pytest.raises(ValueError, match="missing") as error:
-        trainers.load_weights(path, model, names=models.torch_names("gpt2"))
+        trainers.load_weights(model, path, names=models.torch_names("gpt2"))
     assert (
         "missing in the file: blocks/0/mlp/up/kernel (float32[16, 64], sought as transformer.h.0.mlp.c_fc.weight; "
         "nearest in the file: transformer.h.0.mlp.fc_in.weight float32[16, 64]" in str(error.value)
@@ -147,9 +147,9 @@ def test_a_deeper_model_and_a_shallower_one(written):
     _, path, _ = written
     names = models.torch_names("gpt2")
     with pytest.raises(ValueError, match="missing in the file: blocks/2/"):
-        trainers.load_weights(path, models.Gpt2(20, **{**SIZES, "layers": 3}, context=8), names=names)
+        trainers.load_weights(models.Gpt2(20, **{**SIZES, "layers": 3}, context=8), path, names=names)
     with pytest.raises(ValueError, match=r"not in the model: transformer\.h\.1\."):
-        trainers.load_weights(path, models.Gpt2(20, **{**SIZES, "layers": 1}, context=8), names=names)
+        trainers.load_weights(models.Gpt2(20, **{**SIZES, "layers": 1}, context=8), path, names=names)
 
 
 def test_tensors_that_can_not_be_turned_or_divided(written):
@@ -159,13 +159,13 @@ def test_tensors_that_can_not_be_turned_or_divided(written):
     with pytest.raises(
         ValueError, match=r"blocks/0/attention/key/kernel: float32\[16, 47\] in the file, which can't be"
     ):
-        trainers.load_weights(path, model, names=models.torch_names("gpt2"))
+        trainers.load_weights(model, path, names=models.torch_names("gpt2"))
     llama, names = MAKE["llama"](), models.torch_names("llama")
-    trainers.save_weights(path, llama, names=names)
+    trainers.save_weights(llama, path, names=names)
     tensors = load_file(path) | {"model.layers.0.mlp.up_proj.weight": np.zeros([4], np.float32)}
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"blocks/0/mlp/up/kernel: float32\[4\] in the file, which should have 2 axes"):
-        trainers.load_weights(path, llama, names=names)
+        trainers.load_weights(llama, path, names=names)
 
 
 def test_tied_weights(written):
@@ -179,27 +179,27 @@ def test_tied_weights(written):
         others = {name: array for name, array in tensors.items() if name != "transformer.wte.weight"}
         save_file(others | given, path)
         other = MAKE["gpt2"]()
-        trainers.load_weights(path, other, names=names)
+        trainers.load_weights(other, path, names=names)
         assert_same(other, values(model))
     before = values(other)
     save_file(tensors | {"lm_head.weight": table + 1}, path)
     with pytest.raises(
         ValueError, match=r"transformer\.wte\.weight and lm_head\.weight differ in the file, but are one"
     ):
-        trainers.load_weights(path, other, names=names)
+        trainers.load_weights(other, path, names=names)
     assert_same(other, before)
     llama = models.torch_names("llama")
-    trainers.save_weights(path, MAKE["llama"](tied=True), names=llama)
+    trainers.save_weights(MAKE["llama"](tied=True), path, names=llama)
     with pytest.raises(
         ValueError, match=r"missing in the file: head/table \(float32\[20, 16\], sought as lm_head\.weight"
     ):
-        trainers.load_weights(path, MAKE["llama"](), names=llama)
+        trainers.load_weights(MAKE["llama"](), path, names=llama)
 
 
 def test_buffers_are_ignored(written):
     model, path, tensors = written
     save_file(tensors | {"transformer.h.0.attn.bias": np.ones([1, 1, 8, 8], bool)}, path)
-    report = trainers.load_weights(path, model, names=models.torch_names("gpt2"))
+    report = trainers.load_weights(model, path, names=models.torch_names("gpt2"))
     assert report.ignored == ("transformer.h.0.attn.bias",)
 
 
@@ -208,7 +208,7 @@ def test_half_precision_becomes_float32(written, dtype):
     _, path, tensors = written
     save_file({name: array.astype(dtype) for name, array in tensors.items()}, path)
     model = MAKE["gpt2"]()
-    trainers.load_weights(path, model, names=models.torch_names("gpt2"))
+    trainers.load_weights(model, path, names=models.torch_names("gpt2"))
     table = tensors["transformer.wte.weight"].astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(model.embedding.table, table)
 
@@ -224,14 +224,14 @@ def test_files_with_an_index(tmp_path, written):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     other = MAKE["gpt2"]()
-    trainers.load_weights(index, other, names=names)
+    trainers.load_weights(other, index, names=names)
     assert_same(other, values(model))
 
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"but model\.safetensors\.index\.json: the weights are in several files"
     ):
-        trainers.load_weights(tmp_path / "model.safetensors", other, names=names)
+        trainers.load_weights(other, tmp_path / "model.safetensors", names=names)
     for content, message in (
         ("[]", 'it must hold {"weight_map"'),
         ('{"weight_map": {"a": 3}}', 'it must hold {"weight_map"'),
@@ -243,19 +243,19 @@ def test_files_with_an_index(tmp_path, written):
         index.write_text(content)
         before = values(other)
         with pytest.raises(ValueError, match="can't be read") as error:
-            trainers.load_weights(index, other, names=names)
+            trainers.load_weights(other, index, names=names)
         assert message in str(error.value)
         assert_same(other, before)
     index.write_text(json.dumps({"weight_map": places}))
     (tmp_path / files[1]).write_bytes((tmp_path / files[1]).read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"can't be read: {files[1]}: "):
-        trainers.load_weights(index, other, names=names)
+        trainers.load_weights(other, index, names=names)
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".pth"])
 def test_pickles_are_refused(tmp_path, ending):
     with pytest.raises(ValueError, match="is a pickle, which may run any code") as error:
-        trainers.load_weights(tmp_path / f"model{ending}", MAKE["gpt2"](), names=models.torch_names("gpt2"))
+        trainers.load_weights(MAKE["gpt2"](), tmp_path / f"model{ending}", names=models.torch_names("gpt2"))
     assert "python -c 'import torch; from safetensors.torch import save_file" in str(error.value)
 
 
@@ -264,4 +264,4 @@ def test_what_has_no_name():
         models.torch_names("resnet19")
     names = trainers.WeightNames((trainers.WeightRule("fc/kernel", "fc.weight", axes=(1, 0)),))
     with pytest.raises(ValueError, match="there is no rule for bn1/beta"):
-        trainers.save_weights("model.safetensors", MAKE["resnet18"](), names=names)
+        trainers.save_weights(MAKE["resnet18"](), "model.safetensors", names=names)

@@ -38,8 +38,8 @@ def _values(model):
 def test_round_trip(tmp_path, ending):
     path = tmp_path / f"net.{ending}"
     model, other = Net(0), Net(1)
-    trainers.save_weights(path, model)
-    report = trainers.load_weights(path, other)
+    trainers.save_weights(model, path)
+    report = trainers.load_weights(other, path)
     assert set(report.loaded) == {"encoder/layers/0", "encoder/layers/1", "head", "file", "count"}
     assert (report.differing, report.missing, report.unused) == ({}, (), ())
     for name, value in _values(model).items():
@@ -51,8 +51,8 @@ def test_the_files_are_what_others_read(tmp_path):
     from safetensors.numpy import load_file
 
     model = Net()
-    trainers.save_weights(tmp_path / "net.npz", model)
-    trainers.save_weights(tmp_path / "net.safetensors", model)
+    trainers.save_weights(model, tmp_path / "net.npz")
+    trainers.save_weights(model, tmp_path / "net.safetensors")
     with np.load(tmp_path / "net.npz") as npz:
         for name, value in _values(model).items():
             np.testing.assert_array_equal(npz[name], value)
@@ -63,21 +63,21 @@ def test_the_files_are_what_others_read(tmp_path):
 def test_transfer_learning_reports_what_fitted(tmp_path, ending):
     path = tmp_path / f"net.{ending}"
     old, new = Net(0, classes=3), Net(1, classes=5, part="backbone")
-    trainers.save_weights(path, old)
+    trainers.save_weights(old, path)
     before = _values(new)
     with pytest.raises(ValueError, match=r"partial=True") as error:
-        trainers.load_weights(path, new, rename={"encoder/*": "backbone/*"})
+        trainers.load_weights(new, path, rename={"encoder/*": "backbone/*"})
     assert "differs: head: float32[4, 3] in the file, float32[4, 5] here" in str(error.value)
     for name, value in _values(new).items():
         np.testing.assert_array_equal(value, before[name])
 
-    report = trainers.load_weights(path, new, rename={"encoder/*": "backbone/*"}, partial=True)
+    report = trainers.load_weights(new, path, rename={"encoder/*": "backbone/*"}, partial=True)
     assert report.loaded == ("backbone/layers/0", "backbone/layers/1", "count", "file")
     assert list(report.differing) == ["head"]
     np.testing.assert_array_equal(new.backbone.layers[1], old.encoder.layers[1])
     np.testing.assert_array_equal(new.head, before["head"])
 
-    report = trainers.load_weights(path, new, partial=True)
+    report = trainers.load_weights(new, path, partial=True)
     assert report.missing == ("backbone/layers/0", "backbone/layers/1")
     assert report.unused == ("encoder/layers/0", "encoder/layers/1")
     assert "not in the model: encoder/layers/0" in str(report)
@@ -89,14 +89,14 @@ def test_renaming_keeps_what_the_stars_stood_for(tmp_path):
     model = tf.Module()
     model.blocks = [tf.Variable(np.zeros(2)), tf.Variable(np.zeros(2))]
     model.plain = tf.Variable(np.zeros(2))
-    trainers.load_weights(path, model, rename={"h.*.attn.w": "blocks/*"})
+    trainers.load_weights(model, path, rename={"h.*.attn.w": "blocks/*"})
     np.testing.assert_array_equal([v.numpy() for v in [*model.blocks, model.plain]], [[0, 0], [1, 1], [2, 2]])
     with pytest.raises(ValueError, match=r"rename: the pattern 'x\*' matches none"):
-        trainers.load_weights(path, model, rename={"x*": "*"})
+        trainers.load_weights(model, path, rename={"x*": "*"})
     with pytest.raises(ValueError, match="become same"):
-        trainers.load_weights(path, model, rename={"h.*": "same"})
+        trainers.load_weights(model, path, rename={"h.*": "same"})
     with pytest.raises(ValueError, match="more than one pattern"):
-        trainers.load_weights(path, model, rename={"h.*": "a*", "*.w": "b*"})
+        trainers.load_weights(model, path, rename={"h.*": "a*", "*.w": "b*"})
 
 
 def test_numbers_are_never_narrowed_silently(tmp_path):
@@ -104,7 +104,7 @@ def test_numbers_are_never_narrowed_silently(tmp_path):
     np.savez(path, wide=np.float64([0.1]), narrow=np.float32([0.1]))
     model = tf.Module()
     model.wide, model.narrow = tf.Variable([0.0]), tf.Variable(np.float64([0.0]))
-    report = trainers.load_weights(path, model, partial=True)
+    report = trainers.load_weights(model, path, partial=True)
     assert report.differing == {"wide": "float64[1] in the file, float32[1] here"}
     assert model.narrow.numpy() == np.float64(np.float32(0.1))
 
@@ -113,11 +113,11 @@ def test_bfloat16_needs_safetensors(tmp_path):
     model = tf.Module()
     model.weight = tf.Variable(np.float32([1.5, -3.25]).astype(ml_dtypes.bfloat16))
     with pytest.raises(ValueError, match=r"npz can't hold: use a \.safetensors"):
-        trainers.save_weights(tmp_path / "net.npz", model)
+        trainers.save_weights(model, tmp_path / "net.npz")
     assert not list(tmp_path.iterdir())
-    trainers.save_weights(tmp_path / "net.safetensors", model)
+    trainers.save_weights(model, tmp_path / "net.safetensors")
     model.weight.assign(tf.zeros([2], tf.bfloat16))
-    trainers.load_weights(tmp_path / "net.safetensors", model)
+    trainers.load_weights(model, tmp_path / "net.safetensors")
     np.testing.assert_array_equal(tf.cast(model.weight, tf.float32), [1.5, -3.25])
 
 
@@ -128,8 +128,8 @@ def test_models_of_keras(tmp_path, package):
     for _ in range(2):
         models.append(package.Sequential([package.layers.Dense(3), package.layers.BatchNormalization()]))
         models[-1].build([None, 4])
-    trainers.save_weights(tmp_path / "net.safetensors", models[0])
-    report = trainers.load_weights(tmp_path / "net.safetensors", models[1])
+    trainers.save_weights(models[0], tmp_path / "net.safetensors")
+    report = trainers.load_weights(models[1], tmp_path / "net.safetensors")
     assert "batch_normalization/moving_mean" in report.loaded
     for one, other in zip(models[0].weights, models[1].weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
@@ -142,7 +142,7 @@ def test_damaged_files_are_errors_that_change_nothing_wrongly(tmp_path_factory, 
     """A cut or altered file raises, or (where the format has no checksum) loads numbers of the right shapes."""
     folder = tmp_path_factory.mktemp("damaged")
     path = folder / f"net.{ending}"
-    trainers.save_weights(path, Net())
+    trainers.save_weights(Net(), path)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
@@ -150,27 +150,27 @@ def test_damaged_files_are_errors_that_change_nothing_wrongly(tmp_path_factory, 
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(content))
     with contextlib.suppress(ValueError):
-        trainers.load_weights(path, Net(1))
+        trainers.load_weights(Net(1), path)
 
 
 def test_numbers_that_numpy_does_not_have(tmp_path):
     header = b'{"head":{"dtype":"F8_E4M3","shape":[4,3],"data_offsets":[0,12]}}'
     (tmp_path / "net.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
     with pytest.raises(ValueError, match=r"net\.safetensors holds a type of numbers that NumPy doesn't have: .*float8"):
-        trainers.load_weights(tmp_path / "net.safetensors", Net())
+        trainers.load_weights(Net(), tmp_path / "net.safetensors")
 
 
 def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
-        trainers.load_weights(tmp_path / "nothing.npz", Net())
+        trainers.load_weights(Net(), tmp_path / "nothing.npz")
     with pytest.raises(ValueError, match=r"\.npz or \.safetensors"):
-        trainers.save_weights(tmp_path / "net.h5", Net())
+        trainers.save_weights(Net(), tmp_path / "net.h5")
     np.savez(tmp_path / "other.npz", other=np.ones(2))
     with pytest.raises(ValueError, match="nothing in"):
-        trainers.load_weights(tmp_path / "other.npz", Net(), partial=True)
+        trainers.load_weights(Net(), tmp_path / "other.npz", partial=True)
     np.savez(tmp_path / "pickled.npz", head=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"pickled\.npz can't be read"):
-        trainers.load_weights(tmp_path / "pickled.npz", Net())
+        trainers.load_weights(Net(), tmp_path / "pickled.npz")
 
     real_import = builtins.__import__
     monkeypatch.setattr(
@@ -181,4 +181,4 @@ def test_refusals(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("safetensors")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"tftoolkit\[safetensors\]"):
-        weights_io.save_weights(tmp_path / "net.safetensors", Net())
+        weights_io.save_weights(Net(), tmp_path / "net.safetensors")

@@ -1,9 +1,9 @@
-"""Two optimizers, and a gradient inside a gradient, reach what the examples promise."""
+"""Two optimizers in one step reach what the example promises."""
 
 import numpy as np
 import pytest
 
-from tftoolkit.trainers.examples import gan, wgan_gp
+from tftoolkit.trainers.examples import gan
 
 
 @pytest.mark.slow
@@ -11,10 +11,3 @@ def test_gan():
     mean, covariance = gan.main()
     np.testing.assert_allclose(mean, gan.MEAN, rtol=0, atol=0.1)
     np.testing.assert_allclose(covariance, gan.COVARIANCE, rtol=0, atol=0.15)
-
-
-@pytest.mark.slow
-def test_wgan_gp():
-    shares, near = wgan_gp.main()
-    assert shares.min() > 0.04
-    assert near > 0.8

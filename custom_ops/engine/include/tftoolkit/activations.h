@@ -16,8 +16,9 @@ struct Activation {
 // silu(x) = x / (1 + e^-x)
 struct Silu {
   static TK_INLINE Activation Of(float x) {
-    const float s = Sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
+    const LogisticPair s = Logistic(x);
+    const float value = x * s.value;
+    return {value, s.value + value * s.rest};
   }
 };
 
@@ -34,11 +35,11 @@ struct ApproximateGelu {
   static TK_INLINE Activation Of(float x) {
     constexpr float kScale = 1.5957691216f;  // 2 sqrt(2 / pi)
     const float square = x * x;
-    const float s = Sigmoid(kScale * x * (1.0f + 0.044715f * square));
+    const LogisticPair s = Logistic(kScale * x * (1.0f + 0.044715f * square));
     // Where s (1 - s) is 0, the square may be infinite.
-    const float bend = s * (1.0f - s);
+    const float bend = s.value * s.rest;
     const float inner = bend == 0.0f ? 0.0f : bend * x * (kScale * (1.0f + 0.134145f * square));
-    return {x * s, s + inner};
+    return {x * s.value, x == x ? s.value + inner : x};
   }
 };
 
