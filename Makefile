@@ -13,7 +13,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json
+.PHONY: demo test test-slow test-all lint format types docs site bench bazel sanitize wheel clean compile_commands.json
 
 demo: $(VENV)/.demo_ops
 	@echo "[3/3] training, exporting and proving; this takes about a minute and leaves runs/digits/report.html"
@@ -44,6 +44,11 @@ types: $(VENV)/.dev
 # The picture of the packages, from their imports.
 docs: $(VENV)/.dev
 	$(BIN)/python tools/architecture/run.py
+
+# The pages as a site with search, in build/site. Warnings are errors: dead links, names without a page.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/.dev $(VENV)/.ops
 	for script in $(filter-out %/results.py %/other_process.py %_torch.py %_work.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
