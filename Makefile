@@ -46,7 +46,8 @@ types: $(VENV)/.dev  ## mypy
 docs: $(VENV)/.dev  ## draw the picture of the packages from their imports
 	$(BIN)/python tools/architecture/run.py
 
-site: $(VENV)/.dev  ## the pages as a site with search, in build/site; a dead link is an error
+# Warnings are errors: dead links, names without a page.
+site: $(VENV)/.dev  ## the pages as a site with search, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/site/index.html"
 

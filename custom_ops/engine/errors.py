@@ -16,6 +16,7 @@ class CodedError(Exception):
     """
 
     error_code: str
+    """Which paragraph of ``docs/errors.md`` explains it."""
 
     def __init__(self, *arguments: Any, code: str | None = None) -> None:
         super().__init__(*arguments)
