@@ -4,13 +4,19 @@ import re
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 
-class StateMismatchError(ValueError):
+
+class StateMismatchError(CodedError, ValueError):
     """A saved state belongs to another pipeline; the message names each difference."""
 
+    error_code = "pipeline-state"
 
-class SourceError(OSError):
+
+class SourceError(CodedError, OSError):
     """A source cannot be read: a folder vanished, a file is damaged, a place cannot be written to."""
+
+    error_code = "source-unreadable"
 
 
 def message_of(error: Exception) -> str:

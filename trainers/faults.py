@@ -26,13 +26,17 @@ import os
 import signal
 from collections.abc import Iterator
 
+from tftoolkit.custom_ops.engine.errors import CodedError
+
 POINTS = ("data", "step", "evaluate", "save", "manifest")
 ACTIONS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP, "raise": None}
 VARIABLE = "TFTOOLKIT_FAULTS"
 
 
-class FaultError(RuntimeError):
+class FaultError(CodedError, RuntimeError):
     """Raised by the action "raise"."""
+
+    error_code = "fault-injected"
 
 
 class _Fault:

@@ -52,7 +52,9 @@ def library_recipe(
     cuda_sources = [path for path in sources if path.suffix == ".cu"]
     if not cuda_sources:
         listed = ", ".join(path.name for path in sources)
-        raise BuildError(f"cuda='emulated' runs CUDA kernels, and library {name} has no .cu file among {listed}")
+        raise BuildError(
+            f"cuda='emulated' runs CUDA kernels, and library {name} has no .cu file among {listed}", code="op-sources"
+        )
     runtime = builder.build(runtime_recipe(), cache_dir=cache_dir)
     compiler = toolchain.cxx()
     includes = [_INCLUDE_DIR, toolchain.INCLUDE_DIR, *include_dirs]

@@ -26,7 +26,10 @@ def twin(op: Op) -> Op:
         return op
     other: Op = _twin_library(cast(OpLibrary, op.library)).op(op.name)
     if not other.handlers:
-        raise LoadError(f"{op.name} has no CUDA kernel to emulate; its library {op.library.name} has some for others")
+        raise LoadError(
+            f"{op.name} has no CUDA kernel to emulate; its library {op.library.name} has some for others",
+            code="op-no-kernel",
+        )
     for name in other.library.schemas:
         _connect(op.library.op(name), other.library.op(name))
     return other
@@ -68,11 +71,14 @@ def _twin_library(original: OpLibrary) -> OpLibrary:
     if origin is None:
         raise LoadError(
             f"the sources of library {original.name} are not known, since it was opened as the file {original.path}: "
-            "load it with custom_ops.load to emulate its CUDA kernels"
+            "load it with custom_ops.load to emulate its CUDA kernels",
+            code="op-no-kernel",
         )
     if not any(source.suffix == ".cu" for source in origin.sources):
         listed = ", ".join(source.name for source in origin.sources)
-        raise LoadError(f"library {original.name} has no CUDA kernel to emulate; its sources are {listed}")
+        raise LoadError(
+            f"library {original.name} has no CUDA kernel to emulate; its sources are {listed}", code="op-no-kernel"
+        )
     return library.load(f"{original.name}{_SUFFIX}", origin.sources, cuda="emulated", **origin.options)
 
 

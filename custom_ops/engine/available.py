@@ -87,7 +87,7 @@ def available() -> Availability:
             opened = library.load_builtin(folder)
             importlib.import_module(f"tftoolkit.custom_ops.{folder}")  # attaches the references
         except (BuildError, LoadError, SchemaError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = error.plain.partition("\n")[0]
             rows += [Row(f"TfToolkit>{folder}", host, "any", reason) for host in HOSTS]
             continue
         builtin.append(opened)
@@ -213,7 +213,7 @@ def _error(check: Callable[[], object]) -> str:
     try:
         check()
     except BuildError as error:
-        return str(error).partition("\n")[0]
+        return error.plain.partition("\n")[0]
     return ""
 
 

@@ -128,7 +128,8 @@ def library_recipe(
     for path in paths:
         if path.suffix not in _SOURCES + _CUDA_SOURCES:
             raise BuildError(
-                f"{path}: a source ends in one of {', '.join(_SOURCES + _CUDA_SOURCES)}, not {path.suffix!r}"
+                f"{path}: a source ends in one of {', '.join(_SOURCES + _CUDA_SOURCES)}, not {path.suffix!r}",
+                code="op-sources",
             )
     if isinstance(cuda, str) and cuda in CUDA_RECIPES:
         return CUDA_RECIPES[cuda](
@@ -278,18 +279,20 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None, *, writable: b
         info = folder.stat()
     except OSError as error:
         raise BuildError(
-            f"cannot make the cache folder {folder}: {error}. Set TFTOOLKIT_CACHE_DIR to another."
+            f"cannot make the cache folder {folder}: {error}. Set TFTOOLKIT_CACHE_DIR to another.", code="op-cache"
         ) from error
     owner = f"owner {info.st_uid}, {stat.filemode(info.st_mode)}"
     if info.st_uid not in (os.getuid(), 0) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BuildError(
             f"the cache folder {folder} can be written by others ({owner}). "
-            "Make it yours with mode 0700, or set TFTOOLKIT_CACHE_DIR to another."
+            "Make it yours with mode 0700, or set TFTOOLKIT_CACHE_DIR to another.",
+            code="op-cache",
         )
     if writable and not os.access(folder, os.W_OK):
         raise BuildError(
             f"what is asked for is not in the cache folder {folder}, and this user cannot write there ({owner}). "
-            "Compile it as the owner, or set TFTOOLKIT_CACHE_DIR to another."
+            "Compile it as the owner, or set TFTOOLKIT_CACHE_DIR to another.",
+            code="op-cache",
         )
     return folder
 
@@ -352,7 +355,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BuildError(f"cannot read the source {path}: {error.strerror}") from error
+        raise BuildError(f"cannot read the source {path}: {error.strerror}", code="op-sources") from error
 
 
 def _ffi_version() -> str:

@@ -150,7 +150,7 @@ def _target(op: Declaration) -> str:
         if op in _targets:
             return _targets[op]
         if not op.handlers:
-            raise LoadError(f"{op.name} has no kernel")
+            raise LoadError(f"{op.name} has no kernel", code="op-no-kernel")
         name = f"{op.library.name}>{op.name}"
         taken = set(_targets.values())
         name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)

@@ -101,10 +101,15 @@ class OpLibrary:
             op = declared.contents
             name, place = op.name.decode(), f"{op.file.decode()}:{op.line}"
             if not re.fullmatch(r"[A-Z]\w*", name, re.ASCII):
-                raise LoadError(f"{place}: TensorFlow wants an op's name to begin with a capital letter, got {name}")
+                raise LoadError(
+                    f"{place}: TensorFlow wants an op's name to begin with a capital letter, got {name}",
+                    code="op-declaration",
+                )
             short = attribute_name(name)
             if short in places:
-                raise LoadError(f"{place}: {self.name}.{short} is declared already at {places[short]}")
+                raise LoadError(
+                    f"{place}: {self.name}.{short} is declared already at {places[short]}", code="op-declaration"
+                )
             places[short] = place
             try:
                 self.schemas[name] = parse(op.schema.decode())
@@ -120,14 +125,18 @@ class OpLibrary:
             place = f"{kernel.file.decode()}:{kernel.line}"
             if name not in self.handlers:
                 raise LoadError(
-                    f"{place}: TK_KERNEL names op {name}, but the library declares {', '.join(self.schemas)}"
+                    f"{place}: TK_KERNEL names op {name}, but the library declares {', '.join(self.schemas)}",
+                    code="op-declaration",
                 )
             if platform not in ("CPU", "CUDA"):
-                raise LoadError(f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA")
+                raise LoadError(
+                    f"{place}: unknown platform {platform} for op {name}; there are CPU and CUDA", code="op-declaration"
+                )
             if platform in self.handlers[name]:
                 raise LoadError(
                     f"{place}: op {name} has a {platform} kernel already, from {places[name, platform]}; which of the "
-                    "two it would get is chance: remove one"
+                    "two it would get is chance: remove one",
+                    code="op-declaration",
                 )
             places[name, platform] = place
             self.handlers[name][platform] = kernel.handler

@@ -31,6 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     PROPERTIES,
@@ -46,8 +47,10 @@ from tftoolkit.custom_ops.engine.schema import (
 )
 
 
-class SchemaError(ValueError):
+class SchemaError(CodedError, ValueError):
     """A schema that cannot be read; the message shows the text with a mark under the column."""
+
+    error_code = "op-schema"
 
     def __init__(self, text: str, column: int, reason: str) -> None:
         self.text, self.column, self.reason = text, column, reason

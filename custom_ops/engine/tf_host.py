@@ -66,7 +66,10 @@ def register(op: Declaration) -> str:
             return _types[op]
         first = name = f"{op.library.name}>{op.name}"
         if not re.fullmatch(r"[A-Z]\w*>[A-Z]\w*", name, re.ASCII):  # TensorFlow would end the process
-            raise LoadError(f"TensorFlow wants names of libraries and ops to begin with a capital letter, got {name}")
+            raise LoadError(
+                f"TensorFlow wants names of libraries and ops to begin with a capital letter, got {name}",
+                code="op-declaration",
+            )
         version = 1
         while name in _by_type:
             version += 1
@@ -219,7 +222,10 @@ def _warn_of_reference(op: Declaration) -> None:
 
 def _without_kernel(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     if op.reference_function is None:
-        raise LoadError(f"{op.name} has neither a kernel nor a reference: add TK_KERNEL or @{op.__name__}.reference")
+        raise LoadError(
+            f"{op.name} has neither a kernel nor a reference: add TK_KERNEL or @{op.__name__}.reference",
+            code="op-no-kernel",
+        )
     _warn_of_reference(op)
     tensors = [
         [tf.convert_to_tensor(item) for item in value] if argument.variadic

@@ -44,7 +44,9 @@ def cxx() -> Compiler:
             return Compiler((path, *others), _first_line([path, *others, "--version"]))
     looked = f"$CXX={wanted}" if wanted else "g++, c++ and clang++"
     raise BuildError(
-        f"no C++ compiler found (looked for {looked}). Install one, on Debian: apt install g++; or set CXX to its path."
+        f"no C++ compiler found (looked for {looked}). Install one, on Debian: apt install g++; or set CXX to its "
+        "path.",
+        code="op-tools",
     )
 
 
@@ -66,7 +68,9 @@ def cuda_root() -> Path:
     """The CUDA toolkit's folder. nvcc on PATH may be a wrapper script, so nvcc itself is asked."""
     compiler = nvcc()
     if compiler is None:
-        raise BuildError("no CUDA toolkit found. Install one (nvcc 12.8 or newer), or set CUDA_HOME to its folder.")
+        raise BuildError(
+            "no CUDA toolkit found. Install one (nvcc 12.8 or newer), or set CUDA_HOME to its folder.", code="op-tools"
+        )
     said = _output([*compiler.command, "--dryrun", "-x", "cu", "/dev/null"])
     found = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
     return Path(found.group(1).strip()).resolve() if found else Path(compiler.command[0]).parents[1]
@@ -122,13 +126,17 @@ def check_tensorflow() -> str:
     """The installed TensorFlow's version, if the op host supports it. Raises BuildError otherwise."""
     version = tensorflow_version()
     if version is None:
-        raise BuildError(f"TensorFlow is not installed. Install it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'")
+        raise BuildError(
+            f"TensorFlow is not installed. Install it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'",
+            code="op-tools",
+        )
     major, minor = version.split(".")[:2]
     if major != "2" or int(minor) not in _TENSORFLOW_MINORS:
         raise BuildError(
             f"TensorFlow {version} is installed, but this tftoolkit's op host, which is tied to TensorFlow's C++ ABI, "
             f"works with 2.{_TENSORFLOW_MINORS[0]} to 2.{_TENSORFLOW_MINORS[-1]}. "
-            f"Mend it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'"
+            f"Mend it: pip install 'tensorflow{RECOMMENDED_TENSORFLOW}'",
+            code="op-tools",
         )
     return version
 
@@ -163,7 +171,8 @@ def ffi_include_dir() -> Path:
     looked = f"in TFTOOLKIT_FFI_INCLUDE={wanted}" if wanted else "in TensorFlow or JAX"
     raise BuildError(
         f"xla/ffi/api/ffi.h was not found {looked}. TensorFlow 2.20 is the first to ship it; with an older one set "
-        "TFTOOLKIT_FFI_INCLUDE to the include folder of TensorFlow 2.20's wheel."
+        "TFTOOLKIT_FFI_INCLUDE to the include folder of TensorFlow 2.20's wheel.",
+        code="op-tools",
     )
 
 

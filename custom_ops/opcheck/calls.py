@@ -28,7 +28,7 @@ def the_call(
     if device == "emulated":
         return twins.twin(op), inputs, attributes
     if "CPU" not in op.handlers:
-        raise LoadError(f"{op.name} has no CPU kernel to check; its library is {op.library.path}")
+        raise LoadError(f"{op.name} has no CPU kernel to check; its library is {op.library.path}", code="op-no-kernel")
     return op, inputs, attributes
 
 

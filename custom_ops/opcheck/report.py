@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
+from tftoolkit.custom_ops.engine.errors import CodedError
+
 _WIDTH = 116
 
 
@@ -60,12 +62,14 @@ class OpReport:
         return "\n".join(lines)
 
 
-class OpCheckError(AssertionError):
+class OpCheckError(CodedError, AssertionError):
     """At least one check failed; the text holds the table.
 
     Attributes:
       report: the OpReport.
     """
+
+    error_code = "op-check"
 
     def __init__(self, report: OpReport) -> None:
         super().__init__(str(report))

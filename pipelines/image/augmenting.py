@@ -59,7 +59,7 @@ def operation() -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]:
     try:
         from tftoolkit.custom_ops import rand_augment
     except (BuildError, LoadError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = error.plain.partition("\n")[0]
         logging.warning("tftoolkit: RandAugment runs in TensorFlow operations, which is much slower: %s", reason)
         return in_tensorflow
     return rand_augment

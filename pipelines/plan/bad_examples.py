@@ -38,7 +38,7 @@ def _named(plan: Plan, where: Where, error: Exception) -> SourceError:
     reason = source_error(error) if isinstance(error, tf.errors.OpError) else error
     if isinstance(reason, SourceError):
         return reason
-    return SourceError(f"{names(plan, where)}: {message_of(error)}")
+    return SourceError(f"{names(plan, where)}: {message_of(error)}", code="source-example")
 
 
 def names(plan: Plan, where: Where) -> str:
@@ -79,7 +79,7 @@ def _to_blame(plan: Plan, where: Where, error: SourceError) -> dict[tuple[int, .
             if blamed:
                 return blamed
             break
-    return {tuple(numbers_of(plan, where)): str(error)}
+    return {tuple(numbers_of(plan, where)): error.plain}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,8 @@ class Skipping:
         if blamed and count > self._max_share * self._examples:
             raise SourceError(
                 f"{count} of {self._examples} examples cannot be read, more than max_skipped={self._max_share:g} "
-                f"allows. The last one: {list(blamed.values())[-1]}"
+                f"allows. The last one: {list(blamed.values())[-1]}",
+                code="source-too-many-bad",
             )
 
 

@@ -115,5 +115,7 @@ def _reader(path: str, size: int, mtime: int) -> Any:
         if not reader.ok():
             reader.read([])  # raises with the reason
     except Exception as error:  # as above
-        raise SourceError(f"{path} is no ArrayRecord file, or a damaged one: {message_of(error)}") from error
+        raise SourceError(
+            f"{path} is no ArrayRecord file, or a damaged one: {message_of(error)}", code="source-damaged"
+        ) from error
     return reader

@@ -125,9 +125,9 @@ class AudioSource:
         with _open(path, self._sizes[file]) as sound:
             clip = _clip(sound)
             if known is not None and clip != known:
-                raise SourceError(f"{path} has changed: it is now {clip}")
+                raise SourceError(f"{path} has changed: it is now {clip}", code="source-damaged")
             if _cut_off_ogg(path, self._sizes[file]):
-                raise SourceError(f"{path} is truncated: its last page is missing or cut off")
+                raise SourceError(f"{path} is truncated: its last page is missing or cut off", code="source-damaged")
             count = int(self._lengths[file]) if self._frames is None else self._frames
             resampler = self._resamplers.get(clip.sample_rate)
             if resampler is None or not count:
@@ -148,9 +148,11 @@ def _samples(path: str, sound: Any, start: int, end: int) -> np.ndarray:
         sound.seek(start)
         samples: np.ndarray = sound.read(end - start, dtype="float32", always_2d=True)
     except RuntimeError as error:  # soundfile.LibsndfileError
-        raise SourceError(f"{path}, from frame {start}: it is damaged: {error}") from error
+        raise SourceError(f"{path}, from frame {start}: it is damaged: {error}", code="source-damaged") from error
     if len(samples) < end - start:
-        raise SourceError(f"{path} is damaged or truncated: it ends at frame {start + len(samples)}")
+        raise SourceError(
+            f"{path} is damaged or truncated: it ends at frame {start + len(samples)}", code="source-damaged"
+        )
     return samples
 
 
@@ -220,12 +222,15 @@ def _open(path: str, size: int) -> Any:
     try:
         return soundfile.SoundFile(path if missing is None else WithSize(path, missing))
     except (RuntimeError, OSError, TypeError) as error:  # LibsndfileError; TypeError: raw data without a header
-        raise SourceError(f"{path} cannot be read as a sound file: {error}") from error
+        raise SourceError(f"{path} cannot be read as a sound file: {error}", code="source-damaged") from error
 
 
 def _clip(sound: Any) -> _Clip:
     if sound.frames > _MOST_FRAMES:
-        raise SourceError(f"{sound.name}: its header does not say how long it is, as FLAC from a pipe; encode it again")
+        raise SourceError(
+            f"{sound.name}: its header does not say how long it is, as FLAC from a pipe; encode it again",
+            code="source-format",
+        )
     return _Clip(sound.samplerate, sound.channels, sound.frames)
 
 

@@ -80,11 +80,12 @@ def records(path: str, dialect: Dialect, bar: Any) -> Iterator[tuple[int, list[s
             except _csv.Error as error:
                 raise SourceError(
                     f"{path}, line {lines.begin}: {error}; the row that begins there has a quote too many or too few, "
-                    "so that the rows behind it cannot be told apart"
+                    "so that the rows behind it cannot be told apart",
+                    code="source-format",
                 ) from error
             except UnicodeError as error:
                 raise SourceError(
-                    f"{path}, behind line {lines.number}: it is no {dialect.encoding}: {error}"
+                    f"{path}, behind line {lines.number}: it is no {dialect.encoding}: {error}", code="source-format"
                 ) from error
             yield lines.begin, values
             if lines.number % _AT_ONCE == 0:

@@ -182,7 +182,9 @@ def _checked_names(path: str, names: Sequence[str]) -> list[str]:
             name.encode()
         except UnicodeEncodeError as error:
             raise SourceError(
-                f"{path}: its header is no UTF-8: {name!r}; convert the file, or give its encoding=…, such as 'latin-1'"
+                f"{path}: its header is no UTF-8: {name!r}; convert the file, or give its encoding=…, such as "
+                "'latin-1'",
+                code="source-format",
             ) from error
     twice = {name for name in names if list(names).count(name) > 1}
     if twice or "" in names:

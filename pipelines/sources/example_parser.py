@@ -103,7 +103,7 @@ def _short(spec: tf.TensorSpec) -> str:
 
 def _refuse_where(wrong: tf.Tensor, names: tf.Tensor, reason: str) -> tf.Operation:
     def fail(found: np.ndarray) -> None:
-        raise SourceError(f"{found[0].decode()}: {reason}")
+        raise SourceError(f"{found[0].decode()}: {reason}", code="source-record")
 
     return _if_any(wrong, names, fail)
 
@@ -129,7 +129,7 @@ def _refuse_what_is_no_example(records: tf.Tensor, names: tf.Tensor) -> tf.Opera
             try:
                 tf.train.Example.FromString(content)
             except Exception as error:  # google.protobuf.message.DecodeError
-                raise SourceError(f"{name.decode()}: it is no tf.train.Example") from error
+                raise SourceError(f"{name.decode()}: it is no tf.train.Example", code="source-record") from error
 
     return _if_any(suspicious, names, check, records)
 

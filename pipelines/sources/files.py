@@ -106,7 +106,10 @@ def read_part(path: str, offset: int, size: int) -> bytes:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) < size:
-        raise SourceError(f"{path} ends at byte {offset + len(content)}, before byte {offset + size}: it has changed")
+        raise SourceError(
+            f"{path} ends at byte {offset + len(content)}, before byte {offset + size}: it has changed",
+            code="source-damaged",
+        )
     return content
 
 

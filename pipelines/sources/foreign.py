@@ -33,7 +33,7 @@ def refuse_foreign(path: str, head: bytes, utf_8_or: str | None) -> None:
     """
     kind = next((kind for begin, kind in _FOREIGN.items() if head.startswith(begin)), None)
     if kind is not None:
-        raise SourceError(f"{path}: it is {kind}")
+        raise SourceError(f"{path}: it is {kind}", code="source-format")
     if utf_8_or is None:
         return
     way_out = f"convert it to UTF-8, or {utf_8_or}" if utf_8_or else "convert it to UTF-8"
@@ -41,8 +41,10 @@ def refuse_foreign(path: str, head: bytes, utf_8_or: str | None) -> None:
     marks |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
     name = next((name for mark, name in marks.items() if head.startswith(mark)), None)
     if name is not None:
-        raise SourceError(f"{path}: it is {name}; {way_out.format(name.lower())}")
+        raise SourceError(f"{path}: it is {name}; {way_out.format(name.lower())}", code="source-format")
     if head.count(0) * 4 > len(head):
         little = head[1::2].count(0) > head[::2].count(0)
         name = "utf-16-le" if little else "utf-16-be"
-        raise SourceError(f"{path}: it has many NUL bytes, so it is UTF-16, or no text; {way_out.format(name)}")
+        raise SourceError(
+            f"{path}: it has many NUL bytes, so it is UTF-16, or no text; {way_out.format(name)}", code="source-format"
+        )

@@ -52,7 +52,7 @@ class ImageSource:
     def _content(self, index: int) -> bytes:
         path, size = self._folder.path(index), int(self._folder.sizes[index])
         if not size:
-            raise SourceError(f"{path} is empty; bring the picture back, or delete the file")
+            raise SourceError(f"{path} is empty; bring the picture back, or delete the file", code="source-damaged")
         return read_part(path, 0, size)
 
 

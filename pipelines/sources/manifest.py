@@ -41,4 +41,6 @@ def stored_features(file: str) -> Spec:
             features = json.load(stored)["features"]
         return {name: tf.TensorSpec(one["shape"], tf.as_dtype(one["dtype"])) for name, one in features.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is damaged: {error}; write the data set again, or give its features") from error
+        raise SourceError(
+            f"{path} is damaged: {error}; write the data set again, or give its features", code="source-damaged"
+        ) from error

@@ -174,7 +174,7 @@ class Rows:
             for reason, mask in self._lacking[slot].items():
                 bad = np.flatnonzero((slots == slot) & mask[np.where(slots == slot, within, 0)])
                 if len(bad):
-                    raise SourceError(f"{self._describe(int(rows[bad[0]]))}, {reason}")
+                    raise SourceError(f"{self._describe(int(rows[bad[0]]))}, {reason}", code="source-record")
 
 
 class _Lists(NamedTuple):

@@ -30,7 +30,9 @@ class ParquetSource:
         self._metadata = [file.metadata for file in opened]
         for path, one in zip(paths, self._metadata, strict=True):
             if one.num_rows != sum(one.row_group(group).num_rows for group in range(one.num_row_groups)):
-                raise SourceError(f"{path} is a damaged Parquet file: its footer tells two numbers of rows")
+                raise SourceError(
+                    f"{path} is a damaged Parquet file: its footer tells two numbers of rows", code="source-damaged"
+                )
         self.element_spec: Spec = _spec(paths[0], opened[0].schema_arrow, columns)
         for path, file in zip(paths, opened, strict=True):
             if _spec(path, file.schema_arrow, list(self.element_spec)) != self.element_spec:
@@ -96,7 +98,7 @@ class ParquetSource:
                     for number in range(one.num_columns if one.num_row_groups else 0)
                 ]
             except UnicodeDecodeError as error:
-                raise SourceError(f"{path} is a damaged Parquet file: {error}") from error
+                raise SourceError(f"{path} is a damaged Parquet file: {error}", code="source-damaged") from error
             wanted = [number for number, column in enumerate(columns) if column.split(".")[0] in variable]
             groups = [one.row_group(number) for number in range(one.num_row_groups if wanted else 0)]
             size += sum(group.column(number).total_uncompressed_size for group in groups for number in wanted)
@@ -112,7 +114,9 @@ class ParquetSource:
                 raise ValueError(f"it has {table.num_rows} rows, and not what the footer tells")
             return {name: plain(table.column(name)) for name in self.element_spec}
         except (OSError, ValueError) as error:  # pyarrow's own errors are both or either
-            raise SourceError(f"{path}, row group {group}: it is damaged: {message_of(error)}") from error
+            raise SourceError(
+                f"{path}, row group {group}: it is damaged: {message_of(error)}", code="source-damaged"
+            ) from error
 
 
 def parquet(
@@ -159,7 +163,9 @@ def _open(path: str, metadata: Any = None) -> Any:
             page_checksum_verification=True,
         )
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is no Parquet file, or a damaged one: {message_of(error)}") from error
+        raise SourceError(
+            f"{path} is no Parquet file, or a damaged one: {message_of(error)}", code="source-damaged"
+        ) from error
 
 
 def _spec(path: str, schema: Any, columns: Sequence[str] | None) -> Spec:

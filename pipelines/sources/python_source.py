@@ -60,12 +60,14 @@ class PythonSource:
                 with self._lock:
                     item = self._dataset[index]
         except Exception as error:  # whatever users' code raises
-            raise SourceError(f"{self.describe(index)}: {type(error).__name__}: {error}") from error
+            raise SourceError(
+                f"{self.describe(index)}: {type(error).__name__}: {error}", code="source-example"
+            ) from error
         try:
             values = self._by_feature(item)
             return [exact_array(repr(name), values[name], spec)[()] for name, spec in self.element_spec.items()]
         except (TypeError, ValueError) as error:
-            raise SourceError(f"{self.describe(index)}: {error}") from error
+            raise SourceError(f"{self.describe(index)}: {error}", code="source-example") from error
 
     def _by_feature(self, item: Any) -> Mapping[str, Any]:
         names = list(self.element_spec)

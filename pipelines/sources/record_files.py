@@ -98,8 +98,8 @@ def _named(source: Any, fetch: Any, indices: np.ndarray, error: tf.errors.OpErro
         try:
             fetch(tf.constant([index], tf.int64))
         except tf.errors.OpError as its_own:
-            return SourceError(f"{source.describe(index)}: {message_of(its_own)}")
-    return SourceError(message_of(error))
+            return SourceError(f"{source.describe(index)}: {message_of(its_own)}", code="source-record")
+    return SourceError(message_of(error), code="source-record")
 
 
 def _write_shards(records: Iterator[bytes], files: list[Path], length: int, kind: str) -> list[int]:

@@ -114,7 +114,7 @@ def raise_where(failed: tf.Tensor, indices: tf.Tensor, message: Callable[[int], 
     """Raises SourceError, from a graph, with the message for the first of ``indices`` where ``failed``, bool[n]."""
 
     def fail(rows: np.ndarray) -> None:
-        raise SourceError(message(int(rows[0])))
+        raise SourceError(message(int(rows[0])), code="source-record")
 
     def fail_in_graph() -> tf.Operation:
         rows = tf.boolean_mask(indices, failed)

@@ -62,7 +62,8 @@ class TextSource:
             line += content.count(b"\n", 0, error.start)
             raise SourceError(
                 f"{self._path(index)}, line {line}: byte 0x{content[error.start]:02x} at offset {begin + error.start} "
-                f"is no UTF-8 ({error.reason}); convert the file to UTF-8"
+                f"is no UTF-8 ({error.reason}); convert the file to UTF-8",
+                code="source-format",
             ) from error
         if self._by == "line":
             return content[:-2] if content.endswith(b"\r\n") else content.removesuffix(b"\n")

@@ -17,7 +17,7 @@ import tqdm
 from tftoolkit.custom_ops.engine import builder
 from tftoolkit.custom_ops.engine.errors import BuildError
 from tftoolkit.custom_ops.engine.record_reader import FRAME_BYTES, index_records
-from tftoolkit.pipelines.errors import SourceError, source_error
+from tftoolkit.pipelines.errors import SourceError, message_of, source_error
 from tftoolkit.pipelines.progress import progress
 from tftoolkit.pipelines.sources import files as _files
 
@@ -67,7 +67,9 @@ def _lengths(path: str, bar: tqdm.tqdm) -> np.ndarray:
         lengths = _lengths_of_damaged(path) if isinstance(error, tf.errors.DataLossError) else None
         if lengths is None:
             hint = ". It is compressed: unpack it, compressed files cannot be read in any order"
-            raise SourceError(f"{source_error(error)}{hint if _is_gzip(path) else ''}") from None
+            told = source_error(error)
+            text = f"{told.plain if told else message_of(error)}{hint if _is_gzip(path) else ''}"
+            raise SourceError(text, code="source-damaged") from None
     write_beside(path, lengths)
     return lengths
 

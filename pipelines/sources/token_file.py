@@ -67,12 +67,15 @@ class TokenFile:
         size = os.fstat(file.fileno()).st_size
         if size != index_start + index_bytes:
             raise SourceError(
-                f"{self.path} is damaged: it has {size} bytes, but {index_start + index_bytes} according to its header"
+                f"{self.path} is damaged: it has {size} bytes, but {index_start + index_bytes} according to its header",
+                code="source-damaged",
             )
         file.seek(index_start)
         index = file.read(index_bytes)
         if zlib.crc32(index) != header["index_crc32"]:
-            raise SourceError(f"{self.path} is damaged: the checksum of its document offsets is wrong")
+            raise SourceError(
+                f"{self.path} is damaged: the checksum of its document offsets is wrong", code="source-damaged"
+            )
         self.offsets = np.frombuffer(index, "<i8", header["documents"] + 1).astype(np.int64)
         self.checksums = np.frombuffer(index, "<u4", blocks, offset=self.offsets.nbytes)
         self._checked = np.zeros(blocks, bool)
@@ -102,7 +105,9 @@ class TokenFile:
             if zlib.crc32(self.tokens[block * per_block : (block + 1) * per_block].tobytes()) != self.checksums[block]:
                 begin = HEADER_BYTES + block * BLOCK_BYTES
                 end = min(begin + BLOCK_BYTES, HEADER_BYTES + self.tokens.nbytes)
-                raise SourceError(f"{self.path} is damaged between byte {begin} and byte {end}: wrong checksum")
+                raise SourceError(
+                    f"{self.path} is damaged between byte {begin} and byte {end}: wrong checksum", code="source-damaged"
+                )
             self._checked[block] = True
 
 
@@ -134,7 +139,7 @@ def write_token_file(
     except OSError as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise SourceError(f"{path} cannot be written: {error.strerror or error}", code="source-unwritable") from error
     return TokenFile(path)
 
 
@@ -187,11 +192,13 @@ def _blocks(
 def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
     start = file.read(HEADER_BYTES)
     if len(start) < _PREFIX.size or start[:8] != MAGIC:
-        raise SourceError(f"{path} is no token file: it begins with {start[:8]!r} and not with {MAGIC!r}")
+        raise SourceError(
+            f"{path} is no token file: it begins with {start[:8]!r} and not with {MAGIC!r}", code="source-format"
+        )
     _, length, checksum = _PREFIX.unpack_from(start)
     text = start[_PREFIX.size : _PREFIX.size + length]
     if len(text) != length or zlib.crc32(text) != checksum:
-        raise SourceError(f"{path} is damaged: the checksum of its header is wrong")
+        raise SourceError(f"{path} is damaged: the checksum of its header is wrong", code="source-damaged")
     header: dict[str, Any] = json.loads(text)
     return header
 

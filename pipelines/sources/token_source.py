@@ -180,7 +180,7 @@ def _is_compiled() -> bool:
     try:
         tf_host.plain_ops()
     except (BuildError, LoadError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = error.plain.partition("\n")[0]
         logging.warning("tftoolkit: windows of tokens are read in Python, which is much slower: %s", reason)
         return False
     return True

@@ -42,11 +42,14 @@ def missing_size(path: str, size: int) -> Size | None:
             if not _is_unknown(path, at + 8, size, told_64, bool(at_64)):
                 return None
             if not at_64 and held > _LARGEST:
-                raise SourceError(f"{path}: more than 4 GiB of sound and no size in its header; write it as RF64")
+                raise SourceError(
+                    f"{path}: more than 4 GiB of sound and no size in its header; write it as RF64",
+                    code="source-format",
+                )
             return Size(at_64 or at + 4, struct.pack(endian + ("Q" if at_64 else "I"), held))
         at += 8 + told + told % 2
     what = f"it has {size} bytes of {at} or more" if at > size else "it has no data"
-    raise SourceError(f"{path} is truncated: {what}")
+    raise SourceError(f"{path} is truncated: {what}", code="source-damaged")
 
 
 def _is_unknown(path: str, begin: int, size: int, told: int, in_64_bits: bool) -> bool:
@@ -57,7 +60,7 @@ def _is_unknown(path: str, begin: int, size: int, told: int, in_64_bits: bool) -
         return False
     if (_FROM_HERE_ON_UNKNOWN <= told <= _LARGEST and not in_64_bits) or told >= 1 << 63:
         return True
-    raise SourceError(f"{path} is truncated: it has {size} bytes of {begin + told}")
+    raise SourceError(f"{path} is truncated: it has {size} bytes of {begin + told}", code="source-damaged")
 
 
 def _are_chunks(path: str, at: int, size: int) -> bool:

@@ -145,15 +145,20 @@ def _on_disk(plan: Plan, directory: Path, skipping: Skipping | None) -> _Kept:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"cache: {told} cannot be read ({error}); delete the folder {directory}") from None
+        raise SourceError(
+            f"cache: {told} cannot be read ({error}); delete the folder {directory}", code="source-kept"
+        ) from None
     if made_of != origin:
         raise SourceError(
             f"cache: {directory} holds what was made of another source or by other stages ({made_of}, and here it is "
-            f"{origin}); delete it, or give another folder"
+            f"{origin}); delete it, or give another folder",
+            code="source-kept",
         )
     source = tfrecord(files, "stored")
     if len(source) != plan.length:
-        raise SourceError(f"cache: {directory} has {len(source)} elements instead of {plan.length}; delete it")
+        raise SourceError(
+            f"cache: {directory} has {len(source)} elements instead of {plan.length}; delete it", code="source-kept"
+        )
     return _Kept(source, plan)
 
 
@@ -172,4 +177,4 @@ def _write(plan: Plan, directory: Path, told: Path, origin: dict[str, Any], skip
         write_records(_Elements(with_only(plan, "cache", elements)), directory / "elements")
         told.write_text(json.dumps({**json.loads(told.read_text()), **about}))
     except OSError as error:
-        raise SourceError(f"cache: {error}") from error
+        raise SourceError(f"cache: {error}", code="source-unwritable") from error

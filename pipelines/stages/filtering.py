@@ -121,7 +121,9 @@ def _read_selection(file: str | os.PathLike[str], about: str, skipping: Skipping
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"plan={os.fspath(file)!r}: cannot be read ({error}); delete it") from None
+        raise SourceError(
+            f"plan={os.fspath(file)!r}: cannot be read ({error}); delete it", code="source-kept"
+        ) from None
     if skipping:
         skipping.add_json(skipped)
     return kept
@@ -134,4 +136,4 @@ def _write_selection(file: Path, about: str, kept: np.ndarray, skipping: Skippin
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise SourceError(f"plan={str(file)!r}: cannot be written: {error}") from None
+        raise SourceError(f"plan={str(file)!r}: cannot be written: {error}", code="source-unwritable") from None

@@ -38,5 +38,5 @@ def _texts_of_source(source: Source) -> Iterator[str]:
                 yield text.decode()
             except UnicodeDecodeError as error:
                 raise SourceError(
-                    f"corpus: example {index} ({source.describe(index)}) is not UTF-8: {error}"
+                    f"corpus: example {index} ({source.describe(index)}) is not UTF-8: {error}", code="source-format"
                 ) from error

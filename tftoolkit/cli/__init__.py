@@ -15,6 +15,8 @@ COMMANDS = {
     "train": ("RECIPE", "train, export, report; run again, it goes on where it was"),
     "new": ("NAME", "make a recipe a package of your own, to be changed"),
     "launch": ("-- PROGRAM", "several workers that start again together when one dies"),
+    "runs": ("[DIR]", "list runs: how far, how good, finished or died"),
+    "serve": ("DIR", "live curves of the runs in a folder, in the browser"),
     "export": ("RUN", "write another format of a run's model, proven"),
     "verify": ("FILE", "run an exported file and compare it with its model"),
     "web": ("FILE FOLDER", "make a web page in which the model runs; serve it"),

@@ -63,14 +63,16 @@ def _package(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         raise BuildError(
-            f"not installed; mend it: {_PACKAGES[name] or 'pip install --force-reinstall tftoolkit'}"
+            f"not installed; mend it: {_PACKAGES[name] or 'pip install --force-reinstall tftoolkit'}", code="op-tools"
         ) from None
 
 
 def _cuda() -> str:
     compiler = toolchain.nvcc()
     if compiler is None:
-        raise BuildError("no nvcc; ops run on the CPU. For GPUs install CUDA 12.8 or newer, or set CUDA_HOME")
+        raise BuildError(
+            "no nvcc; ops run on the CPU. For GPUs install CUDA 12.8 or newer, or set CUDA_HOME", code="op-tools"
+        )
     return f"{compiler.version} ({toolchain.cuda_root()})"
 
 

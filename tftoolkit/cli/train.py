@@ -67,7 +67,7 @@ def _run(recipe: str, options: argparse.Namespace) -> int:
     import_tensorflow()
     from tftoolkit import jobs
 
-    jobs.run(jobs.find(config.job)(config), Path(options.directory))
+    jobs.run(jobs.find(config.job)(config), Path(options.directory), recipe)
     return 0
 
 

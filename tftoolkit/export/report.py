@@ -7,15 +7,17 @@ import math
 import re
 from typing import Any
 
+from tftoolkit.custom_ops.engine.errors import CodedError
+
 MAX_TEXT = 300  # of what a program that we call says
 _PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # said before the matter
 
 
-class ExportError(RuntimeError):
+class ExportError(CodedError, RuntimeError):
     """A stage of the export failed, and nothing was written.
 
     Attributes:
-        stage: trace, decompose, convert, structure, golden, parity, metric, latency or write.
+        stage: trace, decompose, convert, structure, golden, parity, metric, write or browser.
         signature, tensor: what it was about, or None where it concerns the whole file.
         reason: what went wrong, and what to do.
     """
@@ -24,7 +26,8 @@ class ExportError(RuntimeError):
         self.stage, self.reason, self.signature, self.tensor = stage, reason, signature, tensor
         where = [f"signature {signature!r}"] if signature is not None else []
         where += [f"tensor {tensor!r}"] if tensor is not None else []
-        super().__init__(f"{stage} failed{' at ' if where else ''}{', '.join(where)}: {reason}")
+        text = f"{stage} failed{' at ' if where else ''}{', '.join(where)}: {reason}"
+        super().__init__(text, code=f"export-{stage}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled with the arguments of BaseException.__init__, which are not those of this class.

@@ -73,10 +73,14 @@ def find(name: str) -> type[Job]:
     return job
 
 
-def run(job: Job, directory: Path) -> None:
+def run(job: Job, directory: Path, recipe: str | None = None) -> None:
     """Trains (or goes on training), exports and reports; what is finished already is not done again.
 
-    Writes ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``export/`` and ``report.html``.
+    Args:
+      recipe: the name of the recipe that the configuration began as, for ``tftoolkit runs``.
+
+    Writes ``config.json``, ``metrics.jsonl``, ``status.json``, ``tensorboard/``, ``checkpoints/``, ``export/`` and
+    ``report.html``.
     Of several workers (``tftoolkit launch``) all train, and the first writes.
 
     Raises RunFolderError, and what Trainer.run and the exporters raise.
@@ -85,7 +89,7 @@ def run(job: Job, directory: Path) -> None:
     is_chief = Workers(strategy).is_chief
     job.directory = directory
     if is_chief:
-        run_folder.claim(directory, job.config.to_dict())
+        run_folder.claim(directory, job.config.to_dict(), recipe)
     said = phase if is_chief else contextlib.nullcontext
     with said("reading the data"):
         job.read()

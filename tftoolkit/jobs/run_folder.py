@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 
-class RunFolderError(RuntimeError):
+
+class RunFolderError(CodedError, RuntimeError):
     """The folder cannot be used for this run; nothing in it was changed."""
 
+    error_code = "run-folder"
 
-def claim(directory: Path, settings: Mapping[str, Any]) -> None:
+
+def claim(directory: Path, settings: Mapping[str, Any], recipe: str | None = None) -> None:
     """Makes the folder and writes ``config.json``, or checks that it was begun with the same settings.
+
+    The recipe's name is written, too, for people; only settings must be the same.
 
     Raises RunFolderError when it was not (naming each difference), or when it cannot be written.
     """
@@ -23,7 +29,8 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
+            named = {"recipe": recipe} if recipe else {}
+            write_text(path, json.dumps(named | wanted, indent=1) + "\n")
             return
         begun = json.loads(path.read_text())
     except OSError as error:
@@ -34,13 +41,14 @@ def claim(directory: Path, settings: Mapping[str, Any]) -> None:
         raise RunFolderError(f"{path} cannot be read ({error}). Name another folder with --directory.") from error
     differences = [
         f"{name}: {begun.get(name, 'nothing')!r} there, {wanted.get(name, 'nothing')!r} now"
-        for name in sorted(begun.keys() | wanted.keys())
+        for name in sorted((begun.keys() | wanted.keys()) - {"recipe"})
         if begun.get(name) != wanted.get(name)
     ]
     if differences:
         raise RunFolderError(
             f"the run folder {directory} was begun with other settings ({'; '.join(differences)}). "
-            "Use the same ones, or name another folder with --directory."
+            "Use the same ones, or name another folder with --directory.",
+            code="run-folder-settings",
         )
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.migration.answers import Answer, answers
 
 _PACKAGE = "tensorflow_addons"
@@ -16,8 +17,10 @@ _MAGIC = re.compile(r"^(\s*)[%!?].*$", re.MULTILINE)
 _Scope = dict[str, str | None]  # name -> what it is behind "tfa." ("" for the package); None: something else
 
 
-class ProgramError(ValueError):
+class ProgramError(CodedError, ValueError):
     """A file that is no program of Python 3, or no notebook with one."""
+
+    error_code = "program-unreadable"
 
 
 @dataclasses.dataclass(frozen=True)

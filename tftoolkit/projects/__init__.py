@@ -8,6 +8,7 @@ import keyword
 import re
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers import recipes
 
 # Extra → what sources that need it say.
@@ -15,8 +16,10 @@ _SIGNS = {"audio": "sources.audio(", "safetensors": ".safetensors", "text": "tex
 _RECIPES, _JOBS, _MODELS = "tftoolkit.trainers.recipes", "tftoolkit.jobs", "tftoolkit.models"
 
 
-class ProjectError(ValueError):
+class ProjectError(CodedError, ValueError):
     """The project cannot be made; nothing was written."""
+
+    error_code = "project"
 
 
 def make(name: str, recipe: str, folder: Path) -> list[Path]:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers import faults
 
 FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CodedError, RuntimeError):
     """A checkpoint can't be written, or none can be read."""
+
+    error_code = "checkpoint-unwritable"
 
 
 class DamagedError(Exception):
@@ -58,7 +61,9 @@ def read_checked(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"manifest.json can't be read: {error!r}") from None
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{folder} has format {content['format']}; this version reads format {FORMAT}")
+        raise CheckpointError(
+            f"{folder} has format {content['format']}; this version reads format {FORMAT}", code="checkpoint-format"
+        )
     if content["step"] != step:
         raise DamagedError(f"manifest.json is that of step {content['step']}")
     try:

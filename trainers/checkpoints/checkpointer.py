@@ -43,6 +43,8 @@ _TEMPORARY = re.compile(r"\.tmp-step-\d{8,}-\d+")
 class CheckpointMismatchError(CheckpointError):
     """An intact checkpoint belongs to other variables; ``differences`` lists how."""
 
+    error_code = "checkpoint-mismatch"
+
     def __init__(self, path: Path, differences: list[str]) -> None:
         self.differences = differences
         lines = "\n  ".join(differences)
@@ -170,7 +172,9 @@ class Checkpointer:
                 the save before this one. Older checkpoints are untouched.
         """
         if not self._lock.held:
-            raise CheckpointError("saving needs the folder's lock: use `with checkpointer:`")
+            raise CheckpointError(
+                "saving needs the folder's lock: use `with checkpointer:`", code="checkpoint-needs-lock"
+            )
         self.wait()
         kept = frozenset(protect)
         if self.asynchronous:
@@ -263,7 +267,10 @@ class Checkpointer:
         """
         self.wait()
         if step is not None and step not in self.steps():
-            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}, but of {self.steps() or 'none'}")
+            raise CheckpointError(
+                f"{self.directory} has no checkpoint of step {step}, but of {self.steps() or 'none'}",
+                code="checkpoint-missing",
+            )
         damages = []
         for candidate in reversed(self.steps()) if step is None else [step]:
             path = self.path(candidate)
@@ -282,7 +289,8 @@ class Checkpointer:
         if damages:
             lines = "\n  ".join(f"{path.name}: {damage}" for path, damage in damages)
             raise CheckpointError(
-                f"every checkpoint in {self.directory} is damaged; move them away to start from nothing:\n  {lines}"
+                f"every checkpoint in {self.directory} is damaged; move them away to start from nothing:\n  {lines}",
+                code="checkpoint-damaged",
             )
         return None
 

@@ -2,11 +2,18 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 
-class RunLockedError(RuntimeError):
+_PATIENCE = 0.2  # seconds: those who only look (`is_locked`) hold the lock for a moment
+
+
+class RunLockedError(CodedError, RuntimeError):
     """Another process (or another trainer in this one) is writing to the folder."""
+
+    error_code = "run-locked"
 
 
 class RunLock:
@@ -26,14 +33,12 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise RunLockedError(
                 f"{self._path.parent} is in use by process {holder}; wait for it or choose another folder"
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
@@ -43,3 +48,38 @@ class RunLock:
         assert self._descriptor is not None
         os.close(self._descriptor)
         self._descriptor = None
+
+
+def is_locked(directory: Path) -> bool | None:
+    """Whether a run is being written to the folder; None if that can't be seen (no right to open the lock's file).
+
+    Changes nothing, and needs no right to write.
+    """
+    try:
+        descriptor = os.open(directory / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _taken(descriptor: int) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

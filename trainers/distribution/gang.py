@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers.distribution import cluster
 from tftoolkit.trainers.distribution.cluster import Task
 from tftoolkit.trainers.distribution.gang_crew import Crew, Patience
@@ -31,8 +32,10 @@ _LONGEST_WAIT = 60.0
 _WRONG_USAGE = 2  # exit code of a program that was called wrongly, by convention
 
 
-class GangFailedError(RuntimeError):
+class GangFailedError(CodedError, RuntimeError):
     """The workers failed too often, or in a way that trying again doesn't mend."""
+
+    error_code = "gang-failed"
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

@@ -18,11 +18,14 @@ class Evaluator:
         evaluate: see :class:`tftoolkit.trainers.Trainer`; None: there are no evaluations.
         best: see there.
         workers: all of them must evaluate at once.
+
+    Attributes:
+        criterion: ``best``.
     """
 
     def __init__(self, evaluate: Callable[[], Mapping[str, Any]] | None, best: Best | None, workers: Workers) -> None:
         self._function = evaluate
-        self._best = best
+        self.criterion = best
         self._workers = workers
 
     @property
@@ -48,17 +51,17 @@ class Evaluator:
 
     def improved(self, log: MetricsLog) -> bool:
         """Whether the latest evaluation is the best so far."""
-        return self._best is not None and self._best.of(log.evaluations) is log.evaluations[-1]
+        return self.criterion is not None and self.criterion.of(log.evaluations) is log.evaluations[-1]
 
     def exhausted(self, log: MetricsLog) -> bool:
         """Whether the evaluations no longer get better."""
-        return self._best is not None and self._best.exhausted(log.evaluations)
+        return self.criterion is not None and self.criterion.exhausted(log.evaluations)
 
     def score(self, step: int, log: MetricsLog) -> float | None:
         """How good the run is after ``step`` steps, higher is better; None if that isn't known."""
         evaluation = log.evaluation_of(step)
-        return None if self._best is None or evaluation is None else self._best.finite_score(evaluation)
+        return None if self.criterion is None or evaluation is None else self.criterion.finite_score(evaluation)
 
     def best(self, log: MetricsLog) -> dict[str, Any]:
         """The best evaluation; empty if there is none."""
-        return dict((self._best.of(log.evaluations) if self._best else None) or {})
+        return dict((self.criterion.of(log.evaluations) if self.criterion else None) or {})

@@ -63,6 +63,7 @@ class MetricsLog:
         entry = {"kind": kind, "step": step, **values}
         with self._clear_errors():
             self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self._file.flush()  # to be seen now; what must survive a crash of the machine is synced by `flush`
         self._note(entry)
         for sink in self._sinks:
             sink(entry)

@@ -21,6 +21,7 @@ from tftoolkit.trainers.loop.events import Every, Hook
 from tftoolkit.trainers.loop.record import Record
 from tftoolkit.trainers.loop.recovery import Recovery
 from tftoolkit.trainers.loop.run_state import RunState
+from tftoolkit.trainers.loop.run_status import RunStatus
 from tftoolkit.trainers.loop.schedule import Schedule
 from tftoolkit.trainers.loop.summary import Summary, summary_of
 from tftoolkit.trainers.runners.checks import check_trained
@@ -52,10 +53,10 @@ class Trainer:
             if SIGINT or SIGTERM came:   leave
         event "end"
 
-    A run folder holds ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. Running a finished run again does
-    nothing; with a larger ``steps`` it goes on. SIGTERM ends the running call of the runner (about a second) or
-    evaluation, saves, and raises :class:`TrainingTerminated`, which ends the process with exit code 75; SIGINT raises
-    KeyboardInterrupt.
+    A run folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, for onlookers, ``status.json``.
+    Running a finished run again does nothing; with a larger ``steps`` it goes on. SIGTERM ends the running call of the
+    runner (about a second) or evaluation, saves, and raises :class:`TrainingTerminated`, which ends the process with
+    exit code 75; SIGINT raises KeyboardInterrupt.
 
     Exactly the same result needs: a step that draws only from its key, hooks that only look, and the same machine,
     TensorFlow and number of threads. TensorFlow's CPU operations are then deterministic; on a GPU call
@@ -183,6 +184,10 @@ class Trainer:
             closing.enter_context(self._checkpoints)
             stop = closing.enter_context(stop_requests())
             self._state.restore()
+            criterion = self._evaluator.criterion
+            closing.enter_context(
+                RunStatus(self.directory, steps, self.finished_steps, criterion, writes=self.is_chief)
+            )
             record = self._record = closing.enter_context(contextlib.closing(self._new_record(steps)))
             already_finished = not self._loop(steps, record, stop)
             self._checkpoints.wait()

@@ -11,9 +11,13 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 
-class UnknownRecipeError(ValueError):
+
+class UnknownRecipeError(CodedError, ValueError):
     """No recipe has this name; the message lists the nearest."""
+
+    error_code = "recipe-unknown"
 
 
 def names() -> list[str]:

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers.distribution.replicas import own
 from tftoolkit.trainers.update.update import Update
 
 
-class TrainingDivergedError(ArithmeticError):
+class TrainingDivergedError(CodedError, ArithmeticError):
     """The gradients weren't finite for many steps in a row, and rolling back didn't help or wasn't possible."""
+
+    error_code = "training-diverged"
 
 
 class DivergenceWatch(tf.Module):

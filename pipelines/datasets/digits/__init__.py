@@ -93,7 +93,8 @@ def prepare(data_dir: Path) -> None:
     except OSError as error:
         raise SourceError(
             f"cannot prepare the digits data set in {data_dir}: {error}; name a folder that can be written to with "
-            "data_dir=… or the environment variable TFDS_DATA_DIR"
+            "data_dir=… or the environment variable TFDS_DATA_DIR",
+            code="source-unwritable",
         ) from error
 
 

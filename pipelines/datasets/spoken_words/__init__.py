@@ -35,6 +35,8 @@ _ACCENTS = ("en-us", "en-gb-scotland")
 class MissingVoicesError(SourceError):
     """espeak-ng is not installed, or has not the voices that are needed."""
 
+    error_code = "missing-voices"
+
 
 def prepare(data_dir: Path, *, tones: bool = False) -> Path:
     """Writes the clips below ``data_dir`` unless they are there; several processes may call it at once.
@@ -62,7 +64,8 @@ def prepare(data_dir: Path, *, tones: bool = False) -> Path:
     except OSError as error:
         raise SourceError(
             f"cannot prepare the spoken words in {data_dir}: {error}; name a folder that can be written to with the "
-            "environment variable TFDS_DATA_DIR"
+            "environment variable TFDS_DATA_DIR",
+            code="source-unwritable",
         ) from error
     return folder
 

@@ -120,7 +120,7 @@ def test_checks_that_need_a_reference_say_so(planted):
 def test_the_report_is_a_table(planted):
     with pytest.raises(custom_ops.OpCheckError) as caught:
         custom_ops.opcheck(planted.no_gradient, *SCALE, checks=["invalid", "gradient"], alpha=2.0)
-    assert str(caught.value).splitlines() == [
+    assert caught.value.plain.splitlines() == [
         "opcheck of Planted>NoGradient no_gradient<T: f32 | f64>(x: T[... d], gamma: T[d], *, alpha: f32 = 1.5)"
         " -> (y: T[... d]) batchable",
         "check     verdict  what was seen (→ what to do)",

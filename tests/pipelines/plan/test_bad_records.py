@@ -547,7 +547,7 @@ def test_an_exception_in_python_code_is_told_without_its_traceback() -> None:
 
     with pytest.raises(SourceError) as caught:
         next(iter(Pipeline(Damaged([1] * 8, set())).map(through_python).batch(8)))
-    assert str(caught.value) == """x.bin, record 3: KeyError: "no such word: 'ä'\""""
+    assert caught.value.plain == """x.bin, record 3: KeyError: "no such word: 'ä'\""""
 
 
 def test_a_file_of_garbage_is_no_tfrecord(tmp_path: Path) -> None:

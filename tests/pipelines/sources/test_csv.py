@@ -93,7 +93,7 @@ def test_types_columns_defaults_and_names_are_taken(tmp_path: Path) -> None:
 
 
 BAD = [
-    ("a,b\n1,2\nx,3\n4,5\n", {"types": {"a": tf.int32}}, r"line 3, column 'a': 'x' is no int32$"),
+    ("a,b\n1,2\nx,3\n4,5\n", {"types": {"a": tf.int32}}, r"line 3, column 'a': 'x' is no int32 \["),
     ("a,b\n1,2\n,3\n4,5\n", {"types": {"a": tf.int32}}, r"line 3, column 'a': the value is missing, .* defaults={'a'"),
     ("a,b\n1,2\n3\n4,5\n", {}, r"line 3, 1 values for 2 columns"),
     ("a,b\n1,2\n3,4,5\n4,5\n", {}, r"line 3, 3 values for 2 columns"),

@@ -162,7 +162,7 @@ def test_a_vanished_folder_is_prepared_again(own_copy: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SourceError, match=r"^cannot prepare the digits data set in .*TFDS_DATA_DIR$"):
+    with pytest.raises(SourceError, match=r"^cannot prepare the digits data set in .*TFDS_DATA_DIR "):
         sources.tfds("digits", "train", tmp_path / "file")
 
 

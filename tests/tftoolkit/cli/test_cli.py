@@ -239,7 +239,8 @@ def test_every_spelling_reaches_the_recipe(monkeypatch):
          "--config.at_least.accuracy", "0.5"],
     ):  # fmt: skip
         assert cli.main(["train", *arguments]) == 0
-        config, directory = seen.pop()
+        config, directory, recipe = seen.pop()
+        assert recipe == "digits"
         assert (directory, config.steps, config.runner) == (Path("x/y"), 7, "xla")
         assert config.at_least.accuracy == 0.5
         assert config.seed == recipes.load("digits").seed

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tftoolkit.custom_ops.engine.errors import CodedError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Every name but this machine's resolves to nothing: a page that needs the outside fails here, not on a train.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
@@ -24,8 +26,10 @@ FLAGS = (
 )  # fmt: skip
 
 
-class BrowserError(RuntimeError):
+class BrowserError(CodedError, RuntimeError):
     """The browser, or a page in it, failed."""
+
+    error_code = "export-browser"
 
 
 def find() -> str:

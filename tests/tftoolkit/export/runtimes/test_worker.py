@@ -58,7 +58,7 @@ def test_values_and_errors_come_back():
     with pytest.raises(ZeroDivisionError):
         worker.call(operator.truediv, 1, 0)
     error = pickle.loads(pickle.dumps(export.ExportError("convert", "no", signature="s", tensor="t")))
-    assert str(error) == "convert failed at signature 's', tensor 't': no"
+    assert error.plain == "convert failed at signature 's', tensor 't': no"
     assert (error.stage, error.reason, error.signature, error.tensor) == ("convert", "no", "s", "t")
 
 
