@@ -147,6 +147,7 @@ class Detection(Job):
             representative=[{"image": image} for image in calibration],
             metric=lambda predict: mean_average_precision(self.truth, self._found(predict)),
             max_drop=self.config.max_drop,
+            input_ranges={"image": (0.0, 1.0)},  # in pictures a thousand times as bright a box's size is infinite
         )
 
     def sections(self) -> Sequence[report.Section]:

@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.picture_size = 32
     # From and to how many pixels of a picture's side a digit takes.
     config.sides = (10, 24)
-    # Augmentation: each picture is moved by up to so many pixels, anew in every epoch. It teaches some of what other digits
-    # teach: with 3, both get better, and nearer to each other.
+    # Augmentation: each picture is moved by up to so many pixels, anew in every epoch. It teaches some of what other
+    # digits teach: with 3, both get better, and nearer to each other.
     config.random_shift = 0
     config.model = ConfigDict(
         {
