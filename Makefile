@@ -1,6 +1,4 @@
-# make demo   sets everything up in .venv and trains, exports and reports on handwritten digits
-# make test   runs the tests (make test-slow: those that it leaves out; make test-all: all, and full crosses)
-# Set-up steps run again only when their inputs change.
+# `make help` lists the targets: those with two # behind them. Set-up steps run again only when their inputs change.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,56 +11,68 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test test-slow test-all lint format types docs bench bazel sanitize wheel clean compile_commands.json
+.PHONY: help demo test test-slow test-all lint format types docs site notebooks bench bazel sanitize release clean compile_commands.json
 
-demo: $(VENV)/.demo_ops
+help:  ## this list
+	@awk -F ':.*## ' '/^[^#\t].*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "What they need is installed into .venv first. PYTHON=python3.12 names another Python, WORKERS=4 other than 2 processes for tests."
+
+demo: $(VENV)/.demo_ops  ## train on handwritten digits, export, prove; leaves runs/digits/report.html
 	@echo "[3/3] training, exporting and proving; this takes about a minute and leaves runs/digits/report.html"
 	$(TFTOOLKIT) train digits
 
-test: $(VENV)/.dev $(VENV)/.ops
+test: $(VENV)/.dev $(VENV)/.ops  ## the fast tests: minutes
 	$(PYTEST)
 
-test-slow: $(VENV)/.dev $(VENV)/.ops
+test-slow: $(VENV)/.dev $(VENV)/.ops  ## those that `make test` leaves out
 	$(PYTEST) --slow
 
-test-all: $(VENV)/.dev $(VENV)/.ops
+test-all: $(VENV)/.dev $(VENV)/.ops  ## all tests, and full crosses: hours
 	$(PYTEST) --all
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff, contracts of imports, clang-format where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	@! command -v clang-format >/dev/null || clang-format --dry-run --Werror $(SOURCES)
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-# The picture of the packages, from their imports.
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev  ## draw the picture of the packages from their imports
 	$(BIN)/python tools/architecture/run.py
 
-bench: $(VENV)/.dev $(VENV)/.ops
+# Warnings are errors: dead links, names without a page.
+site: $(VENV)/.dev  ## the pages as a site with search, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
+
+notebooks: $(VENV)/.dev $(VENV)/.ops  ## run docs/notebooks and write what they show into them
+	$(BIN)/python tools/notebooks/run.py
+
+bench: $(VENV)/.dev $(VENV)/.ops  ## all benchmarks: an idle machine and hours
 	for script in $(filter-out %/results.py %/other_process.py %_torch.py %_work.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-# Needs Debian's bazel-bootstrap. BAZEL_FLAGS='--per_file_copt=.*@-O0' for a quick one.
-bazel: $(VENV)/.dev
+# BAZEL_FLAGS='--per_file_copt=.*@-O0' for a quick one.
+bazel: $(VENV)/.dev  ## build and test with Bazel (Debian: bazel-bootstrap)
 	bazel build $(BAZEL_FLAGS) //... && bazel test $(BAZEL_FLAGS) //...; status=$$?; bazel shutdown; exit $$status
 
-# The native code under AddressSanitizer, UBSan and ThreadSanitizer.
-sanitize: $(VENV)/.dev
+sanitize: $(VENV)/.dev  ## the native code under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize/run.py
 
-wheel: $(VENV)/.dev
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+# RELEASE_FLAGS=--allow-missing where a Python of those is not here.
+release: $(VENV)/.demo  ## wheel and sdist in dist/, checked, and tried on Python 3.11, 3.12 and 3.13: GBs of downloads
+	$(BIN)/python tools/install.py release
+	$(BIN)/python tools/release/run.py $(RELEASE_FLAGS)
 
-compile_commands.json: $(VENV)/.dev
+compile_commands.json: $(VENV)/.dev  ## for editors
 	$(TFTOOLKIT) ops build --compile_commands=$@
 
-clean:
+clean:  ## remove .venv, build, dist and runs
 	rm -rf $(VENV) build dist runs *.egg-info compile_commands.json
 
 # What the demo uses. Everything else is added by .dev.

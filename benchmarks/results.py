@@ -1,21 +1,104 @@
 """Figures in benchmarks/results.csv: one row each, with where, when and with what it was measured.
 
-python benchmarks/results.py    # brings the tables of docs/performance.md up to date
+python benchmarks/results.py    # brings the tables of docs/performance.md and of the README up to date
 """
 
 import csv
 import importlib.metadata
+import math
 import os
 import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 PATH = Path(__file__).with_name("results.csv")
 PAGE = PATH.parents[1] / "docs/performance.md"
+README = PATH.parents[1] / "README.md"
 COLUMNS = ("benchmark", "variant", "metric", "value", "spread", "unit", "machine", "date", "versions")
+
+
+_TORCH_LOAD = {"torch load_inline, pybind11": "PyTorch", "torch load_inline, TORCH_LIBRARY": "PyTorch"}
+_PLAIN = {"plain, graph": "TensorFlow", "plain, XLA": "TensorFlow, XLA"}
+_TF_TORCH = {"TensorFlow, graph": "TensorFlow", "TensorFlow, XLA": "TensorFlow, XLA", "PyTorch": "PyTorch"}
+_LOOPS = {
+    "plain graph": "plain `tf.function`", "plain xla": "plain XLA", "Keras fit": "Keras `fit`",
+    "PyTorch eager": "PyTorch", "PyTorch compile": "PyTorch, compiled",
+}  # fmt: skip
+_LOADERS = {
+    "tf.data": "tf.data", "Grain": "Grain", "DataLoader": "PyTorch", "DataLoader, no checksums": "PyTorch",
+    "DataLoader, by batch": "PyTorch, by batch", "pyarrow, taken": "pyarrow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A line of the README's table: one figure of ours beside the best one of all rivals that were measured with it.
+
+    Attributes:
+      what: was measured, in a reader's words.
+      benchmark, metric: which rows of the results.
+      ours: the variant that is ours.
+      rivals: variant → what the README calls it.
+    """
+
+    what: str
+    benchmark: str
+    metric: str
+    ours: str
+    rivals: Mapping[str, str]
+
+    def line(self, rows: Sequence[Mapping[str, str]]) -> str:
+        """Of the table, in Markdown."""
+        mine = {
+            row["variant"]: row for row in rows if (row["benchmark"], row["metric"]) == (self.benchmark, self.metric)
+        }
+        value, unit = float(mine[self.ours]["value"]), mine[self.ours]["unit"]
+        more_is_better = unit.endswith("/s")
+        others = {variant: float(row["value"]) for variant, row in mine.items() if variant in self.rivals}
+        best = (max if more_is_better else min)(others, key=others.__getitem__)
+        times = value / others[best] if more_is_better else others[best] / value
+        verdict = f"{times:.2g} ×" if times >= 1.1 else "even" if times > 1 / 1.1 else f"**lost**, {1 / times:.2g} ×"
+        cells = f"{_rounded(value)} {unit}", f"{_rounded(others[best])} {unit}", verdict
+        ours, theirs, verdict = (cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
+        return f"| {self.what} | {ours} | {theirs}, {self.rivals[best]} | {verdict} |"
+
+
+HEADLINES = (
+    Headline("an op of your own, source to result", "op_load", "cold, first result", "tftoolkit", _TORCH_LOAD),
+    Headline("an op of your own, one eager call", "op_load", "call", "tftoolkit", _TORCH_LOAD),
+    Headline("attention, 2,048 positions", "attention", "2048, causal, float32", "ours", _TF_TORCH),
+    Headline("attention, 8,192 positions: memory", "memory", "attention, causal, 1x8192x8x64", "ours", _TF_TORCH),
+    Headline(
+        "last layer and loss: memory", "memory", "linear + cross-entropy, 4096x512x128256", "ours",
+        _TF_TORCH,
+    ),
+    Headline(
+        "CTC loss, 5,000 classes", "ctc_loss", "16x500x5000x100", "ours",
+        {"TensorFlow, sparse": "TensorFlow", "PyTorch": "PyTorch"},
+    ),
+    Headline(
+        "bags of embeddings, forward", "embedding_bag", "forward", "ours",
+        {"gather, segment_sum": "TensorFlow", "embedding_lookup_sparse": "TensorFlow", "PyTorch": "PyTorch"},
+    ),
+    Headline(
+        "AdamW, 8M float32 weights", "adamw", "float32, 8x1024x1024", "ours, XLA",
+        {**_PLAIN, "PyTorch, fused": "PyTorch, fused", "PyTorch, foreach": "PyTorch"},
+    ),
+    Headline("a step of training: small MLP", "runners", "mlp", "Trainer", _LOOPS),
+    Headline("a step of training: transformer", "runners", "transformer", "Trainer", _LOOPS),
+    Headline("a step of training: CNN", "runners", "cnn", "Trainer", _LOOPS),
+    Headline("JPEG files with RandAugment", "pipelines", "images speed", "tftoolkit", _LOADERS),
+    Headline("rows of CSV files, random order", "pipelines", "csv speed", "tftoolkit", _LOADERS),
+    Headline("the same, time to the first batch", "pipelines", "csv start", "tftoolkit", _LOADERS),
+    Headline(
+        "a checkpoint of 500 MB, checksummed", "scale_checkpoints", "500 MB, save", "Checkpointer",
+        {"CheckpointManager": "`CheckpointManager`, without"},
+    ),
+)  # fmt: skip
 
 
 def machine() -> str:
@@ -93,19 +176,37 @@ def _provenance(rows: Sequence[Mapping[str, str]]) -> str:
     return " ".join(f"{', '.join(names)}: {text}." for text, names in metrics.items())
 
 
-def insert(page: Path, table: Callable[[str], str]) -> None:
-    """Writes ``table(name)`` between each ``<!-- name -->`` and ``<!-- end -->`` of a page."""
-    text = re.sub(
+def headlines(_: str) -> str:
+    """The README's table."""
+    rows = read()
+    head = "| on 2 cores | ours | best rival measured | |\n| --- | ---: | ---: | ---: |\n"
+    return head + "".join(f"{headline.line(rows)}\n" for headline in HEADLINES)
+
+
+def _rounded(value: float) -> str:
+    """Three digits, with commas in thousands and no exponent."""
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def inserted(page: Path, table: Callable[[str], str]) -> str:
+    """The text of a page with ``table(name)`` between each ``<!-- name -->`` and ``<!-- end -->``."""
+    return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}{table(match[2])}{match[3]}",
         page.read_text(),
         flags=re.DOTALL,
     )
-    page.write_text(text)
+
+
+def insert(page: Path, table: Callable[[str], str]) -> None:
+    """Brings the tables of a page up to date."""
+    page.write_text(inserted(page, table))
 
 
 def main() -> None:
     insert(PAGE, table)
+    insert(README, headlines)
 
 
 if __name__ == "__main__":

@@ -261,8 +261,9 @@ class Pipeline:
 
         Raises:
           TypeError, ValueError: a number out of range, or no batch stage yet.
-          While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
-          it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
+
+        While iterating, an exception of the source comes as tf.errors.UnknownError; ``pipelines.source_error`` turns
+        it back, and ``explain(batch number, error)`` also names the example where a map stage failed.
         """
         return delivery.dataset(self._plan, self._skipping, self._prefetch, start, epochs)
 
@@ -350,6 +351,7 @@ class Pipeline:
 
     @property
     def seed(self) -> int:
+        """What decides the order and every stage's random keys."""
         return self._plan.seed
 
     @property
@@ -359,6 +361,7 @@ class Pipeline:
 
     @property
     def batches_per_epoch(self) -> int:
+        """How many batches an epoch has. Raises ValueError before there is a batch stage."""
         return batching_of(self._plan).batches_per_epoch
 
     @functools.cached_property

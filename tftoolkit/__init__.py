@@ -13,7 +13,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["custom_ops", "export", "models", "pipelines", "trainers"]
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 _TERMINAL_INTERVAL = 0.1  # seconds between two looks of the line; nobody reads faster
 _FILE_INTERVAL = 10.0
-_PHASE_INTERVALS = (1.0, 5.0)  # on a terminal, elsewhere
+_PHASE_INTERVALS = (1.0, 5.0)  # on a terminal or in a notebook, elsewhere
+_NOTEBOOK_INTERVAL, _NOTEBOOK_COLUMNS = 0.5, 120
 
 
 class Console(Protocol):
@@ -36,7 +37,7 @@ def phase(what: str) -> Iterator[None]:
     """Tells while the block runs that it does, and at its end how long it took."""
     start = time.monotonic()
     over = threading.Event()
-    terminal = _Terminal() if sys.stderr.isatty() else None
+    terminal = _live()
 
     def so_far(columns: int) -> str:
         return f"{what} … {time.monotonic() - start:.0f} s"[:columns]
@@ -67,10 +68,16 @@ def phase(what: str) -> Iterator[None]:
 
 
 def console(visible: bool = True) -> Console:
-    """One line that rewrites itself on a terminal, otherwise a line per 10 s; ``visible``: False: nothing at all."""
-    if not visible:
-        return _Silence()
-    return _Terminal() if sys.stderr.isatty() else _File()
+    """One line that rewrites itself on a terminal and in a notebook, otherwise a line per 10 s; ``visible``: False:
+    nothing at all."""
+    return (_live() or _File()) if visible else _Silence()
+
+
+def _live() -> Console | None:
+    """Where a line can be rewritten."""
+    if sys.stderr.isatty():
+        return _Terminal()
+    return _Notebook() if type(sys.stderr).__module__.startswith("ipykernel") else None
 
 
 class _Silence:
@@ -110,6 +117,37 @@ class _File:
         if self._waiting is not None:
             print(self._waiting, file=sys.stderr, flush=True)
             self._waiting = None
+
+
+class _Notebook:
+    """The line rewrites itself below the cell. Notebooks know ``\\r``, but not how to erase."""
+
+    def __init__(self) -> None:
+        self._line: Line | None = None
+        self._drawn = ""
+        self._next_time = 0.0
+
+    def show(self, line: Line) -> bool:
+        self._line = line
+        if time.monotonic() < self._next_time:
+            return False
+        self._next_time = time.monotonic() + _NOTEBOOK_INTERVAL
+        self._draw(line(_NOTEBOOK_COLUMNS))
+        return True
+
+    def say(self, text: str) -> None:
+        self._line = None
+        self._draw(text, end="\n")
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._draw(self._line(_NOTEBOOK_COLUMNS), end="\n")
+            self._line = None
+
+    def _draw(self, text: str, end: str = "") -> None:
+        start = "\r" if self._drawn else ""
+        print(f"{start}{text:{len(self._drawn)}}", end=end, file=sys.stderr, flush=True)
+        self._drawn = "" if end else text
 
 
 class _Terminal:

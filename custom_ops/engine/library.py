@@ -196,6 +196,8 @@ def load(
     Args:
       name: namespace of the ops in TensorFlow, where ``my_ops`` becomes ``MyOps``; an identifier.
       sources: .cc/.cpp/.cxx and .cu files.
+      extra_cflags, extra_cuda_cflags, extra_ldflags: more words for the C++ compiler, nvcc, and the linker.
+      include_dirs: where else to look for headers; the folders of the sources are looked in anyway.
       cuda: "auto" compiles .cu files where there is an NVIDIA GPU and a CUDA toolkit, True without a GPU too;
         "emulated" makes their kernels the CPU's, which run slowly and find their own faults (see ``emulation``).
       cache_dir: where the result is kept; see ``builder.cache_folder``.
@@ -248,7 +250,7 @@ def load_inline(
       name: namespace of the ops.
       cpp: C++ source; ``tftoolkit/op.h`` is included already.
       cuda: CUDA source, or None. It insists on a CUDA toolkit.
-      options: as for ``load``.
+      cache_dir, options: as for ``load``.
 
     Raises what ``load`` raises; compile errors count lines as the text does.
     """

@@ -32,8 +32,9 @@ def read_records(path: Any, offsets: Any, lengths: Any, numbers: Any = None, *, 
       tf.errors.OutOfRangeError: a record would end behind the end of its file.
       tf.errors.DataLossError: a checksum does not match: the record is damaged, or none begins at this offset.
       tf.errors.InvalidArgumentError: negative offset or length, a record of another length, shapes that do not agree.
-      Those about a record name the file, its number and its offset. Under ``jit_compile=True``: InvalidArgumentError,
-      since XLA knows no strings.
+
+    Those about a record name the file, its number and its offset. Under ``jit_compile=True``: InvalidArgumentError,
+    since XLA knows no strings.
     """
     offsets = tf.convert_to_tensor(offsets, tf.int64)
     if numbers is None:

@@ -86,9 +86,14 @@ def rotate(
     """Turns images counterclockwise around their middle, as ``tfa.image.rotate`` did.
 
     Args:
+      images, interpolation, fill_mode, fill_value: as in :func:`image_transform`.
       angles: in radians; one, or [batch].
 
-    The rest is as in :func:`image_transform`. Differentiable by images and, with "bilinear", by angles.
+    Returns:
+      The images' dtype and shape. Differentiable by images and, with "bilinear", by angles.
+
+    Raises:
+      TypeError, ValueError: as :func:`image_transform`; a rank of angles other than these.
     """
     import tensorflow as tf
 
@@ -116,9 +121,14 @@ def translate(
     """Moves images, as ``tfa.image.translate`` did.
 
     Args:
+      images, interpolation, fill_mode, fill_value: as in :func:`image_transform`.
       translations: in pixels: [dx, dy] to the right and down, or [batch, 2].
 
-    The rest is as in :func:`image_transform`. Differentiable by images and, with "bilinear", by translations.
+    Returns:
+      The images' dtype and shape. Differentiable by images and, with "bilinear", by translations.
+
+    Raises:
+      TypeError, ValueError: as :func:`image_transform`; a rank of translations other than these.
     """
     import tensorflow as tf
 

@@ -86,8 +86,7 @@ def rnnt_loss_additive(
       with their product. (Cells where both are large at classes so different that less than e^-50 of their product is
       left cost an exponential for each class, as of a joint tensor.)
 
-    Raises:
-      As ``rnnt_loss``.
+    Raises what ``rnnt_loss`` raises.
     """
     options = {"blank": blank, "fastemit": _checked(fastemit)}
     return _forward_additive(encoder, predictor, labels, logit_lengths, label_lengths, **options, name=name).loss

@@ -60,6 +60,9 @@ def random_flip(horizontal: float = 0.5, vertical: float = 0.0) -> Vectorized:
 
     A stage for ``Pipeline.map``. Shape and dtype of the image are kept.
 
+    Args:
+      horizontal, vertical: probabilities, 0 to 1.
+
     Raises:
       TypeError, ValueError: not a probability; the image is missing or not of rank 3.
     """

@@ -42,7 +42,13 @@ def cutmix(num_classes: int, alpha: float = 1.0) -> Paired:
     middle uniform over the picture; the label's share is that of the area that was really replaced, as the rectangle
     may reach beyond the border. "image" keeps its dtype; "label" as in ``mixup``.
 
-    A stage for ``Pipeline.map``, right after ``batch``; errors as in ``mixup``.
+    A stage for ``Pipeline.map``, right after ``batch``.
+
+    Args:
+      num_classes: labels become float32[num_classes].
+      alpha: above 0; 1 makes every share as likely.
+
+    Raises what ``mixup`` raises.
     """
     _check(num_classes, alpha)
 

@@ -17,7 +17,13 @@ from tftoolkit.pipelines.tabular.statistics import Statistics, check_features
 def standardize(statistics: Statistics) -> Vectorized:
     """(x - mean) / std of every column of ``statistics``: any real dtype -> float32; NaN stays NaN.
 
-    It is computed in float64. Where the standard deviation is 0, the result is x - mean.
+    It is computed in float64. Where the standard deviation is 0, the result is x - mean. A stage for ``Pipeline.map``.
+
+    Args:
+      statistics: of the training data, from ``fit``.
+
+    Raises:
+      ValueError: an example lacks one of the columns.
     """
     shift = statistics.mean
     scale = {name: np.where(std > 0, std, 1.0) for name, std in statistics.std.items()}
@@ -104,7 +110,14 @@ def hash_buckets(feature: str, buckets: int) -> Vectorized:
     """Strings or integers -> int64 in [0, buckets): a hash, the same in every process and on every platform.
 
     FarmHash Fingerprint64 (https://github.com/google/farmhash) of the string, or of the integer's decimal digits,
-    modulo ``buckets``.
+    modulo ``buckets``. A stage for ``Pipeline.map``.
+
+    Args:
+      feature: the column's name.
+      buckets: how many; different values may share one.
+
+    Raises:
+      TypeError, ValueError: no such number; the column is missing, or neither strings nor integers.
     """
     integer("buckets", buckets, 1)
 

@@ -37,10 +37,12 @@ class Statistics:
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
+        """Feature → mean of each of its columns."""
         return {name: column.mean for name, column in self.columns.items()}
 
     @property
     def std(self) -> dict[str, np.ndarray]:
+        """Feature → standard deviation of each of its columns."""
         return {name: column.std for name, column in self.columns.items()}
 
     @property
@@ -110,7 +112,14 @@ def fit(data: Source | Pipeline, features: Sequence[str], median: bool = False) 
 
 
 def fit_vocabulary(data: Source | Pipeline, feature: str) -> list[Any]:
-    """The different values of a column of strings or integers, sorted; ``data`` and errors as in ``fit``."""
+    """The different values of a column of strings or integers, sorted.
+
+    Args:
+      data: read once, as in ``fit``.
+      feature: the column's name.
+
+    Raises what ``fit`` raises.
+    """
     seen: set[Any] = set()
     for batch in _batches(data, [feature]):
         seen.update(np.unique(batch[feature].numpy().reshape(-1)).tolist())

@@ -26,6 +26,7 @@ def write_tokens(
     Args:
       corpus: texts, or a source with a feature "text"; each text is a document.
       path: where to write; a file that is there is replaced.
+      tokenizer: trained or loaded.
       end_of_document: a special token of the tokeniser to be added to every document, so that a model sees in windows
         where a document ends.
 

@@ -44,7 +44,10 @@ def normalizer(form: str = "NFC", *, lowercase: bool = False, collapse_whitespac
 
 
 def normalize(form: str = "NFC", *, lowercase: bool = False, collapse_whitespace: bool = False) -> Vectorized:
-    """Normalises the feature "text" (string, UTF-8): a stage for ``Pipeline.map``; arguments as of ``normalizer``.
+    """Normalises the feature "text" (string, UTF-8): a stage for ``Pipeline.map``.
+
+    Args:
+      form, lowercase, collapse_whitespace: as of ``normalizer``.
 
     Raises:
       ValueError, ImportError: see ``normalizer``; the text is missing or no string. While iterating, as an error of

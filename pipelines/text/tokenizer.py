@@ -174,7 +174,11 @@ def tokenize(tokenizer: Tokenizer) -> Vectorized:
 
     For a corpus that is read more than once, ``write_tokens`` does this once and for all.
 
+    Args:
+      tokenizer: trained or loaded.
+
     Raises:
+      TypeError: it is none.
       ValueError: the text is missing or no string. While iterating, as an error of TensorFlow: a text is not UTF-8.
     """
     if not isinstance(tokenizer, Tokenizer):

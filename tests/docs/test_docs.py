@@ -91,3 +91,12 @@ def test_the_page_on_transformer_ops_runs(tmp_path, blocks, run):
 def test_the_page_on_detection_runs(tmp_path, blocks, run):
     checks = "print(kept.numpy(), soft.indices[:4].numpy(), y.shape)"
     assert "[0 2 3] [0 2 3 1] (1, 20, 20, 16)" in run("".join([*blocks("detection"), checks]), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_pages_on_migration_run(tmp_path, blocks, run):
+    pages = ("from_keras", "from_pytorch", "from_jax")
+    (tmp_path / "page.py").write_text("".join(code for page in pages for code in blocks(page, "python")))
+    output = run("import page", tmp_path)
+    assert "digits.tflite  TFLite float32" in output
+    assert "'kind': 'eval', 'step': 172" in output

@@ -1,7 +1,8 @@
-"""The wheel and the sdist hold real files, and the wheel works from another folder."""
+"""The wheel and the sdist hold the files that they should, and the wheel works from another folder."""
 
+import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,48 +10,97 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import tftoolkit
 
 ROOT = Path(__file__).parents[2]
-NEEDED = [
-    "tftoolkit/custom_ops/engine/host/xla_kernel.cc", "tftoolkit/custom_ops/engine/include/tftoolkit/op.h",
-    "tftoolkit/custom_ops/rms_norm/rms_norm.cc", "tftoolkit/custom_ops/rms_norm/rms_norm.cu",
-    "tftoolkit/custom_ops/adamw/adamw.cc", "tftoolkit/custom_ops/global_norm/global_norm.cc",
-    "tftoolkit/custom_ops/rand_augment/rand_augment.cc", "tftoolkit/custom_ops/rms_norm/add_rms_norm.cc",
-    "tftoolkit/custom_ops/flash_attention/flash_attention.cc", "tftoolkit/custom_ops/flash_attention/kernels.h",
-    "tftoolkit/custom_ops/engine/include/tftoolkit/norm.h", "tftoolkit/custom_ops/layer_norm/layer_norm.cc",
-    "tftoolkit/custom_ops/emulation/runtime/machine.cc", "tftoolkit/custom_ops/emulation/include/cuda_runtime.h",
-    "tftoolkit/custom_ops/emulation/include/tftoolkit/emulation/device.h",
-    "tftoolkit/custom_ops/tflite_delegate/delegate.cc", "tftoolkit/custom_ops/tflite_delegate/tflite.h",
-    "tftoolkit/pipelines/pipeline.py", "tftoolkit/trainers/recipes/digits.py", "tftoolkit/export/__init__.py",
-    "tftoolkit/report/report.html", "tftoolkit/data_tools/contact_sheet.html", "tftoolkit/py.typed",
-    "tftoolkit/export/web/page/page.js", "tftoolkit/migration/answers.toml", "tftoolkit/migration/symbols.txt",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """(wheel, sdist): the sdist from a copy of the checkout, which stays clean, and the wheel from the sdist."""
-    folder = tmp_path_factory.mktemp("package")
-    leave_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave_out)
-    build = [sys.executable, "-m", "build", "--no-isolation"]  # with the setuptools that is installed here
-    subprocess.run([*build, "--outdir", folder, folder / "source"], check=True)
-    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+def release(load_module):
+    return load_module(ROOT / "tools/release/run.py")
 
 
-def test_the_wheel_holds_real_files(built):
-    with zipfile.ZipFile(built[0]) as wheel:
-        sizes = {info.filename: info.file_size for info in wheel.infolist()}
-    assert all(sizes.get(name, -1) >= (0 if name.endswith("typed") else 1) for name in NEEDED), sizes
-    top = {name.partition("/")[0] for name in sizes}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"tftoolkit"}
+@pytest.fixture(scope="module")
+def built(release, tmp_path_factory):
+    """(wheel, sdist), the wheel from the sdist."""
+    return release.build(tmp_path_factory.mktemp("package"))
 
 
-def test_the_sdist_holds_real_files(built):
+def test_the_wheel_holds_the_listed_files_and_says_what_it_is(release, built):
+    found = release.faults(built[0])
+    assert not found, "\n".join([*found, "where that is meant: python tools/release/run.py --write-list"])
+    top = {name.partition("/")[0] for name in release.names(built[0])}
+    assert top == {"tftoolkit", "DIST-INFO"}
+
+
+def test_what_is_wrong_with_a_wheel_is_said(release, built, tmp_path):
+    """A file too many, one missing, another version, no README; in a file of another name."""
+    spoilt = tmp_path / "tftoolkit-0.0.1-py3-none-any.whl"
+    with zipfile.ZipFile(built[0]) as wheel, zipfile.ZipFile(spoilt, "w") as copy:
+        for name in wheel.namelist():
+            if name.endswith("METADATA"):
+                copy.writestr(name, "Name: tftoolkit\nVersion: 0.0.1\n\n")
+            elif not name.endswith("op.h"):
+                copy.writestr(name, wheel.read(name))
+        copy.writestr("tftoolkit/data.bin", "")
+    said = "\n".join(release.faults(spoilt))
+    for fault in (
+        "missing: tftoolkit/custom_ops/engine/include/tftoolkit/op.h",
+        "wheel_files.txt: tftoolkit/data.bin",
+        "bytes are more than",  # it is not compressed
+        "Version is 0.0.1, not ",
+        "Requires-Python is None, not >=3.11",
+        "the description is not the README",
+        "it is called tftoolkit-0.0.1-py3-none-any.whl",
+    ):
+        assert fault in said
+
+
+def test_the_sdist_holds_real_files(release, built):
     with tarfile.open(built[1]) as sdist:
         members = {member.name.partition("/")[2]: member for member in sdist.getmembers()}
-    for name in NEEDED:
-        assert members[name].isfile(), name
+    for name in release.FILES.read_text().splitlines():
+        assert name.startswith("DIST-INFO") or members[name].isfile(), name
+
+
+def test_a_python_is_found_by_its_version(release):
+    here = "{}.{}".format(*sys.version_info)
+    found = release.find(here)
+    assert found is not None
+    asked = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    assert asked.stdout.startswith(f"Python {here}.")
+    assert release.find("3.2") is None
+
+
+def test_changelog_and_citation_are_of_this_version():
+    latest = re.search(r"^## (\S+) – (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert latest.groups() == (tftoolkit.__version__, citation["date-released"])
+    assert citation["version"] == tftoolkit.__version__
+
+
+def test_what_forges_and_editors_read_is_well_formed():
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        read = yaml.safe_load(form.read_text())
+        assert {"name", "description", "body"} <= read.keys()
+        names = [field["id"] for field in read["body"]]
+        assert len(set(names)) == len(names)
+        for field in read["body"]:
+            assert field["type"] == "textarea" or all(isinstance(one, str) for one in field["attributes"]["options"])
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).exists()
+    needed = re.findall(r"need\+=\((.*?)\)", (ROOT / ".ci/run").read_text())
+    installed = (ROOT / ".devcontainer/Dockerfile").read_text().split()
+    assert not set(" ".join(needed).split()) - set(installed), "what CI installs"
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)) == targets
 
 
 @pytest.mark.slow

@@ -25,7 +25,12 @@ def test_every_recipe_makes_a_package(recipe: str, tmp_path: Path) -> None:
     config = recipes.load(recipe)
     assert tmp_path / f"mine/mine/{config.job}.py" in files
     assert list((tmp_path / "mine/mine/models").glob("[!_]*.py")), "the model comes along"
-    assert f"mine/recipes/{recipe}.py" in (tmp_path / "mine/README.md").read_text()
+    readme = (tmp_path / "mine/README.md").read_text()
+    assert f"mine/recipes/{recipe}.py" in readme
+    more = {"audio": "audio,", "text_gpt": "text,", "text_rnn": "text,", "transfer": "safetensors,"}
+    extras = sorted(f"{more.get(recipe, '')}export,onnx".split(","))
+    assert f"pip install 'tftoolkit[{','.join(extras)}]' pytest" in readme
+    assert f'"tftoolkit[{",".join(extras)}]"' in (tmp_path / "mine/pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", ["a-b", "class", "1st", "", "tftoolkit"])

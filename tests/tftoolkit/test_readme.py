@@ -1,7 +1,8 @@
-"""The README's code blocks run, in order, as one program; before that, every name of ours in them exists."""
+"""The README: its code runs, in order, as one program; every name of ours in it exists; its table is the results'."""
 
 import ast
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +15,16 @@ import pytest
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
 PROGRAM = "".join(code for language, code in BLOCKS if language == "python")
+
+
+def test_the_table_is_that_of_the_results():
+    path = README.parent / "benchmarks/results.py"
+    spec = importlib.util.spec_from_file_location("benchmark_results", path)
+    results = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = results  # dataclasses look there
+    spec.loader.exec_module(results)
+    for page, table in ((README, results.headlines), (results.PAGE, results.table)):
+        assert results.inserted(page, table) == page.read_text(), "run benchmarks/results.py"
 
 
 def dotted(node: ast.expr) -> str | None:
@@ -48,7 +59,7 @@ def test_every_name_in_the_readme_exists():
 
 @pytest.mark.slow
 def test_the_code_in_the_readme_runs(tmp_path):
-    (tmp_path / "scale.cc").write_text("".join(code for language, code in BLOCKS if language == "cpp"))
+    (tmp_path / "squared_relu.cc").write_text("".join(code for language, code in BLOCKS if language == "cpp"))
     environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path / "data")}
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "digits.tflite").exists()

@@ -122,5 +122,7 @@ def import_tensorflow() -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors with a message for the user: our own types, files, and values out of range. Others are bugs."""
-    return isinstance(error, OSError | ValueError) or type(error).__module__.startswith("tftoolkit.")
+    """Errors with a message for the user: our own types, files, values out of range, and packages to be installed
+    (Python's own ImportError names a module, ours says what to do). Others are bugs."""
+    to_install = isinstance(error, ImportError) and error.name is None
+    return to_install or isinstance(error, OSError | ValueError) or type(error).__module__.startswith("tftoolkit.")

@@ -31,5 +31,6 @@ def run(options: argparse.Namespace) -> int:
     files = projects.make(options.name, options.recipe, Path(options.directory))
     for file in files:
         print(file)
-    print(f"\ncd {Path(options.directory) / options.name} && python -m {options.name}")
+    folder = Path(options.directory) / options.name
+    print(f"\ncd {folder} && python -m {options.name}\n({folder / 'README.md'} says what must be installed)")
     return 0

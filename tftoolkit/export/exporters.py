@@ -16,6 +16,7 @@ from tftoolkit.export.proof.proof import Metric, Proof, check_metric, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes import delegate, worker
 from tftoolkit.export.runtimes.made_up import Ranges
+from tftoolkit.export.runtimes.runtime import require_litert
 from tftoolkit.export.runtimes.samples import Representative, real_inputs
 from tftoolkit.export.staging import commit, stage, workspace
 
@@ -103,8 +104,10 @@ def tflite(
         activation's range.
       metric, max_drop, input_ranges: see ``verify``.
 
-    Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError.
+    Raises ExportError when a stage fails, naming the ops where TFLite lacks some; FileExistsError, ValueError;
+    ImportError without ai-edge-litert.
     """
+    require_litert()
     _check_mode(quantize, keep_float, integer_io, representative)
     _check_ops(ops, quantize, keep_float)
     check_metric(metric, max_drop)

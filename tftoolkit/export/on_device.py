@@ -22,7 +22,7 @@ from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.proof.proof import Proof, prove
 from tftoolkit.export.report import ExportError, ExportReport
 from tftoolkit.export.runtimes.made_up import NOT_FINITE, cases
-from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature
+from tftoolkit.export.runtimes.runtime import Arrays, LiteRuntime, Signature, require_litert
 from tftoolkit.export.runtimes.samples import Case
 from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 from tftoolkit.export.staging import stage, workspace
@@ -68,6 +68,7 @@ def trainable_tflite(
     """
     if not isinstance(step, Step):
         raise TypeError(f"step must be a trainers.Step, got {type(step).__name__}: it trains on one batch when called")
+    require_litert()
     examples = _checked(batches)
     state = _State(step)
     name = Path(path).name

@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from tftoolkit import export, models, pipelines, report, trainers
 from tftoolkit.jobs.average_precision import Boxes, mean_average_precision
 from tftoolkit.jobs.exports import export_all
 from tftoolkit.jobs.job import Job
+from tftoolkit.jobs.scattering import enlarged
 
 _SHOWN = 12
 
@@ -55,7 +55,7 @@ def scenes(
         for _ in range(rng.integers(1, most + 1)):
             which, side = rng.integers(len(images)), int(rng.integers(12, 29))
             x, y = rng.integers(0, size - side + 1, 2)
-            ink = _enlarged(images[which], side)
+            ink = enlarged(images[which], side)
             rows, columns = (np.flatnonzero(ink.max(axis) > 0.2) for axis in (1, 0))
             box = np.array([x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1], np.float32)
             if there and _covered(box, its_boxes[:there]) > 0.2:
@@ -65,10 +65,6 @@ def scenes(
             its_boxes[there], its_labels[there] = box, labels[which]
             there += 1
     return {"image": np.round(pictures).astype(np.uint8)[..., np.newaxis], "boxes": boxes, "labels": found}
-
-
-def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    return np.clip(np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)), 0.0, 1.0)
 
 
 def _covered(box: np.ndarray, others: np.ndarray) -> float:

@@ -33,7 +33,8 @@ TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
     "tflite_int8": ("model_int8.tflite", export.tflite, {"quantize": "int8"}),
     "onnx": ("model.onnx", export.onnx, {}),
 }
-_NEEDED = {"onnx": ("tf2onnx", "onnx", "onnxruntime")}
+# Extra of pyproject.toml → what it installs that files of this kind cannot be made without.
+_NEEDED = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "export": ("ai_edge_litert",)}
 
 
 def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: Any) -> export.ExportReport:
@@ -48,9 +49,10 @@ def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: An
         raise ValueError(f"unknown export targets {', '.join(unknown)}: there are {', '.join(TARGETS)}")
     proof = export.ExportReport(())
     for target in targets:
-        missing = [name for name in _NEEDED.get(target, ()) if importlib.util.find_spec(name) is None]
+        extra = "export" if target.startswith("tflite") else target
+        missing = [name for name in _NEEDED.get(extra, ()) if importlib.util.find_spec(name) is None]
         if missing:
-            print(f"No {target} file, since {', '.join(missing)} is not installed: pip install 'tftoolkit[{target}]'")
+            print(f"No {target} file, since {', '.join(missing)} is not installed: pip install 'tftoolkit[{extra}]'")
             continue
         name, exporter, settings = TARGETS[target]
         proof += exporter(model, folder / name, **arguments, **settings)

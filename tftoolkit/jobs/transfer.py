@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tftoolkit import models, pipelines, trainers
 from tftoolkit.jobs import run_folder
 from tftoolkit.jobs.image_classification import Classifier, ImageClassification
+from tftoolkit.jobs.scattering import scattered
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,8 +35,9 @@ class ResNetStep(Classifier):
 
 
 class Transfer(ImageClassification):
-    """Settings: those of image classification, and ``classes``, ``shots`` (pictures of each new class), ``frozen`` and
-    ``rate_factors`` (patterns of weights), ``pretraining`` and ``scratch`` (their steps and learning rates).
+    """Settings: those of image classification, and ``classes``, ``shots`` (pictures of each new class), ``sides`` (from
+    and to how many pixels of a picture a digit takes), ``frozen`` and ``rate_factors`` (patterns of weights),
+    ``pretraining`` and ``scratch`` (their steps and learning rates).
 
     The run folder holds them, too, each with its own checkpoints: ``pretraining/``, whose weights go on as
     ``pretrained.safetensors`` under PyTorch's names, and ``scratch/``, the same few examples without them.
@@ -58,11 +60,12 @@ class Transfer(ImageClassification):
         self.scratch_accuracy: float = json.loads(results.read_text())["accuracy"]
 
     def _pictures(self, split: str, classes: range, each: int | None = None, turned: bool = False) -> Arrays:
-        """The first ``each`` pictures (None: all) of every class, which are called 0, 1, ….
+        """The first ``each`` digits (None: all) of every class, which are called 0, 1, …, scattered.
 
         Turned, and seen in a mirror, a digit is another thing: with ``turned`` there are eight times as many classes
         (Santoro et al. 2016, https://arxiv.org/abs/1605.06065), of which more is learned than of the digits alone.
         """
+        config = self.config
         parts = list(self._examples(split).batch(256).dataset(epochs=1).as_numpy_iterator())
         images, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
         forms = [(turns, mirror) for turns in range(4) for mirror in (1, -1)] if turned else [(0, 1)]
@@ -71,7 +74,9 @@ class Transfer(ImageClassification):
             for label, (turns, mirror) in itertools.product(classes, forms)
         ]
         numbers = [np.full(len(part), number) for number, part in enumerate(found)]
-        return {"image": np.concatenate(found), "label": np.concatenate(numbers)}
+        rng = np.random.default_rng(config.seed)
+        pictures = scattered(np.concatenate(found), config.picture_size, config.sides, rng)
+        return {"image": pictures, "label": np.concatenate(numbers)}
 
     def _trained(self, name: str, data: Arrays, settings: ConfigDict) -> models.ResNet:
         """Trained from random weights on, in a folder of its own."""

@@ -31,6 +31,7 @@ class Dense(tf.Module):
       inputs, outputs: sizes of the last dimension.
       bias: whether there is one; at first 0.
       deviation: of the first weights; 1 / sqrt(inputs) by default.
+      dtype: of the weights; inputs must have it.
       rng: a seed, or what draws the first weights.
     """
 
@@ -73,7 +74,14 @@ def dropped(x: tf.Tensor, rate: float, key: tf.Tensor | None, ops: Any = custom_
 
 
 class Embedding(tf.Module):
-    """Rows of a table by number: [count, width]."""
+    """Rows of a table by number: [count, width].
+
+    Args:
+      count, width: the table's shape.
+      deviation: of the first weights.
+      dtype: of the table, and so of what comes out.
+      rng: a seed, or what draws the first weights.
+    """
 
     def __init__(
         self, count: int, width: int, *, deviation: float = 0.02, dtype: Any = tf.float32, rng: Rng = 0
@@ -91,7 +99,14 @@ class Embedding(tf.Module):
 
 
 class LayerNorm(tf.Module):
-    """``custom_ops.layer_norm`` with its weights. With a residual: what is normalised is the sum, which comes, too."""
+    """``custom_ops.layer_norm`` with its weights. With a residual: what is normalised is the sum, which comes, too.
+
+    Args:
+      width: of the last dimension.
+      epsilon: as of the op.
+      dtype: of the weights and of inputs: float32, bfloat16 or float16.
+      ops: where ``layer_norm`` comes from; plain functions of that name will do.
+    """
 
     def __init__(self, width: int, *, epsilon: float = 1e-5, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()
@@ -104,7 +119,14 @@ class LayerNorm(tf.Module):
 
 
 class RmsNorm(tf.Module):
-    """``custom_ops.rms_norm`` with its weights. With a residual: what is normalised is the sum, which comes, too."""
+    """``custom_ops.rms_norm`` with its weights. With a residual: what is normalised is the sum, which comes, too.
+
+    Args:
+      width: of the last dimension.
+      epsilon: as of the op.
+      dtype: of the weights and of inputs: float32, bfloat16 or float16.
+      ops: where ``rms_norm`` comes from; plain functions of that name will do.
+    """
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: Any = tf.float32, ops: Any = custom_ops) -> None:
         super().__init__()

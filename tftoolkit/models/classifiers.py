@@ -12,6 +12,11 @@ def convolutional_classifier(
     """A 3×3 convolution, 2×2 max pooling and a hidden layer before the classes: a Keras 3 model.
 
     float32 [batch, image_size, image_size, channels] → logits [batch, classes].
+
+    Args:
+      filters: of the convolution.
+      hidden: size of the hidden layer.
+      seed: of Keras' generator, which draws the first weights.
     """
     import keras
 

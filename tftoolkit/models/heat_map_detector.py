@@ -34,6 +34,7 @@ class HeatMapDetector(tf.Module):
     """
 
     STRIDE = 4
+    """Pixels between two cells of the outputs."""
 
     def __init__(
         self, classes: int, *, channels: int = 1, width: int = 64, typical_size: float = 20.0, seed: int = 0
@@ -73,7 +74,14 @@ class HeatMapDetector(tf.Module):
 def detections(
     heat: tf.Tensor, boxes: tf.Tensor, *, max_output: int = 20, candidates: int = 60, iou_threshold: float = 0.5
 ) -> Detections:
-    """The things that a :class:`HeatMapDetector` sees: its highest cells, without those that overlap a higher one."""
+    """The things that a :class:`HeatMapDetector` sees: its highest cells, without those that overlap a higher one.
+
+    Args:
+      heat, boxes: what the detector returns: [batch, rows, columns, classes] and [batch, rows, columns, 4].
+      max_output: most things in a picture; shorter lists end in boxes of 0, labels of -1 and scores of 0.
+      candidates: how many of the highest cells are looked at.
+      iou_threshold: a box that overlaps a higher one of its class by more is left out.
+    """
     batch, classes = tf.shape(heat)[0], heat.shape[-1]
     scores, places = tf.math.top_k(tf.reshape(tf.sigmoid(heat), [batch, -1]), candidates)
     boxes = tf.gather(tf.reshape(boxes, [batch, -1, 4]), places // classes, batch_dims=1)

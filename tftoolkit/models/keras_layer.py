@@ -42,6 +42,7 @@ class KerasLayer(keras.layers.Layer):
         self.built = True
 
     def call(self, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
+        """The module's call, which gets ``training`` if it has such a parameter."""
         if self._takes_training:
             options["training"] = bool(training)
         return self.module(*inputs, **options)

@@ -11,6 +11,7 @@ class WithPresets(tf.Module):
     """Base of models whose usual settings have names."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
+    """Name → settings."""
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

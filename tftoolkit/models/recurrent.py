@@ -112,7 +112,8 @@ class Recurrent(tf.Module):
       ValueError: an unknown cell, or a size below 1.
     """
 
-    context = None  # it goes on for ever
+    context = None
+    """Most tokens that it reads: it goes on for ever."""
 
     def __init__(
         self,

@@ -11,6 +11,8 @@ from pathlib import Path
 from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.trainers import recipes
 
+# Extra → what sources that need it say.
+_SIGNS = {"audio": "sources.audio(", "safetensors": ".safetensors", "text": "text.Tokenizer"}
 _RECIPES, _JOBS, _MODELS = "tftoolkit.trainers.recipes", "tftoolkit.jobs", "tftoolkit.models"
 
 
@@ -48,7 +50,7 @@ def make(name: str, recipe: str, folder: Path) -> list[Path]:
     used = _used_models("\n".join(texts.values()), str(config.get("model", {}).get("name", "")))
     texts |= {f"{name}/models/{module}.py": _source(f"{_MODELS}.{module}") for module in used}
     texts = {path: _moved(text, name, config.job, used) for path, text in texts.items()}
-    words = {"name": name, "recipe": recipe, "job": config.job}
+    words = {"name": name, "recipe": recipe, "job": config.job, "extras": _extras("\n".join(texts.values()))}
     exported = "".join(f"from {name}.models.{module} import {', '.join(names)}\n" for module, names in used.items())
     texts |= {
         f"{name}/__init__.py": f'"""What tftoolkit\'s recipe {recipe} trains, to be changed."""\n',
@@ -57,6 +59,7 @@ def make(name: str, recipe: str, folder: Path) -> list[Path]:
         f"tests/test_{name}.py": _TEST_TEMPLATE.format(**words),
         "README.md": _README_TEMPLATE.format(**words, models=", ".join(f"`{name}/models/{one}.py`" for one in used)),
         "pyproject.toml": _PYPROJECT_TEMPLATE.format(**words),
+        ".gitignore": "runs/\n__pycache__/\n.pytest_cache/\n*.egg-info/\n",
     }
     for path, text in texts.items():
         (destination / path).parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,12 @@ def _used_models(text: str, configured: str) -> dict[str, list[str]]:
     return found
 
 
+def _extras(text: str) -> str:
+    """What of tftoolkit's extras the sources need, separated by commas."""
+    needed = {"export", "onnx"} | {extra for extra, sign in _SIGNS.items() if sign in text}
+    return ",".join(sorted(needed))
+
+
 def _moved(text: str, name: str, job: str, used: dict[str, list[str]]) -> str:
     """Imports of what was copied are those of the copies."""
     text = text.replace(f"from {_RECIPES} import", f"from {name}.recipes import")
@@ -127,7 +136,7 @@ _MAIN_TEMPLATE = '''"""``python -m {name}``: trains, exports and reports; run ag
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from {name}.{job} import JOB
@@ -141,6 +150,7 @@ DIRECTORY = flags.DEFINE_string("directory", "runs/{name}", "the run folder")
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"too many arguments: {{' '.join(arguments[1:])}}")
+    logging.set_verbosity(logging.WARNING)  # absl's app shows TensorFlow's notices otherwise
     jobs.run(JOB(CONFIG.value), Path(DIRECTORY.value))
 
 
@@ -186,12 +196,16 @@ _README_TEMPLATE = """# {name}
 What tftoolkit's recipe `{recipe}` trains, as a package of its own.
 
 ```
-python -m {name}         # trains, exports, proves the files, and leaves runs/{name}/report.html
-python -m pytest         # the test
+python -m {name}
+python -m pytest
 ```
 
-Both in this folder, where `pip install 'tftoolkit[export,onnx]' pytest` was run. Interrupted, or killed, the first goes
-on where it was. Settings are changed with `--config.NAME=VALUE`, or in:
+The first trains, exports, proves the files, and leaves `runs/{name}/report.html`. Interrupted or killed, it goes on
+where it was when it is run again. The second runs the test. Run both in this folder; they need
+`pip install 'tftoolkit[{extras}]' pytest`.
+The first time of all, tftoolkit's op host is compiled, which takes half a minute.
+
+Settings are changed with `--config.NAME=VALUE`, or in:
 
 * `{name}/recipes/{recipe}.py`: the settings, and the result that they must reach,
 * `{name}/{job}.py`: data, step, evaluation, exports, and what the report shows,
@@ -209,7 +223,7 @@ name = "{name}"
 version = "0.1.0"
 description = "What tftoolkit's recipe {recipe} trains, to be changed."
 requires-python = ">=3.11"
-dependencies = ["tftoolkit[export,onnx]"]
+dependencies = ["tftoolkit[{extras}]"]
 
 [project.optional-dependencies]
 dev = ["pytest"]

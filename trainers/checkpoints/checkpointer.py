@@ -138,6 +138,7 @@ class Checkpointer:
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
+        """The folder of the checkpoint at this step, whether it is there or not."""
         return self.directory / f"step-{step:08d}"
 
     def best_step(self) -> int | None:

@@ -26,6 +26,7 @@ class WeightRule:
 
     @property
     def targets(self) -> tuple[str, ...]:
+        """The patterns of the model's names, one or several."""
         return (self.names,) if isinstance(self.names, str) else self.names
 
     def converted(self, array: np.ndarray) -> list[np.ndarray]:
@@ -62,6 +63,7 @@ class WeightNames:
         return name
 
     def is_ignored(self, name: str) -> bool:
+        """Whether the file's tensor of this name is no weight."""
         return any(_stars(self.plain(pattern), self.plain(name)) is not None for pattern in self.ignored)
 
     def found(self, name: str, variables: Collection[str]) -> tuple[int, tuple[str, ...]] | None:

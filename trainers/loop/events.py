@@ -45,7 +45,13 @@ Hook = Callable[[Any], None]  # of a Run, in full a Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """A period; made by :func:`every`. Exactly one of the three is set."""
+    """A period; made by :func:`every`. Exactly one of the three is set.
+
+    Args:
+        steps: finished steps between two times.
+        seconds: time between two times.
+        epochs: of the pipeline, or a part of one, between two times.
+    """
 
     steps: int | None = None
     seconds: float | None = None

@@ -23,14 +23,18 @@ def constant(learning_rate: float) -> Schedule:
 
 
 def linear(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float = 0.0) -> Schedule:
-    """Rise linearly to ``peak`` over ``warmup_steps``, fall linearly to ``end`` at step ``steps``, then stay there."""
+    """Rise linearly to ``peak`` over ``warmup_steps``, fall linearly to ``end`` at step ``steps``, then stay there.
+
+    Raises:
+        ValueError: a negative rate, or lengths that are no lengths, or longer than the run.
+    """
     return _warmed_up(peak, steps, warmup_steps, 0, end, lambda fraction: 1.0 - fraction)
 
 
 def cosine(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float = 0.0) -> Schedule:
     """Rise linearly to ``peak`` over ``warmup_steps``, follow half a cosine to ``end`` at step ``steps``, then stay.
 
-    The decay is that of SGDR without restarts (Loshchilov & Hutter 2017, equation 5).
+    The decay is that of SGDR without restarts (Loshchilov & Hutter 2017, equation 5). Errors are those of ``linear``.
     """
     return _warmed_up(peak, steps, warmup_steps, 0, end, lambda fraction: 0.5 * (1.0 + tf.cos(math.pi * fraction)))
 

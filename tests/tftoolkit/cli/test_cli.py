@@ -320,3 +320,13 @@ def test_no_compiler_and_nothing_built_yet(tmp_path):
 def test_verify_a_file_that_is_not_there(capsys):
     assert cli.main(["verify", "gone.tflite"]) == 1
     assert "FileNotFoundError: no such file: gone.tflite" in capsys.readouterr().err
+
+
+def test_a_runtime_that_is_not_installed_is_no_bug(tmp_path, capsys, monkeypatch):
+    for name in ("ai_edge_litert", "ai_edge_litert.interpreter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "model.tflite").write_bytes(b"TFL3")
+    assert cli.main(["verify", str(tmp_path / "model.tflite")]) == 1
+    said = capsys.readouterr().err
+    assert "ai-edge-litert, which is not installed: pip install 'tftoolkit[export]'" in said
+    assert "Traceback" not in said

@@ -108,6 +108,14 @@ def test_bounds_are_judged_from_the_right_side() -> None:
     assert report.number("map_50", 0.5) == "50.00%"
 
 
+def test_a_target_whose_runtime_is_not_installed_is_left_out(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not export_all(None, tmp_path, ["tflite_float16", "onnx"]).rows
+    said = capsys.readouterr().out
+    assert "No tflite_float16 file, since ai_edge_litert is not installed: pip install 'tftoolkit[export]'" in said
+    assert "No onnx file, since tf2onnx, onnx, onnxruntime is not installed: pip install 'tftoolkit[onnx]'" in said
+
+
 def test_an_unknown_target_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="unknown export targets tflit: there are saved_model"):
         export_all(None, tmp_path, ["tflit", "onnx"])

@@ -15,7 +15,7 @@ from tftoolkit.export.proof.rehearsal import rehearse
 from tftoolkit.export.report import ExportError
 from tftoolkit.export.runtimes import delegate
 from tftoolkit.export.runtimes.made_up import Ranges
-from tftoolkit.export.runtimes.runtime import Runtime, open_lite
+from tftoolkit.export.runtimes.runtime import Runtime, open_lite, require_litert
 
 if TYPE_CHECKING:
     from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
@@ -56,6 +56,7 @@ def open_file(path: Path, golden: SavedModelRuntime | None, ranges: Ranges) -> O
         runtimes = {threads: open_lite(path, threads) for threads in (1, 2)}
         # An .onnx file of ours computes in the types of its model.
         return Opened(runtimes, "ONNX", coarsest(golden.path) if golden else FLOAT32, endless)
+    require_litert()
     from tftoolkit.export.convert import flatbuffer
 
     contents = flatbuffer.inspect(path)

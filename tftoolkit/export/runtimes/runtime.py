@@ -99,17 +99,24 @@ def strings(array: np.ndarray) -> np.ndarray:
     return found
 
 
+def require_litert() -> None:
+    """Raises ImportError, with what to install, where TFLite files cannot be run: before minutes of work, not after."""
+    try:
+        import ai_edge_litert.interpreter  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "TFLite files are proven in ai-edge-litert, which is not installed: pip install 'tftoolkit[export]'"
+        ) from error
+
+
 class LiteRuntime:
     """A .tflite file in ai-edge-litert's interpreter; free dimensions are resized by every call."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1):
-        try:
-            from ai_edge_litert import schema_py_generated as schema
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise ImportError(
-                "TFLite files are proven in ai-edge-litert, which is not installed: pip install 'tftoolkit[export]'"
-            ) from error
+        require_litert()
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_litert.interpreter import Interpreter
+
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such file: {path}")
         try:

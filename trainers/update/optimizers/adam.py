@@ -56,7 +56,14 @@ class Moments(Rule):
 class Adam(Moments):
     """Adam (Kingma & Ba 2015): :class:`AdamW` without weight decay.
 
-    Args and errors are those of :class:`AdamW`.
+    Args:
+        learning_rate: a number or a schedule.
+        beta_1, beta_2: decay of the two moments, in [0, 1).
+        epsilon: added to the square root of the second.
+        master_weights: keep a float32 copy of each bfloat16 or float16 weight.
+        fused: update all weights by one compiled op.
+
+    More on these, and the errors, stand at :class:`AdamW`.
     """
 
     def __init__(

@@ -31,6 +31,7 @@ class Optimizer(PerWeight):
     """
 
     weight_decay: float | None = None
+    """Decoupled from the gradient; None: the rule has no such thing."""
     sparse = False
     """Whether ``step`` takes ``tf.IndexedSlices`` too."""
 

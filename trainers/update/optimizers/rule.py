@@ -73,6 +73,7 @@ class Rule(Optimizer):
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
     def turn(self, number: int, gradient: tf.Tensor, ok: tf.Tensor, learning_rate: tf.Tensor) -> "Turn":
+        """What moves weight ``number`` by its gradient, unless not ``ok``."""
         return Turn(self, number, gradient, ok, learning_rate)
 
     def scalars(self, t: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -113,6 +114,7 @@ class Turn:
             self.value = tf.cast(self._old, self.dtype)
 
     def read(self, slot: str) -> tf.Tensor:
+        """The value of a slot."""
         return self._value_of(self._slots[slot])
 
     def write(self, slot: str, before: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
