@@ -25,7 +25,8 @@ class Job(abc.ABC):
 
     Attributes:
       config: of the recipe. ``run`` reads ``steps``, ``runner``, ``steps_per_call``, ``log_every``, ``evaluate_every``,
-        ``checkpoint_every``, ``seed``, ``at_least`` and ``at_most``; the rest is the job's.
+        ``checkpoint_every``, ``seed``, ``at_least`` and ``at_most``; the rest is the job's. The first bound is of the
+        metric by which exported files are judged, too.
       charts: the metrics that the report draws, of the training batches and of the evaluations.
       directory: the run folder; ``run`` sets it.
     """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from tftoolkit import models, pipelines, trainers
+from tftoolkit import models, pipelines, report, trainers
 from tftoolkit.jobs import run_folder
 from tftoolkit.jobs.image_classification import Classifier, ImageClassification
 from tftoolkit.jobs.scattering import scattered
@@ -108,8 +108,8 @@ class Transfer(ImageClassification):
     def step(self) -> trainers.Step:
         config = self.config
         self.model = self._model(config.classes)
-        report = trainers.load_weights(self.model, self.weights, names=self.names, partial=True)
-        print(f"{self.weights.name}: {report}")
+        loaded = trainers.load_weights(self.model, self.weights, names=self.names, partial=True)
+        print(f"{self.weights.name}: {loaded}")
         update = trainers.Update(
             self.model,
             self.optimizer(),
@@ -134,6 +134,11 @@ class Transfer(ImageClassification):
         results = super().evaluate()
         scratch = self.scratch_accuracy
         return {**results, "scratch_accuracy": scratch, "accuracy_gain": results["accuracy"] - scratch}
+
+    def sections(self) -> Sequence[report.Section]:
+        first = self.config.classes
+        found = np.argmax(self._predict(), axis=-1)
+        return [report.classified("Test images", self.test["image"], self.test["label"] + first, found + first)]
 
 
 JOB = Transfer

@@ -34,7 +34,7 @@ def serving(folder):
 
 
 def ask(port, path, method="GET", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     return answer, answer.read()
@@ -102,7 +102,7 @@ def test_the_page_names_only_its_own_files():
 # In a browser
 
 TRAINING = """
-import sys, time
+import pathlib, sys, time
 import tensorflow as tf
 from tftoolkit import pipelines, trainers
 
@@ -118,11 +118,16 @@ class Line(trainers.Step):
         self.update.apply([tape.gradient(loss, self.w)], [self.w])
         return {"loss": loss}
 
+def wait(trainer):
+    # At steps 20 and 60, until the test has seen enough.
+    while trainer.finished_steps in (20, 60) and not pathlib.Path(sys.argv[1] + str(trainer.finished_steps)).exists():
+        time.sleep(0.05)
+
 pipeline = pipelines.Pipeline(pipelines.sources.arrays({"x": [1.0] * 8})).batch(4)
 step = Line()
 trainers.Trainer(
     step, pipeline, sys.argv[1], runner="eager", log_every=1, evaluate=lambda: {"loss": abs(1 - float(step.w))},
-    evaluate_every=20, hooks=[("log", lambda trainer: time.sleep(0.05))],
+    evaluate_every=20, hooks=[("log", wait)],
 ).run(100)
 """
 
@@ -143,7 +148,7 @@ def opened(chromium, folder, width=1280, height=900):
     with serving(folder) as port:
         address = f"http://127.0.0.1:{port}/"
         chromium.open(address)
-        chromium.wait_for("window.ready", timeout=20)
+        chromium.wait_for("window.ready")
         yield address
         assert all(url.startswith((address, "data:")) for url in chromium.requests)
         assert chromium.errors == []
@@ -172,18 +177,20 @@ def test_a_training_is_watched_while_it_runs(chromium, tmp_path):
     with opened(chromium, folder):
         chromium.wait_for("document.getElementById('hint').textContent.startsWith('There are no runs')")
         with subprocess.Popen([sys.executable, "-c", TRAINING, str(folder / "live")], stderr=subprocess.DEVNULL) as run:
-            chromium.wait_for(f"document.querySelector('.facts') && {FACTS}.startsWith('running, step')", timeout=60)
+            chromium.wait_for(f"document.querySelector('.facts') && {FACTS}.startsWith('running, step')", timeout=180)
             chromium.evaluate(
                 "document.querySelector('#runs input').checked || document.querySelector('#runs input').click()"
             )
-            chromium.wait_for("document.querySelectorAll('.chart').length == 1", timeout=20)
+            chromium.wait_for("document.querySelectorAll('.chart').length == 1")
             before = chromium.evaluate(CURVE)
-            chromium.wait_for(f"{CURVE}.length > {len(before)} + 20", timeout=20)
+            (folder / "live20").touch()
+            chromium.wait_for(f"{CURVE}.length > {len(before)} + 20")
             assert run.poll() is None  # it grew while the training ran
-            assert run.wait(60) == 0
-        chromium.wait_for(f"{FACTS}.startsWith('finished, step 100 of 100')", timeout=20)
+            (folder / "live60").touch()
+            assert run.wait(120) == 0
+        chromium.wait_for(f"{FACTS}.startsWith('finished, step 100 of 100')")
         assert "live: finished at step 100" in texts(chromium, "#said")
-        chromium.wait_for("document.querySelectorAll('.legend li').length == 2", timeout=20)
+        chromium.wait_for("document.querySelectorAll('.legend li').length == 2")
         last = json.loads((folder / "live/metrics.jsonl").read_text().splitlines()[-1])
         assert float(texts(chromium, ".legend .value")[1]) == pytest.approx(last["loss"], rel=1e-3)
 
@@ -297,9 +304,9 @@ def test_a_rewritten_run_and_a_server_that_ends(chromium, tmp_path):
         chromium.wait_for("document.querySelectorAll('.chart').length == 1")
         text = "".join(json.dumps(train(step, loss=3.0)) + "\n" for step in range(3))
         (folder / "metrics.jsonl").write_text(text)
-        chromium.wait_for("document.querySelector('.legend .value').textContent == '3'", timeout=10)
+        chromium.wait_for("document.querySelector('.legend .value').textContent == '3'")
         shutil.rmtree(folder)
-        chromium.wait_for("document.querySelectorAll('#runs li').length == 0", timeout=10)
+        chromium.wait_for("document.querySelectorAll('#runs li').length == 0")
         chromium.evaluate("live.click()")
         assert texts(chromium, "#live") == ["Paused"]
         assert chromium.errors == []
@@ -310,9 +317,9 @@ def test_a_rewritten_run_and_a_server_that_ends(chromium, tmp_path):
         chromium.open(address)
         chromium.wait_for("window.ready")
         command.terminate()
-        command.wait(20)
+        command.wait(60)
         chromium.errors.clear()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while "does not answer" not in texts(chromium, "#said")[0] and time.monotonic() < end:
             time.sleep(0.1)
         assert texts(chromium, "#said") == ["tftoolkit serve does not answer; this page asks again."]
