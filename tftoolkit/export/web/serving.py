@@ -16,12 +16,14 @@ HOST = "127.0.0.1"  # never another: this is a development server
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
+    server: http.server.ThreadingHTTPServer
+
     def guess_type(self, path: str | os.PathLike[str]) -> str:
         return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
     def send_head(self) -> Any:
         # A page of somebody else whose name is made to lead here (DNS rebinding) asks under that name.
-        port = self.server.server_address[1]
+        port = self.server.server_port
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self.send_error(http.HTTPStatus.MISDIRECTED_REQUEST, "not for this name")
             return None
