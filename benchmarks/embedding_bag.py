@@ -4,7 +4,8 @@
         [--torch /path/to/python]
 
 Sums of ids drawn evenly, from a variable; forward alone, and with the sparse gradient of the table (in PyTorch
-``sparse=True``). *step* is a step of training with LazyAdam: forward, gradient and update; in PyTorch with SparseAdam.
+``sparse=True``). *step* is a step of training with ``LazyAdam(fused=True)``: forward, gradient and update; in PyTorch
+with SparseAdam. *plain step* is one without ``fused``.
 The alternatives run in turn, PyTorch in a process of its own, so that a busy machine slows all alike.
 """
 
@@ -27,7 +28,7 @@ from tftoolkit import custom_ops, trainers
 from tftoolkit.trainers import optimizers
 
 Sum = Callable[[tf.Variable], tf.Tensor]
-WHAT = ("forward", "both", "step")
+WHAT = ("forward", "both", "step", "plain step")
 
 
 def sums(ids: np.ndarray, bags: int, each: int) -> dict[str, Sum]:
@@ -44,7 +45,7 @@ def sums(ids: np.ndarray, bags: int, each: int) -> dict[str, Sum]:
 
 
 def programs(make_table: Callable[[], tf.Variable], sum_of: Sum, dy: tf.Tensor) -> dict[str, Callable[[], Any]]:
-    """Forward, forward and gradient, and a step of training, each on a table of its own."""
+    """Forward, forward and gradient, and steps of training."""
     table = make_table()
 
     @tf.function(autograph=False)
@@ -57,15 +58,18 @@ def programs(make_table: Callable[[], tf.Variable], sum_of: Sum, dy: tf.Tensor) 
             y = sum_of(table)
         return y, tape.gradient(y, table, output_gradients=dy).values
 
-    update = trainers.Update([table], optimizers.LazyAdam(1e-3))
+    def step(fused: bool) -> Callable[[], Any]:
+        update = trainers.Update([table], optimizers.LazyAdam(1e-3, fused=fused))
 
-    @tf.function(autograph=False)
-    def step() -> Any:
-        with tf.GradientTape() as tape:
-            y = sum_of(table)
-        return y, update.apply(tape.gradient(y, [table], output_gradients=[dy]))
+        @tf.function(autograph=False)
+        def run() -> Any:
+            with tf.GradientTape() as tape:
+                y = sum_of(table)
+            return y, update.apply(tape.gradient(y, [table], output_gradients=[dy]))
 
-    return {"forward": forward, "both": both, "step": step}
+        return run
+
+    return {"forward": forward, "both": both, "step": step(fused=True), "plain step": step(fused=False)}
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -97,7 +101,7 @@ def main() -> None:
         timed: dict[str, Callable[[], float]] = {
             name: lambda run=runs[what]: seconds(run) for name, runs in made.items()
         }
-        if torch:
+        if torch and what != "plain step":
             timed["PyTorch"] = lambda what=what: torch.run(what, *sizes)
         for run in timed.values():
             run(), run()
