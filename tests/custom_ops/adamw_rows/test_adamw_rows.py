@@ -119,7 +119,7 @@ class Table(tf.Module):
         self.step = tf.function(self._step, autograph=False, jit_compile=jit_compile)
 
     def _step(self, indices, gradients, ok=True):
-        memory = map(variables.memory, self.kept)
+        memory = [variables.memory(variable, gradients) for variable in self.kept]
         new = custom_ops.adamw_rows(ok, RATE, T, *memory, indices, gradients, **OPTIONS)
         for variable, value in zip(self.kept, new, strict=True):
             variable.assign(value)

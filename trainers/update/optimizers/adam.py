@@ -105,7 +105,7 @@ class Adam(Moments):
         """Move the weights at these places, by as many gradients."""
         lists = (self.weights, self.slots["m"], self.slots["v"], self.masters())
         kept = [[None if each[i] is None else own(each[i]) for i in places] for each in lists]
-        w, m, v, master = ([None if x is None else variables.memory(x) for x in each] for each in kept)
+        w, m, v, master = ([None if x is None else variables.memory(x, ok) for x in each] for each in kept)
         updated = custom_ops.adamw(
             ok,
             tf.cast(self.learning_rate, tf.float32),

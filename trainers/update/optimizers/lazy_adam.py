@@ -141,10 +141,9 @@ def _move(
     **options: Any,
 ) -> None:
     """Update rows of a table and of its moments by the op."""
-    memory = map(variables.memory, kept)
-    for variable, value in zip(
-        kept, custom_ops.adamw_rows(ok, rate, t, *memory, indices, gradients, **options), strict=True
-    ):
+    memory = [variables.memory(variable, ok) for variable in kept]
+    new = custom_ops.adamw_rows(ok, rate, t, *memory, indices, gradients, **options)
+    for variable, value in zip(kept, new, strict=True):
         variable.assign(value)
 
 
