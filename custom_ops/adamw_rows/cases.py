@@ -37,7 +37,7 @@ CASES = (
 EMPTY_CASES = (Case((5, 3), 0, 5), Case((0, 3), 0, 1), Case((4, 0), 3, 4))
 
 
-def arrays(case: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
+def arrays(case: Case, seed: int = 0) -> tuple[Any, ...]:
     """Random rows: weights, first moments, second ones (which are positive), indices, and gradients."""
     rng = np.random.default_rng(seed)
     w, m, v = (np.float32(rng.standard_normal(case.shape)) for _ in range(3))

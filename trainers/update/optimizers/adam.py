@@ -119,7 +119,7 @@ class Adam(Moments):
             beta_2=self.beta_2,
             epsilon=self.epsilon,
             rate_factors=[self.rate_factors[i] for i in places],
-            weight_decays=[self.decay_of(i) for i in places],
+            weight_decays=[self._decay_of(i) for i in places],
         )
         for each, values in zip(kept, updated, strict=True):
             for variable, value in zip(each, values, strict=True):

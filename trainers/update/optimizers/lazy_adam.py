@@ -95,7 +95,7 @@ class LazyAdam(AdamW):
             if self.weights[i].dtype == tf.float32 and "GPU" not in self.weights[i].device:
                 self._move_rows(i, gradients[i], ok, scaled(rate, self.rate_factors[i]), t)
             else:
-                self.take_turn(i, slices.summed(gradients[i]), ok, rate, self.scalars(t))
+                self._take_turn(i, slices.summed(gradients[i]), ok, rate, self.scalars(t))
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
     def _move_rows(self, number: int, gradient: tf.IndexedSlices, ok: tf.Tensor, rate: tf.Tensor, t: tf.Tensor) -> None:
@@ -104,7 +104,7 @@ class LazyAdam(AdamW):
         move = _move_in_graph if tf.executing_eagerly() else _move
         move(
             *(kept, ok, rate, t, gradient.indices, gradient.values),
-            beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon, weight_decay=self.decay_of(number),
+            beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon, weight_decay=self._decay_of(number),
         )  # fmt: skip
 
     def turn(self, number: int, gradient: Gradient, ok: tf.Tensor, learning_rate: tf.Tensor) -> Turn:
@@ -141,8 +141,8 @@ def _move(
     **options: Any,
 ) -> None:
     """Update rows of a table and of its moments by the op."""
-    memory = [variables.memory(variable, ok) for variable in kept]
-    new = custom_ops.adamw_rows(ok, rate, t, *memory, indices, gradients, **options)
+    w, m, v = (variables.memory(variable, ok) for variable in kept)
+    new = custom_ops.adamw_rows(ok, rate, t, w, m, v, indices, gradients, **options)
     for variable, value in zip(kept, new, strict=True):
         variable.assign(value)
 
