@@ -219,6 +219,18 @@ def test_checkpoints_and_steps_are_the_same_with_and_without_fused():
         np.testing.assert_allclose(fused.values()[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_wrapper_adds_rows_up_as_the_optimizer_in_it_does():
+    """Of fused ops and plain ones norms are the same, though an id comes twice."""
+    models = [
+        Bags(optimizers.Lookahead(optimizers.LazyAdam(0.05, fused=fused), sync_period=2), every=True)
+        for fused in (False, True)
+    ]
+    plain, fused = (model.train("graph", steps=3) for model in models)
+    for one, other in zip(plain, fused, strict=True):
+        np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-6)
+    np.testing.assert_allclose(models[0].table, models[1].table, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("run", ["eager", "graph"])
 def test_fused_updates_tables_where_they_lie(run):
     model = Bags(optimizers.LazyAdam(0.05, fused=True, **OPTIONS))
