@@ -232,8 +232,9 @@ def test_a_wrapper_adds_rows_up_as_the_optimizer_in_it_does():
 
 
 @pytest.mark.parametrize("run", ["eager", "graph"])
-def test_fused_updates_tables_where_they_lie(run):
-    model = Bags(optimizers.LazyAdam(0.05, fused=True, **OPTIONS))
+@pytest.mark.parametrize("bags", [True, False])
+def test_fused_updates_tables_where_they_lie(run, bags):
+    model = Bags(optimizers.LazyAdam(0.05, fused=True, **OPTIONS), bags)
     kept = [model.table, *model.slots().values()]
     step = RUNS[run](model.step)
 

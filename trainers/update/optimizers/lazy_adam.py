@@ -141,6 +141,8 @@ def _move(
     **options: Any,
 ) -> None:
     """Update rows of a table and of its moments by the op."""
+    # tf.gather makes reads of the table copies, and then an assignment, too.
+    tf.raw_ops.DisableCopyOnRead(resource=kept[0].handle)
     w, m, v = (variables.memory(variable, ok) for variable in kept)
     new = custom_ops.adamw_rows(ok, rate, t, w, m, v, indices, gradients, **options)
     for variable, value in zip(kept, new, strict=True):
