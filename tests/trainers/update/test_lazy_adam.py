@@ -85,7 +85,7 @@ def by_hand(model, clip_norm, lazy=True):
 
 
 @EACH_RUN
-@pytest.mark.parametrize(("bags", "fused"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("bags", "fused"), [(True, False), (False, False), (True, True), (False, True)])
 def test_used_rows_follow_the_rule_in_float64(run, bags, fused):
     model = Bags(optimizers.LazyAdam(0.05, fused=fused, **OPTIONS), bags, clip_norm=4.0)
     (table, matrix), norms = by_hand(model, 4.0)
