@@ -14,6 +14,7 @@ from tftoolkit.custom_ops.engine.schema_parser import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw
+    from tftoolkit.custom_ops.adamw_rows import adamw_rows, sum_rows
     from tftoolkit.custom_ops.batched_nms import batched_nms
     from tftoolkit.custom_ops.connected_components import connected_components
     from tftoolkit.custom_ops.crf_log_likelihood import crf_decode, crf_log_likelihood, crf_marginals
@@ -58,6 +59,7 @@ __all__ = [
     "OpReport",
     "SchemaError",
     "adamw",
+    "adamw_rows",
     "as_jax",
     "available",
     "batched_nms",
@@ -99,6 +101,7 @@ __all__ = [
     "soft_nms",
     "softmax_cross_entropy",
     "sparse_image_warp",
+    "sum_rows",
     "swiglu",
     "translate",
 ]
@@ -135,6 +138,7 @@ _LAZY = {
     "resampler": "grid_sample.warps",
     "rotate": "grid_sample.transforms",
     "sparse_image_warp": "grid_sample.warps",
+    "sum_rows": "adamw_rows",
     "translate": "grid_sample.transforms",
 }
 

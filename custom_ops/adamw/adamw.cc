@@ -15,12 +15,12 @@
 //
 // Every element is computed by itself, so the result does not depend on the number of threads.
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "lists.h"
+#include "tftoolkit/adam_rule.h"
 #include "tftoolkit/float_types.h"
 #include "tftoolkit/op.h"
 #include "tftoolkit/parallel.h"
@@ -29,64 +29,25 @@
 
 namespace {
 
+using tftoolkit::AdamRule;
 using tftoolkit::BFloat16;
 using tftoolkit::Half;
-using tftoolkit::Load;
-using tftoolkit::Store;
 using F32 = ffi::Buffer<ffi::F32>;
 
 constexpr int64_t kElementsPerTask = 1 << 16;  // some 40 µs, which is about what waking another thread takes
 
-// What is the same for all weights. Of 1 - beta only float64 knows all digits: float32's 1 - 0.999f is off by 5e-5.
-struct Rule {
-  float beta_1, beta_2;
-  float rest_1, rest_2;    // 1 - beta
-  float scale_1, scale_2;  // 1 / (1 - beta^t)
-  float epsilon;
-
-  Rule(double beta_1, double beta_2, double t, float epsilon)
-      : beta_1(static_cast<float>(beta_1)),
-        beta_2(static_cast<float>(beta_2)),
-        rest_1(static_cast<float>(1 - beta_1)),
-        rest_2(static_cast<float>(1 - beta_2)),
-        scale_1(Correction(beta_1, t)),
-        scale_2(Correction(beta_2, t)),
-        epsilon(epsilon) {}
-
- private:
-  // The logarithm of 0 is minus infinity, to which the power is 0: so beta = 0 needs no case of its own.
-  static float Correction(double beta, double t) { return static_cast<float>(-1 / std::expm1(t * std::log(beta))); }
-};
-
-// Equal floats need not be: there are two zeros.
-TK_INLINE bool SameBits(BFloat16 a, BFloat16 b) { return a.bits == b.bits; }
-TK_INLINE bool SameBits(Half a, Half b) { return a.bits == b.bits; }
-
-// The rule comes by value: what is stored could otherwise be a part of it, and it would be read again each time.
 template <bool kMaster, typename T, typename G>
-TK_INLINE void UpdateAll(adamw::Weight<T, G> weight, float rate, Rule rule) {
+TK_INLINE void UpdateAll(adamw::Weight<T, G> weight, float rate, AdamRule rule) {
   const auto [w, m, v, master, g, n, factor, decay] = weight;
-  rate *= factor;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const float gradient = Load(g[i]);
-    m[i] = rule.beta_1 * m[i] + rule.rest_1 * gradient;
-    v[i] = rule.beta_2 * v[i] + rule.rest_2 * (gradient * gradient);
-    const float direction = m[i] * rule.scale_1 / (std::sqrt(v[i] * rule.scale_2) + rule.epsilon);
-    float value = Load(w[i]);
-    if constexpr (kMaster) value = SameBits(Store<T>(master[i]), w[i]) ? master[i] : value;
-    value -= rate * (direction + decay * value);
-    if constexpr (kMaster) master[i] = value;
-    w[i] = Store<T>(value);
-  }
+  tftoolkit::MoveByAdam<kMaster>(w, m, v, master, g, n, rate * factor, decay, rule);
 }
 
 // Run-time dispatch needs functions, not templates.
 #define TK_UPDATE(T, G) \
-  TK_SIMD void Update(adamw::Weight<T, G> weight, float rate, Rule rule) { UpdateAll<false>(weight, rate, rule); }
-#define TK_UPDATE_WITH_MASTER(T, G)                                                  \
-  TK_SIMD void UpdateWithMaster(adamw::Weight<T, G> weight, float rate, Rule rule) { \
-    UpdateAll<true>(weight, rate, rule);                                             \
+  TK_SIMD void Update(adamw::Weight<T, G> weight, float rate, AdamRule rule) { UpdateAll<false>(weight, rate, rule); }
+#define TK_UPDATE_WITH_MASTER(T, G)                                                      \
+  TK_SIMD void UpdateWithMaster(adamw::Weight<T, G> weight, float rate, AdamRule rule) { \
+    UpdateAll<true>(weight, rate, rule);                                                 \
   }
 TK_UPDATE(float, float)
 TK_UPDATE(float, BFloat16)
@@ -111,7 +72,7 @@ ffi::Error AdamW(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> apply, F32 rate, F
   const adamw::Lists<kMaster> lists(inputs, outputs, rate_factors, weight_decays);
   if (ffi::Error error = lists.Check(); error.failure()) return error;
   if (!*apply.typed_data()) return ffi::Error::Success();  // every output holds its input already
-  const Rule rule(beta_1, beta_2, *t.typed_data(), epsilon);
+  const AdamRule rule(beta_1, beta_2, *t.typed_data(), epsilon);
   return lists.WithTypes([&](auto weight_type, auto gradient_type) {
     using T = decltype(weight_type);
     using G = decltype(gradient_type);

@@ -15,6 +15,9 @@ from tftoolkit import custom_ops
 rng = np.random.default_rng(0)
 w, m, v, g = ([tf.constant(rng.random(s), tf.float32) for s in [(2000, 333), (7,), (100_001,)]] for _ in range(4))
 new = custom_ops.adamw(True, 0.1, 3.0, w, m, v, g)
+rows, ids = tf.constant(rng.random((50_000, 7)), tf.float32), rng.integers(0, 9000, 50_000)
+new = [*new, custom_ops.adamw_rows(True, 0.1, 3.0, *(rows[:9000] + i for i in range(3)), ids, rows),
+       [custom_ops.sum_rows(rows, ids)]]
 x, gamma, dy = (tf.constant(rng.standard_normal(s), tf.float32) for s in [(20000, 33), (33,), (20000, 33)])
 with tf.GradientTape() as tape:
     tape.watch([x, gamma])
@@ -50,6 +53,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 5):
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    assert len(one.files) == 13 + 12 * 3 + 2
+    assert len(one.files) == 17 + 12 * 3 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])

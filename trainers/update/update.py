@@ -325,7 +325,7 @@ class Update(tf.Module):
             raise ValueError(f"no gradient reaches {sorted(without)}: use them in the loss or leave them out of Update")
         ordered = [by_weight[weight.ref()] for weight in self.weights]
         if self.optimizer.sparse:
-            return [slices.summed(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
+            return [self.optimizer.summed(one) if isinstance(one, tf.IndexedSlices) else one for one in ordered]
         return [tf.convert_to_tensor(one) for one in ordered]
 
 

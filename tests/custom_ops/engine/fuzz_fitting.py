@@ -23,6 +23,8 @@ def fitting_call(call: sampling.Call, name: str, rng: random.Random) -> sampling
         return _convolution(call, rng)
     if name.startswith("Crf"):
         return _chains(call, rng)
+    if name == "AdamWRows":
+        return replace(call, attributes={**call.attributes, "beta_1": 0.5, "beta_2": 0.25})
     if name.startswith("AdamW"):
         each = (0.5,) * len(as_shapes(call.inputs[3]))  # numbers per weight
         fitting = {"beta_1": 0.5, "beta_2": 0.25, "rate_factors": each, "weight_decays": each}
@@ -41,6 +43,8 @@ def fit_arrays(call: sampling.Call, name: str, arrays: list[Any], rng: random.Ra
         arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
     elif name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
         _fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
+    elif name == "AdamWRows" and rng.random() < 0.9:
+        inputs["indices"] %= min(max(1, *inputs["w"].shape[:1], 1), 100)
     elif name.startswith("Crf") and arrays[0].ndim == 3:
         inputs["lengths"] %= arrays[0].shape[1] + 1 if arrays[0].shape[2] else 1
         if "tags" in inputs:

@@ -50,6 +50,7 @@ class WrongError(AssertionError):
 STRICTER = (
     "AdamW",
     "AdamWMaster",
+    "AdamWRows",
     "BatchedNms",
     "DeformConv2d",
     "DeformConv2dGrad",

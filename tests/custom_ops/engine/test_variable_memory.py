@@ -30,7 +30,7 @@ class _Step(tf.Module):
 
 
 def _moved(*kept):
-    w, m, v = ([variables.memory(variable)] for variable in kept)
+    w, m, v = ([variables.memory(variable, tf.constant(0))] for variable in kept)
     updated = custom_ops.adamw(True, 0.5, 1.0, w, m, v, [tf.ones([SIZE])])
     for variable, (value,) in zip(kept, updated, strict=True):
         variable.assign(value)

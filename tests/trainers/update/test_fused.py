@@ -107,6 +107,29 @@ def test_either_continues_the_others_checkpoint(example, tmp_path, first):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
+def test_a_step_in_a_graph_updates_weights_where_they_lie():
+    """Also those that the gradients needed."""
+    model = tf.Module()
+    model.a, model.b = (tf.Variable(tf.random.stateless_normal([64, 64], [0, i])) for i in range(2))
+    update = trainers.Update(model, optimizers.AdamW(0.1, fused=True))
+    kept = [*update.weights, *update.optimizer.slots["m"], *update.optimizer.slots["v"]]
+
+    @tf.function(autograph=False)
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(tf.sin(x @ model.a) @ model.b))
+        return update.apply(tape.gradient(loss, update.weights))
+
+    def places():
+        return [np.asarray(memoryview(variable.read_value())).ctypes.data for variable in kept]
+
+    step(tf.ones([100, 64]))
+    before = places()
+    for _ in range(3):
+        step(tf.ones([100, 64]))
+        assert places() == before
+
+
 def test_models_of_keras(example, tmp_path):
     keras = pytest.importorskip("keras")
     values = []

@@ -17,6 +17,7 @@ RUNS = {
     "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
 }
 EACH_RUN = pytest.mark.parametrize("run", ["graph", *(pytest.param(run, marks=SLOW) for run in ("eager", "xla"))])
+FUSED = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 OPTIONS = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-6, "weight_decay": 0.1}
 
 
@@ -84,9 +85,9 @@ def by_hand(model, clip_norm, lazy=True):
 
 
 @EACH_RUN
-@pytest.mark.parametrize("bags", [True, False])
-def test_used_rows_follow_the_rule_in_float64(run, bags):
-    model = Bags(optimizers.LazyAdam(0.05, **OPTIONS), bags, clip_norm=4.0)
+@pytest.mark.parametrize(("bags", "fused"), [(True, False), (False, False), (True, True), (False, True)])
+def test_used_rows_follow_the_rule_in_float64(run, bags, fused):
+    model = Bags(optimizers.LazyAdam(0.05, fused=fused, **OPTIONS), bags, clip_norm=4.0)
     (table, matrix), norms = by_hand(model, 4.0)
     before = model.table.numpy()
     metrics = model.train(run)
@@ -101,10 +102,10 @@ def test_used_rows_follow_the_rule_in_float64(run, bags):
 
 @EACH_RUN
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 2.0}, {"clip_value": 0.5, "no_weight_decay": ("matrix",)}])
-def test_it_is_adamw_where_all_rows_are_used(run, options):
-    lazy, dense = (
-        Bags(kind(0.05, **OPTIONS), every=True, **options) for kind in (optimizers.LazyAdam, optimizers.AdamW)
-    )
+@FUSED
+def test_it_is_adamw_where_all_rows_are_used(run, options, fused):
+    lazy = Bags(optimizers.LazyAdam(0.05, fused=fused, **OPTIONS), every=True, **options)
+    dense = Bags(optimizers.AdamW(0.05, **OPTIONS), every=True, **options)
     for one, other in zip(lazy.train(run), dense.train(run), strict=True):
         np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-6)
     assert lazy.values().keys() == dense.values().keys()
@@ -112,11 +113,12 @@ def test_it_is_adamw_where_all_rows_are_used(run, options):
         np.testing.assert_allclose(lazy.values()[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_a_dense_gradient_is_adamws():
+@FUSED
+def test_a_dense_gradient_is_adamws(fused):
     """A table that is also used as a matrix."""
 
     def trained(kind):
-        model = Bags(kind(0.05, **OPTIONS))
+        model = Bags(kind(0.05, fused=fused, **OPTIONS))
         for i in range(STEPS):
             with tf.GradientTape() as tape:
                 loss = model.loss(model.ids(i)) + tf.reduce_sum(tf.sin(model.table @ model.matrix))
@@ -130,8 +132,9 @@ def test_a_dense_gradient_is_adamws():
 
 
 @EACH_RUN
-def test_a_skipped_step_leaves_every_bit(run):
-    model = Bags(optimizers.LazyAdam(0.05, **OPTIONS))
+@FUSED
+def test_a_skipped_step_leaves_every_bit(run, fused):
+    model = Bags(optimizers.LazyAdam(0.05, fused=fused, **OPTIONS))
     model.train(run, steps=2)
     before = model.values()
     metrics = RUNS[run](model.step)(tf.constant(model.ids(2)), tf.constant(np.nan, tf.float32))
@@ -141,10 +144,11 @@ def test_a_skipped_step_leaves_every_bit(run):
             assert value.tobytes() == before[name].tobytes(), name
 
 
-@pytest.mark.parametrize("master_weights", [True, False])
-def test_tables_of_bfloat16(master_weights):
+@pytest.mark.parametrize(("master_weights", "fused"), [(True, False), (False, False), (True, True)])
+def test_tables_of_bfloat16(master_weights, fused):
     """Small steps are lost without a master, of used rows; unused ones keep their bits."""
-    model = Bags(optimizers.LazyAdam(1e-5, master_weights=master_weights), dtype=tf.bfloat16)
+    optimizer = optimizers.LazyAdam(1e-5, master_weights=master_weights, fused=fused)
+    model = Bags(optimizer, dtype=tf.bfloat16)
     before = model.table.numpy().astype(np.float32)
     for _ in range(60):
         model.step(tf.constant([4, 4, 6]), tf.constant(1.0))
@@ -157,12 +161,13 @@ def test_tables_of_bfloat16(master_weights):
         assert np.mean(model.table.numpy() == before.astype(model.table.dtype.as_numpy_dtype)) > 0.9
 
 
+@FUSED
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_gradients_of_a_loss_function(precision):
+def test_gradients_of_a_loss_function(precision, fused):
     """The update differentiates: a mean, a loss scale."""
 
     def trained(kind):
-        model = Bags(kind(0.05, **OPTIONS), every=True, precision=precision, clip_norm=1.0)
+        model = Bags(kind(0.05, fused=fused, **OPTIONS), every=True, precision=precision, clip_norm=1.0)
 
         def losses(batch, key):
             rows = custom_ops.embedding_bag(model.model.table, batch[:, None])
@@ -180,11 +185,17 @@ def test_gradients_of_a_loss_function(precision):
 
 
 @pytest.mark.parametrize(
-    "runner", ["graph", *(pytest.param(kind, marks=SLOW) for kind in ("eager", "xla", "xla_chunk"))]
+    ("runner", "fused"),
+    [
+        ("graph", False),
+        *(pytest.param(kind, False, marks=SLOW) for kind in ("eager", "xla", "xla_chunk")),
+        *(pytest.param(kind, True, marks=SLOW) for kind in ("graph", "eager", "xla_chunk")),
+    ],
 )
-def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, runner):
+def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, runner, fused):
     def run(folder, steps):
-        step = example.Classifier(example.Attention(), optimizers.LazyAdam(1e-3, weight_decay=0.1))
+        optimizer = optimizers.LazyAdam(1e-3, weight_decay=0.1, fused=fused)
+        step = example.Classifier(example.Attention(), optimizer)
         trainers.Trainer(step, example.pipeline(), tmp_path / folder, runner=runner, checkpoint_every=4).run(steps)
         return example.values(step)
 
@@ -192,6 +203,63 @@ def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, runner):
     run("parts", 5)
     for key, value in run("parts", 8).items():
         np.testing.assert_array_equal(value, whole[key], err_msg=key)
+
+
+def test_checkpoints_and_steps_are_the_same_with_and_without_fused():
+    """Plain steps, fused ones from there; beside plain ones alone."""
+    models = [Bags(optimizers.LazyAdam(0.05, fused=fused, **OPTIONS), clip_norm=1.0) for fused in (False, True)]
+    plain, fused = models
+    plain.train("graph", steps=3)
+    assert fused.values().keys() == plain.values().keys()
+    for name, variable in named_variables(fused).items():
+        variable.assign(plain.values()[name])
+    for model in models:
+        model.train("graph")
+    for name, value in plain.values().items():
+        np.testing.assert_allclose(fused.values()[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_wrapper_adds_rows_up_as_the_optimizer_in_it_does():
+    """Of fused ops and plain ones norms are the same, though an id comes twice."""
+    models = [
+        Bags(optimizers.Lookahead(optimizers.LazyAdam(0.05, fused=fused), sync_period=2), every=True)
+        for fused in (False, True)
+    ]
+    plain, fused = (model.train("graph", steps=3) for model in models)
+    for one, other in zip(plain, fused, strict=True):
+        np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-6)
+    np.testing.assert_allclose(models[0].table, models[1].table, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["eager", "graph"])
+@pytest.mark.parametrize("bags", [True, False])
+def test_fused_updates_tables_where_they_lie(run, bags):
+    model = Bags(optimizers.LazyAdam(0.05, fused=True, **OPTIONS), bags)
+    kept = [model.table, *model.slots().values()]
+    step = RUNS[run](model.step)
+
+    def places():
+        return [np.asarray(memoryview(variable.read_value())).ctypes.data for variable in kept]
+
+    step(tf.constant(model.ids(0)), tf.constant(1.0))
+    before = places()
+    for i in (1, 2):
+        step(tf.constant(model.ids(i)), tf.constant(1.0))
+        assert places() == before
+
+
+def test_an_id_that_is_no_row_is_named_and_nothing_moves():
+    model = Bags(optimizers.LazyAdam(0.05, fused=True))
+    model.train("graph", steps=1)
+    before = model.values()
+    rows = tf.IndexedSlices(tf.ones([2, DEPTH]), tf.constant([1, ROWS]), tf.constant([ROWS, DEPTH]))
+    gradients = [rows if weight is model.table else tf.zeros_like(weight) for weight in model.update.weights]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"indices holds {ROWS} .element 1., but must hold rows"):
+        model.update.apply(gradients)
+    tables = [name for name in before if "table" in name]
+    assert len(tables) == 3
+    for name in tables:
+        np.testing.assert_array_equal(model.values()[name], before[name], err_msg=name)
 
 
 def test_sums_of_slices():

@@ -99,18 +99,20 @@ class Adam(Moments):
         return custom_ops.global_norm(gradients) if self.fused else super().global_norm(gradients)
 
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
-        if self.fused:
-            self._step_at_once(gradients, ok)
-        else:
+        if not self.fused:
             super().step(gradients, ok)
+            return
+        self._move_at_once(range(len(self.weights)), gradients, ok)
+        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
     def moved(self, one: Turn, *scalars: tf.Tensor) -> tf.Tensor:
         return one.value - one.rate * one.decayed(self.direction(one, *scalars))
 
-    def _step_at_once(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
+    def _move_at_once(self, places: Sequence[int], gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
+        """Move the weights at these places, by as many gradients."""
         lists = (self.weights, self.slots["m"], self.slots["v"], self.masters())
-        kept = [[None if variable is None else own(variable) for variable in each] for each in lists]
-        w, m, v, master = ([None if x is None else variables.memory(x) for x in each] for each in kept)
+        kept = [[None if each[i] is None else own(each[i]) for i in places] for each in lists]
+        w, m, v, master = ([None if x is None else variables.memory(x, ok) for x in each] for each in kept)
         updated = custom_ops.adamw(
             ok,
             tf.cast(self.learning_rate, tf.float32),
@@ -123,14 +125,13 @@ class Adam(Moments):
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
-            rate_factors=self.rate_factors,
-            weight_decays=[(self.weight_decay or 0.0) if decays else 0.0 for decays in self.decays],
+            rate_factors=[self.rate_factors[i] for i in places],
+            weight_decays=[self._decay_of(i) for i in places],
         )
         for each, values in zip(kept, updated, strict=True):
             for variable, value in zip(each, values, strict=True):
                 if variable is not None:
                     variable.assign(value)
-        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
 
 
 class AdamW(Adam):

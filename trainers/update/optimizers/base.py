@@ -13,6 +13,7 @@ import tensorflow as tf
 from tftoolkit.trainers.autograph import as_written
 from tftoolkit.trainers.distribution.replicas import move
 from tftoolkit.trainers.naming import PerWeight, tf_variable
+from tftoolkit.trainers.update import slices
 from tftoolkit.trainers.update.gradients import wide
 from tftoolkit.trainers.update.schedules import Adjustable, Schedule, constant
 
@@ -99,6 +100,10 @@ class Optimizer(PerWeight):
         ``gradients`` are dense tensors in the order of the ``weights`` given to ``build``; anything if not ``ok``.
         """
         raise NotImplementedError
+
+    def summed(self, gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+        """Rows of one index added up, as ``step`` and ``global_norm`` take them; asked for if ``sparse``."""
+        return slices.summed(gradient)
 
     def global_norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         """Euclidean norm of all gradients together, float32, accumulated in at least float32."""

@@ -65,12 +65,27 @@ class Rule(Optimizer):
         """The float32 copy of each weight; None where there is none."""
         return self.slots.get("master", [None] * len(self.weights))
 
+    def _decay_of(self, number: int) -> float:
+        """The weight decay of one weight."""
+        return (self.weight_decay or 0.0) if self.decays[number] else 0.0
+
     def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
         scalars, learning_rate = self.scalars(tf.cast(self.iterations + 1, tf.float32)), self.learning_rate
         for number, gradient in enumerate(gradients):
-            one = self.turn(number, gradient, ok, learning_rate)
-            one.move(self.moved(one, *(tf.cast(scalar, one.dtype) for scalar in scalars)))
+            self._take_turn(number, gradient, ok, learning_rate, scalars)
         own(self.iterations).assign_add(tf.cast(ok, tf.int64))
+
+    def _take_turn(
+        self,
+        number: int,
+        gradient: tf.Tensor,
+        ok: tf.Tensor,
+        learning_rate: tf.Tensor,
+        scalars: Sequence[tf.Tensor],
+    ) -> None:
+        """Move one weight; ``scalars`` are what the method of that name returned."""
+        one = self.turn(number, gradient, ok, learning_rate)
+        one.move(self.moved(one, *(tf.cast(scalar, one.dtype) for scalar in scalars)))
 
     def turn(self, number: int, gradient: tf.Tensor, ok: tf.Tensor, learning_rate: tf.Tensor) -> "Turn":
         """What moves weight ``number`` by its gradient, unless not ``ok``."""
@@ -105,7 +120,7 @@ class Turn:
         self.dtype = wide(self._variable.dtype)
         self.gradient = tf.cast(gradient, self.dtype)
         self.rate = tf.cast(scaled(learning_rate, rule.rate_factors[number]), self.dtype)
-        self.decay = (rule.weight_decay or 0.0) if rule.decays[number] else 0.0
+        self.decay = rule._decay_of(number)
         self._old = self._value_of(self._variable)
         if self._master is not None:
             self._old_master = self._value_of(self._master)

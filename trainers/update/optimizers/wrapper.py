@@ -49,5 +49,8 @@ class Wrapper(Optimizer):
         self.inner.build(weights, rate_factors, decays, names)
         super().build(weights, rate_factors, decays, names)
 
+    def summed(self, gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+        return self.inner.summed(gradient)
+
     def global_norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         return self.inner.global_norm(gradients)
