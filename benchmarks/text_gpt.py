@@ -111,10 +111,10 @@ def main() -> None:
         spread = f"({min(rates):,.0f}–{max(rates):,.0f})"
         print(f"{name:14s} {statistics.median(rates):8,.0f} {spread} tokens/s; {peaks[name]:,.0f} MB")
     if not options.small:
-        results.save(
-            "text_gpt", {(name, "step"): [1e3 * one for one in values] for name, values in found.items()}, "ms", where
-        )
-        results.save("text_gpt", {(name, "memory"): [value] for name, value in peaks.items()}, "MB", where)
+        versions = {"torch": torch.version} if options.torch else {}
+        times = {(name, "step"): [1e3 * one for one in values] for name, values in found.items()}
+        results.save("text_gpt", times, "ms", where, **versions)
+        results.save("text_gpt", {(name, "memory"): [value] for name, value in peaks.items()}, "MB", where, **versions)
 
 
 if __name__ == "__main__":

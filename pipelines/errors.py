@@ -4,7 +4,7 @@ import re
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 
 class StateMismatchError(CodedError, ValueError):

@@ -26,7 +26,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 POINTS = ("data", "step", "evaluate", "save", "manifest")
 ACTIONS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP, "raise": None}

@@ -126,11 +126,9 @@ def library_recipe(
         raise ValueError(f"library {name} has no sources")
     paths = [Path(source).resolve() for source in sources]
     for path in paths:
-        if path.suffix not in _SOURCES + _CUDA_SOURCES:
-            raise BuildError(
-                f"{path}: a source ends in one of {', '.join(_SOURCES + _CUDA_SOURCES)}, not {path.suffix!r}",
-                code="op-sources",
-            )
+        if path.suffix not in (known := _SOURCES + _CUDA_SOURCES):
+            told = f"{path}: a source ends in one of {', '.join(known)}, not {path.suffix!r}"
+            raise BuildError(told, code="op-sources")
     if isinstance(cuda, str) and cuda in CUDA_RECIPES:
         return CUDA_RECIPES[cuda](
             name, paths, extra_cflags=extra_cflags, extra_cuda_cflags=extra_cuda_cflags, extra_ldflags=extra_ldflags,

@@ -31,7 +31,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from tftoolkit.custom_ops.engine.errors import CodedError
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
     PROPERTIES,
@@ -45,6 +44,7 @@ from tftoolkit.custom_ops.engine.schema import (
     named,
     presence,
 )
+from tftoolkit.errors import CodedError
 
 
 class SchemaError(CodedError, ValueError):

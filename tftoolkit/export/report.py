@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 MAX_TEXT = 300  # of what a program that we call says
 _PLACE = re.compile(r"\s|<|Graph execution error|Detected at node|Stack trace")  # said before the matter

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 
 class RunFolderError(CodedError, RuntimeError):

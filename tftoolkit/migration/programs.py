@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 from tftoolkit.migration.answers import Answer, answers
 
 _PACKAGE = "tensorflow_addons"

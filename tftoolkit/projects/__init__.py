@@ -8,7 +8,7 @@ import keyword
 import re
 from pathlib import Path
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 from tftoolkit.trainers import recipes
 
 # Extra → what sources that need it say.

@@ -29,7 +29,7 @@ COLOURS = {  # of the packages that fill a storey: ink, ground
 }
 PLAIN = ("#4b5563", "#f3f4f6")
 WIDTH, STOREY, BESIDE = 1000, 924, 240
-LINES_PER_PIXEL = 8
+LINES_PER_PIXEL = 12
 
 
 def main() -> None:

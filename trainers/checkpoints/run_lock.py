@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 _PATIENCE = 0.2  # seconds: those who only look (`is_locked`) hold the lock for a moment
 

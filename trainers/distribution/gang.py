@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 from tftoolkit.trainers.distribution import cluster
 from tftoolkit.trainers.distribution.cluster import Task
 from tftoolkit.trainers.distribution.gang_crew import Crew, Patience

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 
 class UnknownRecipeError(CodedError, ValueError):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 from tftoolkit.trainers.distribution.replicas import own
 from tftoolkit.trainers.update.update import Update
 

@@ -23,20 +23,8 @@ CLEAR = (tf.errors.InvalidArgumentError, TypeError, ValueError)
 NO_MEMORY = (*CLEAR, tf.errors.ResourceExhaustedError)
 HUGE = (2**31 - 1, 2**31, 2**31 + 1, 2**33 + 7, 2**40, 2**62)
 ODD_VALUES = (
-    float("nan"),
-    float("inf"),
-    -1,
-    0,
-    1e-40,
-    1e300,
-    2**31,
-    2**70,
-    "text",
-    None,
-    [],
-    [1.5, "a"],
-    b"\xff",
-    True,
+    *(float("nan"), float("inf"), -1, 0, 1e-40, 1e300, 2**31, 2**70),
+    *("text", None, [], [1.5, "a"], b"\xff", True),
 )
 NO_TENSORS = (None, object(), "text", [[1.0], [1.0, 2.0]], {"a": 1.0}, b"\xff", 10**400)
 EPSILON = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tftoolkit.custom_ops.engine.errors import CodedError
+from tftoolkit.errors import CodedError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Every name but this machine's resolves to nothing: a page that needs the outside fails here, not on a train.
