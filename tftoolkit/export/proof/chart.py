@@ -18,15 +18,17 @@ def bar_chart(report: ExportReport) -> str:
         ],
         "peak memory, MB": [None if row.memory is None else row.memory / 1e6 for row in report.rows],
     }
+    panels = {title: values for title, values in panels.items() if any(value is not None for value in values)}
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
         figure = Figure(figsize=(11, 1.1 + 0.5 * len(names)), layout="constrained")
-        for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, values) in zip(row, panels.items(), strict=True):
             bars = axes.barh(names, [value or 0.0 for value in values], color="#3b6ea8", height=0.6)
             axes.bar_label(bars, ["–" if value is None else _number(value) for value in values], padding=3)
             axes.set_title(title, loc="left", fontsize=10)
             axes.margins(x=0.25)
-            axes.invert_yaxis()  # shared: three calls would turn it thrice, which is once
             axes.spines[["top", "right"]].set_visible(False)
+        row[0].invert_yaxis()  # the others share it
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
