@@ -81,6 +81,21 @@ class Declaration:
         outputs = self.reference_function(*inputs, **self.complete(attributes))
         return outputs if len(self.schema.outputs) == 1 else self.output_type(*outputs)
 
+    def input_gradients(self, node: Any, output_gradients: Sequence[Any]) -> list[Any]:
+        """What the gradient function gives at a node, as a list. Raises ValueError: not one for each input.
+
+        TensorFlow would call that an internal error.
+        """
+        assert self.gradient_function is not None
+        found = self.gradient_function(node, *output_gradients)
+        gradients = list(found) if isinstance(found, list | tuple) else [found]
+        if len(gradients) != len(node.inputs):
+            raise ValueError(
+                f"the gradient of {self.name} returned {len(gradients)} for {len(node.inputs)} input(s); it must return one "
+                f"for each, None for an input that has none; the signature is {self}"
+            )
+        return gradients
+
     # Between the caller's view (lists, None, named tuples) and the flat one of graphs and kernels
 
     def group_inputs(self, flat: Sequence[Any], get_attr: Callable[[str], Any]) -> list[Any]:

@@ -117,12 +117,11 @@ class _Node:
             )
             raise NotImplementedError(f"{op.name} {reason}, so JAX cannot differentiate it here")
         try:
-            gradients = op.gradient_function(_View(self, inputs, outputs), *output_gradients)
+            flat = op.input_gradients(_View(self, inputs, outputs), output_gradients)
         except Exception as error:
             raise NotImplementedError(
                 f"the gradient of {op.name} cannot be expressed in JAX (it may use TensorFlow functions): {error}"
             ) from error
-        flat = list(gradients) if isinstance(gradients, list | tuple) else [gradients]
         return tuple(_cotangent(gradient, value) for gradient, value in zip(flat, inputs, strict=True))
 
 

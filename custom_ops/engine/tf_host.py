@@ -263,7 +263,7 @@ def _gradient(op: Declaration, node: Any, *output_gradients: Any) -> Any:
         )
     if not op.takes_sparse_gradients:
         output_gradients = tuple(map(_dense, output_gradients, node.outputs))
-    return op.gradient_function(node, *output_gradients)
+    return op.input_gradients(node, output_gradients)
 
 
 def _dense(gradient: Any, output: tf.Tensor) -> Any:

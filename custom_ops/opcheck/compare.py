@@ -32,7 +32,8 @@ def against(names: Iterable[str], actual: Sequence[Array | None], right: Right, 
             # An unconnected input: no gradient and a gradient of zero are the same.
             rest = next((value for value in (one, exact) if value is not None), None)
             if rest is not None and np.any(wide(rest)):
-                found.append(f"{name} is {'missing' if one is None else 'there'}, the reference's is not")
+                advice = " (if it shall have none: tf.stop_gradient in the reference)" if one is None else ""
+                found.append(f"{name} is {'missing' if one is None else 'there'}, the reference's is not{advice}")
         elif one.shape != naive.shape or one.dtype != naive.dtype:
             found.append(f"{name} is {describe(one)}, the reference's is {describe(naive)}")
         else:

@@ -250,6 +250,23 @@ def test_a_gradient_that_does_not_exist_is_named(faulty):
         tape.gradient(y, x)
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function])
+def test_a_gradient_for_each_input_or_a_message(faulty, monkeypatch, wrap):
+    """TensorFlow calls too few an internal error."""
+    op = faulty.op("Attributes")
+    monkeypatch.setattr(op, "gradient_function", lambda node, dy: (dy, None))
+    x = tf.zeros([3, 2])
+
+    def differentiate():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = op(x, single=1.0)
+        return tape.gradient(y, x)
+
+    with pytest.raises(ValueError, match="the gradient of Attributes returned 2 for 1 input"):
+        wrap(differentiate)()
+
+
 def test_importing_the_package_does_not_import_tensorflow():
     code = (
         "import sys, tftoolkit; from tftoolkit import custom_ops; custom_ops.load, custom_ops.OpLibrary; "

@@ -49,7 +49,13 @@ def convert(saved_model: Path, name: str, signature: Signature) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # ValidationError and InferenceError have no common base
-        raise ExportError("structure", f"ONNX's checker: {str(error).strip()[:500]}", signature=name) from error
+        reason = f"ONNX's checker: {str(error).strip()[:500]}"
+        if "bfloat16" in reason:
+            reason += (
+                "; compute in float32; of a mixed_bfloat16 model make one with the policy float32, and give it the "
+                "weights of this one (set_weights)"
+            )
+        raise ExportError("structure", reason, signature=name) from error
     return model.SerializeToString(deterministic=True)
 
 

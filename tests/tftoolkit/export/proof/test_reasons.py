@@ -135,10 +135,14 @@ def mel(x):
             lambda x: {"y": tf.nn.conv2d(tf.cast(x, tf.float16), tf.ones([3, 3, 3, 4], tf.float16), 1, "SAME")}, IMAGE,
             "Conv2D(float16[1, 8, 8, 3], float16[3, 3, 3, 4]); compute in float32; of a mixed_float16 model",
         ),
+        (
+            lambda x: {"y": tf.cast(tf.cast(x, tf.bfloat16) @ tf.ones([3, 4], tf.bfloat16), tf.float32)}, IMAGE,
+            "compute in float32; of a mixed_bfloat16 model",
+        ),
         (mel, tf.TensorSpec([1, 512], tf.float32, "x"), "StridedSlice(complex64["),
         (lambda x: {"y": tf.random.poisson([], x)}, IMAGE, "RandomPoissonV2(int32[0], float32[1, 8, 8, 3])"),
     ],
-    ids=["uint8", "float16", "complex", "none"],
+    ids=["uint8", "float16", "bfloat16", "complex", "none"],
 )  # fmt: skip
 def test_e6_operands_of_ops_that_tflite_lacks(tmp_path, function, spec, expected):
     assert expected in refusal(export.tflite, tmp_path, function, spec)
