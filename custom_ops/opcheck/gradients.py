@@ -33,7 +33,10 @@ def gradient(subject: Subject) -> str:
         error = subject.gradient_error
         if isinstance(error, LookupError | NotImplementedError):
             return f"refused: {error}"
-        raise Failed(f"raises {type(error).__name__}: {str(error)[:300]}", "mend it; it must run for inputs of unknown sizes, too")
+        raise Failed(
+            f"raises {type(error).__name__}: {str(error)[:300]}",
+            "mend it; it must run for inputs of unknown sizes, too",
+        )
     found = [over(subject, [case], lambda case: _shapes(subject, case), "reduce over dimensions that were broadcast")]
     if op.reference_function is not None:
         over(subject, [case], lambda case: against_reference(subject, case), _FORMULA)

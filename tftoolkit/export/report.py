@@ -136,7 +136,10 @@ class ExportReport:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         for row in self.rows:
             for signature, kinds in row.dropped.items():
-                lines.append(f"{row.file}, {signature}: TensorFlow takes no calls on {', '.join(kinds)}: not proven")
+                lines.append(
+                    f"{row.file}, {signature}: TensorFlow takes no calls on {', '.join(kinds)}: not proven there; "
+                    "input_ranges can say what inputs there are"
+                )
             if row.unproven:
                 lines.append(f"{row.file}: {', '.join(row.unproven)} proven by the metric alone")
         return "\n".join(line.rstrip() for line in lines)

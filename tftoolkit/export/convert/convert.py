@@ -134,8 +134,8 @@ def _advice(names: Sequence[str], types: str) -> str:
     if "f16" in types:
         policy = "mixed_bfloat16" if "bf16" in types else "mixed_float16"
         return (
-            f"compute in float32; of a {policy} model make one with the policy float32, and give it the weights of this "
-            "one (set_weights)"
+            f"compute in float32; of a {policy} model make one with the policy float32, and give it the weights of "
+            "this one (set_weights)"
         )
     if "complex" in types:
         return "TFLite has hardly any op for complex numbers: make real ones of them (tf.abs, tf.math.real) at once"
