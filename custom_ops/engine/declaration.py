@@ -91,8 +91,8 @@ class Declaration:
         gradients = list(found) if isinstance(found, list | tuple) else [found]
         if len(gradients) != len(node.inputs):
             raise ValueError(
-                f"the gradient of {self.name} returned {len(gradients)} for {len(node.inputs)} input(s); it must return "
-                f"one for each, None where an input has none; the signature is {self}"
+                f"the gradient of {self.name} returned {len(gradients)} for {len(node.inputs)} input(s); it must "
+                f"return one for each, None where an input has none; the signature is {self}"
             )
         return gradients
 
