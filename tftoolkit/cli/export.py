@@ -45,15 +45,17 @@ def run(options: argparse.Namespace) -> int:
 
     # The real inputs that the SavedModel was proven on calibrate the new file and prove it too.
     arguments_for_both: dict[str, Any] = {"representative": _real_inputs(source), "overwrite": options.overwrite}
-    if output.suffix == ".onnx":
-        print(export.onnx(source, output, **arguments_for_both))
-        return 0
-    print(
-        export.tflite(
-            source, output, quantize=options.quantize, keep_float=options.keep_float, integer_io=options.integer_io,
-            **arguments_for_both,
-        )
-    )  # fmt: skip
+    try:
+        if output.suffix == ".onnx":
+            report = export.onnx(source, output, **arguments_for_both)
+        else:
+            report = export.tflite(
+                source, output, quantize=options.quantize, keep_float=options.keep_float, integer_io=options.integer_io,
+                **arguments_for_both,
+            )  # fmt: skip
+    except FileExistsError as error:
+        raise FileExistsError(str(error).replace("overwrite=True", "--overwrite")) from None
+    print(report)
     return 0
 
 

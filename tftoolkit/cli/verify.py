@@ -13,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
         "Runs an exported file in its own runtime, compares it with the outputs stored beside it or with a SavedModel, "
         "and prints the table of size, latency and memory.",
         "tftoolkit verify runs/digits/export/model_int8.tflite",
-        exit_codes="0 it computes the same, 1 it does not, 130 interrupted",
+        exit_codes="0 it computes the same, 1 it does not or nothing says what it must compute, 130 interrupted",
     )
     parser.add_argument("file", type=path, metavar="FILE", help="a SavedModel folder, a .tflite or an .onnx file")
     parser.add_argument(
@@ -35,9 +35,9 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error).replace("native=True", "--native")) from None
     print(report)
-    if report.rows[0].checks:
-        with_what = options.golden or "the golden outputs stored beside it"
-        print(f"It computes the same as {with_what}: {len(report.rows[0].checks)} checks, each within its bound.")
-    else:
+    if not report.rows[0].checks:  # it runs; but who asks for proof must not take that for one
         print("Nothing to compare with (no proof beside it, no --golden=SAVED_MODEL): it runs, but parity is unproven.")
+        return 1
+    with_what = options.golden or "the golden outputs stored beside it"
+    print(f"It computes the same as {with_what}: {len(report.rows[0].checks)} checks, each within its bound.")
     return 0

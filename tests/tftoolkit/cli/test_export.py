@@ -36,7 +36,7 @@ def test_another_format_of_a_run(finished_run):
     assert "each within its bound" in again.stdout
     refused = tftoolkit("export", finished_run, "--quantize=int8")
     assert refused.returncode == 1
-    assert "exists; pass overwrite=True" in refused.stderr
+    assert "exists; pass --overwrite" in refused.stderr
 
 
 def test_another_format_of_a_run_in_this_process(finished_run, tmp_path, capsys):
@@ -45,8 +45,12 @@ def test_another_format_of_a_run_in_this_process(finished_run, tmp_path, capsys)
     assert "TFLite float16" in capsys.readouterr().out
     assert cli.main(["verify", str(file)]) == 0
     assert "each within its bound" in capsys.readouterr().out
+    alone = tmp_path / "alone.tflite"
+    alone.write_bytes(file.read_bytes())
+    assert cli.main(["verify", str(alone)]) == 1
+    assert "it runs, but parity is unproven" in capsys.readouterr().out
     assert cli.main(["export", str(finished_run), f"--output={file}"]) == 1
-    assert "exists; pass overwrite=True" in capsys.readouterr().err
+    assert "exists; pass --overwrite" in capsys.readouterr().err
 
 
 def test_mistakes(finished_run, tmp_path, capsys):
