@@ -40,6 +40,8 @@ class Evaluator:
         """Evaluate after ``step`` finished steps."""
         assert self._function is not None
         metrics = self._function()
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"evaluate must return a dict of numbers, but returned {type(metrics).__name__}")
         heartbeat.beat()
         faults.passing("evaluate")
         if self._workers.is_chief:

@@ -128,6 +128,8 @@ class Trainer:
     ) -> None:
         if not isinstance(step, Step):
             raise TypeError(f"step must be a trainers.Step, but is {type(step).__name__}")
+        if not isinstance(pipeline, Pipeline):  # a tf.data.Dataset cannot go on where it was
+            raise TypeError(f"pipeline must be a pipelines.Pipeline, but is {type(pipeline).__name__}")
         if evaluate is None and (evaluate_every is not None or best is not None):
             raise ValueError("evaluate_every and best need evaluate, a function that returns a dict of numbers")
         self.step = step

@@ -209,6 +209,11 @@ def test_metrics_after_the_restored_step_are_dropped(tmp_path):
     )
 
 
+def test_an_evaluation_that_is_no_dict_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="evaluate must return a dict of numbers, but returned float"):
+        _trainer(tmp_path, runner="eager", evaluate=lambda: 0.5).run(1)
+
+
 def test_what_is_no_metric_is_refused(tmp_path):
     log = MetricsLog(tmp_path, 0)
     with pytest.raises(ValueError, match="'step'"):
@@ -433,6 +438,7 @@ def test_the_share_of_time_spent_waiting_for_data(tmp_path, capsys, runner, data
         ({"keep": 0}, ValueError, "keep"),
         ({"runner": "fast"}, ValueError, "eager, graph, xla, xla_chunk"),
         ({"step": tf.Module()}, TypeError, "trainers.Step"),
+        ({"pipeline": tf.data.Dataset.range(3)}, TypeError, r"must be a pipelines\.Pipeline, but is _RangeDataset"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, options, error, named):
