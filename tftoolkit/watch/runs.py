@@ -54,6 +54,8 @@ def find(folder: Path) -> dict[str, Path]:
 
     Raises OSError where ``folder`` itself can't be read; others that can't are passed over.
     """
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}; say where the runs lie")
     os.listdir(folder)
     here = folder.resolve()
     runs = {str(path.relative_to(folder)): path for path in _walk(folder, set())}

@@ -63,7 +63,7 @@ def test_no_runs_and_no_folder(tmp_path, capsys):
     assert cli.main(["runs", str(tmp_path)]) == 0
     assert f"no runs below {tmp_path}" in capsys.readouterr().out
     assert cli.main(["runs", str(tmp_path / "none")]) == 1
-    assert "FileNotFoundError" in capsys.readouterr().err
+    assert "FileNotFoundError: there is no folder " in capsys.readouterr().err
 
 
 def test_states(tmp_path):
