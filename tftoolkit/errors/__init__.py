@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 PAGE = "docs/errors.md"
-_ENDING = re.compile(r" \[tftoolkit: docs/errors\.md#([a-z0-9-]+)\]$")
+_ENDING = re.compile(r"[ \n]\[tftoolkit: docs/errors\.md#([a-z0-9-]+)\]$")
 
 
 class CodedError(Exception):
@@ -31,4 +31,7 @@ class CodedError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if _ENDING.search(text) else f"{text} [tftoolkit: {PAGE}#{self.error_code}]"
+        if _ENDING.search(text):
+            return text
+        between = "\n" if "\n" in text else " "  # a log or a table at the end is not continued
+        return f"{text}{between}[tftoolkit: {PAGE}#{self.error_code}]"

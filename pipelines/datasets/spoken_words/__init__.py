@@ -61,6 +61,8 @@ def prepare(data_dir: Path, *, tones: bool = False) -> Path:
         with filelock.FileLock(folder.parent / ".lock"):
             if not folder.exists():
                 _write_all(folder, speak)
+    except MissingVoicesError:  # an OSError, too, but not of the folder
+        raise
     except OSError as error:
         raise SourceError(
             f"cannot prepare the spoken words in {data_dir}: {error}; name a folder that can be written to with the "

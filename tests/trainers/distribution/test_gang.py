@@ -147,7 +147,7 @@ def test_it_gives_up_and_shows_the_end_of_the_log(launch):
     assert code == 1
     assert "restart 2 of 2 in 0.2 s" in err
     assert "worker 1 ended with exit code 3, after 2 restarts without a newer checkpoint. The last lines" in err
-    assert err.endswith("of worker 1:\n  bad luck 2\n")
+    assert "of worker 1:\n  bad luck 2\n[tftoolkit: docs/errors.md#gang-failed]\n" in err
     assert "[1] bad luck 2" in out
 
 
