@@ -10,9 +10,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from tftoolkit.export.web.serving import HOST, is_for_here
 from tftoolkit.watch import metrics_file, runs
 
-HOST = "127.0.0.1"  # never another: whoever reaches the port may read the metrics
 _PAGE = Path(__file__).parent / "page"
 _FILES = {  # by the address; nothing else is read from the disk but runs
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -34,17 +34,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds without a request, after which a connection's thread ends
 
-    server: http.server.ThreadingHTTPServer
-
     def __init__(self, folder: Path, known: dict[str, Path], *arguments: Any) -> None:
         self._folder = folder
         self._known = known  # all connections': what was found when the list was asked for last
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        # A page of somebody else whose name is made to lead here (DNS rebinding) asks under that name.
-        port = self.server.server_port
-        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
+        if not is_for_here(self):
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"not for this name\n", "text/plain")
             return
         address = urllib.parse.urlsplit(self.path)

@@ -15,16 +15,20 @@ TYPES = {".wasm": "application/wasm", ".js": "text/javascript", ".tflite": "appl
 HOST = "127.0.0.1"  # never another: this is a development server
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    server: http.server.ThreadingHTTPServer
+def is_for_here(request: http.server.BaseHTTPRequestHandler) -> bool:
+    """Whether it was sent to this machine by name: a page of somebody else whose name is made to lead here (DNS
+    rebinding) asks under that name."""
+    assert isinstance(request.server, http.server.HTTPServer)
+    port = request.server.server_port
+    return request.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")
 
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
     def guess_type(self, path: str | os.PathLike[str]) -> str:
         return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
     def send_head(self) -> Any:
-        # A page of somebody else whose name is made to lead here (DNS rebinding) asks under that name.
-        port = self.server.server_port
-        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
+        if not is_for_here(self):
             self.send_error(http.HTTPStatus.MISDIRECTED_REQUEST, "not for this name")
             return None
         return super().send_head()
