@@ -53,9 +53,9 @@ class Headline:
 
     def line(self, rows: Sequence[Mapping[str, str]]) -> str:
         """Of the table, in Markdown."""
-        mine = {
-            row["variant"]: row for row in rows if (row["benchmark"], row["metric"]) == (self.benchmark, self.metric)
-        }
+        all_of_it = [row for row in rows if (row["benchmark"], row["metric"]) == (self.benchmark, self.metric)]
+        machine = min(map(kind, all_of_it))  # the plainest one
+        mine = {row["variant"]: row for row in all_of_it if kind(row) == machine}
         value, unit = float(mine[self.ours]["value"]), mine[self.ours]["unit"]
         more_is_better = unit.endswith("/s")
         others = {variant: float(row["value"]) for variant, row in mine.items() if variant in self.rivals}
@@ -104,9 +104,16 @@ HEADLINES = (
 
 def machine() -> str:
     """The processor, the number of cores, and how busy they were over the last minute."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    about = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", about)
     name = model[1].strip() if model else platform.machine()
+    name += " with AVX-512" * ("avx512f" in about)
     return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def kind(row: Mapping[str, str]) -> str:
+    """Of a row's machine: figures of different ones stand beside each other."""
+    return row["machine"].partition(",")[0]
 
 
 def save(
@@ -116,7 +123,7 @@ def save(
     where: str,
     **versions: str,
 ) -> None:
-    """Replaces the benchmark's rows of these metrics.
+    """Replaces the benchmark's rows of these metrics on this kind of machine.
 
     Args:
       benchmark: the script's name.
@@ -128,7 +135,8 @@ def save(
     versions = {"python": platform.python_version(), "tensorflow": importlib.metadata.version("tensorflow"), **versions}
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     measured = {metric for _, metric in figures}
-    rows = [row for row in read() if row["benchmark"] != benchmark or row["metric"] not in measured]
+    here = kind({"machine": where})
+    rows = [row for row in read() if (row["benchmark"], kind(row)) != (benchmark, here) or row["metric"] not in measured]
     for (variant, metric), values in figures.items():
         digits = [f"{value:.4g}" for value in (statistics.median(values), min(values), max(values))]
         spread = f"{digits[1]}–{digits[2]}" if len(values) > 1 else ""
@@ -150,10 +158,14 @@ def read() -> list[dict[str, str]]:
 
 
 def table(benchmark: str) -> str:
-    """A benchmark's rows in Markdown: variants down and metrics across, or the other way if that is narrower."""
+    """A benchmark's rows in Markdown, a table for each kind of machine."""
     rows = [row for row in read() if row["benchmark"] == benchmark]
-    if not rows:
-        return "Not measured yet.\n"
+    kinds = sorted({kind(row) for row in rows})
+    return "\n".join(_table([row for row in rows if kind(row) == one]) for one in kinds) or "Not measured yet.\n"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Variants down and metrics across, or the other way if that is narrower."""
     cells = {(row["variant"], f"{row['metric']} ({row['unit']})"): row for row in rows}
     variants, metrics = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     if turned := len(metrics) > len(variants):
