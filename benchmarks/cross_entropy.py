@@ -46,13 +46,13 @@ def with_gradients(loss: Loss, **options: Any) -> Callable[..., Any]:
     return both
 
 
-def tensors(tokens: int, depth: int, classes: int) -> list[tf.Tensor]:
+def tensors(tokens: int, depth: int, classes: int, dtype: str) -> list[tf.Tensor]:
     rng = np.random.default_rng(0)
     weight = 0.1 * rng.standard_normal([classes, depth], np.float32)
     return [
         tf.constant(rng.integers(0, classes, tokens), tf.int32),
-        tf.constant(rng.standard_normal([tokens, depth], np.float32)),
-        tf.constant(weight),
+        tf.cast(rng.standard_normal([tokens, depth], np.float32), dtype),
+        tf.cast(weight, dtype),
     ]
 
 
@@ -70,15 +70,15 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(sizes: list[int], rounds: int, torch: OtherProcess | None) -> dict[str, list[float]]:
-    given, matrix = tensors(*sizes), tf.random.normal([PRODUCT, PRODUCT])
+def measure(sizes: list[int], dtype: str, rounds: int, torch: OtherProcess | None) -> dict[str, list[float]]:
+    given, matrix = tensors(*sizes, dtype), tf.random.normal([PRODUCT, PRODUCT])
     traced = {name: make() for name, make in CANDIDATES.items()}
     timed: dict[str, Callable[[], float]] = {
         name: lambda both=both: seconds(lambda: both(*given)) for name, both in traced.items()
     }
     timed["product"] = lambda: seconds(lambda: tf.matmul(matrix, matrix)[0, 0])
     if torch:
-        timed["PyTorch"] = lambda: torch.run(*sizes)
+        timed["PyTorch"] = lambda: torch.run(*sizes, dtype)
     for run in timed.values():
         run(), run()
     found: dict[str, list[float]] = {name: [] for name in timed}
@@ -91,7 +91,7 @@ def measure(sizes: list[int], rounds: int, torch: OtherProcess | None) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sizes", default="512x256x32000,2048x512x50000")
+    parser.add_argument("--sizes", default="512x256x32000,2048x512x50000,512x256x32000 bfloat16")
     parser.add_argument("--torch", help="an interpreter that has PyTorch")
     options = parser.parse_args()
     where = results.machine()
@@ -99,8 +99,9 @@ def main() -> None:
     times: dict[tuple[str, str], list[float]] = {}
     rates: dict[tuple[str, str], list[float]] = {}
     for name in options.sizes.split(","):
-        sizes = list(map(int, name.split("x")))
-        found = measure(sizes, options.rounds, torch)
+        shape, _, dtype = name.partition(" ")
+        sizes = list(map(int, shape.split("x")))
+        found = measure(sizes, dtype or "float32", options.rounds, torch)
         of_products = found.pop("product")
         operations = 6 * np.prod(np.array(sizes, float))
         rates["ours", name] = [

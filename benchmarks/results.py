@@ -136,7 +136,9 @@ def save(
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     measured = {metric for _, metric in figures}
     here = kind({"machine": where})
-    rows = [row for row in read() if (row["benchmark"], kind(row)) != (benchmark, here) or row["metric"] not in measured]
+    rows = [
+        row for row in read() if (row["benchmark"], kind(row)) != (benchmark, here) or row["metric"] not in measured
+    ]
     for (variant, metric), values in figures.items():
         digits = [f"{value:.4g}" for value in (statistics.median(values), min(values), max(values))]
         spread = f"{digits[1]}–{digits[2]}" if len(values) > 1 else ""

@@ -110,8 +110,8 @@ def plain(case: Case):
 
 
 def assert_as_good_as(actual, naive, exact, dtype):
-    """At most 3 times the largest error of the plain computation and 1.5 times its rms error (those of a few numbers
-    scatter more), beside one rounding when the result is stored, and some of the largest number in float32."""
+    """At most 3 times the largest error of the plain computation and 1.5 times its rms error (of a few numbers that is
+    chance), beside one rounding when the result is stored, and some of the largest number in float32."""
     stored = {"float32": 0, "bfloat16": 2.0**-8, "float16": 2.0**-10}[dtype]
     for one, plain_one, right in zip(actual, naive, exact, strict=True):
         assert one.shape == right.shape
@@ -124,4 +124,6 @@ def assert_as_good_as(actual, naive, exact, dtype):
             continue
         largest = np.abs(right[finite]).max()
         assert error.max() <= 3 * allowed.max() + (2.0**-21 + stored) * largest
+        if error.size < 16:
+            continue
         assert np.sqrt(np.mean(error**2)) <= 1.5 * np.sqrt(np.mean(allowed**2)) + (2.0**-22 + stored / 8) * largest

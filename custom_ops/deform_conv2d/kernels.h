@@ -79,7 +79,7 @@ void ForwardTile(const Problem& p, int64_t first, int64_t count, void* y) {
     for (int64_t k = 0; k < rows; k += kDepth) {
       for (int64_t panel = 0; panel < panels; ++panel) {
         const float* weight = p.packed.data() + (chunk.row * panels + panel * rows + k) * kPanel;
-        const Elements a{memory.columns + k, memory.column_step, 1};
+        const Elements<float> a{memory.columns + k, memory.column_step, 1};
         float* to = memory.outputs + panel * kPanel;
         const int64_t depth = std::min(kDepth, rows - k);
         if (begins && k == 0) {

@@ -10,6 +10,9 @@
 // of the forward pass is o, the largest score and 1 / sum of each query: from the log-sum-exp alone, at large scores, p
 // would lose its digits. Scores are computed there bit for bit as in the forward pass.
 //
+// Of bfloat16, where the processor has AVX512-BF16, all products but their sums are of bfloat16 (gemm.h), at twice the
+// rate: p and ds are rounded then. Everywhere else bfloat16 and float16 are loaded into float32 and computed in it.
+//
 // problem.h: what is asked for; sequences.h: what the tensors say of it. scores.h: mask, softcap, bias, softmax of a
 // tile. kernels.h: the passes over tiles. tasks.h: who does which tiles.
 
@@ -19,6 +22,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -46,6 +50,8 @@ namespace baseline {
 //
 #include "tftoolkit/packing.h"
 //
+#include "tftoolkit/operands.h"
+//
 #include "tftoolkit/vector_math.h"
 //
 #include "scores.h"
@@ -64,6 +70,8 @@ namespace avx2 {
 #include "tftoolkit/gemm.h"
 //
 #include "tftoolkit/packing.h"
+//
+#include "tftoolkit/operands.h"
 //
 #include "tftoolkit/vector_math.h"
 //
@@ -84,6 +92,8 @@ namespace avx512 {
 //
 #include "tftoolkit/packing.h"
 //
+#include "tftoolkit/operands.h"
+//
 #include "tftoolkit/vector_math.h"
 //
 #include "scores.h"
@@ -96,20 +106,27 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
+// Whether products of pairs are to be used, of the code for AVX-512.
+bool Pairs(const Problem& p) { return p.type == Type::kBFloat16 && tftoolkit::HasBf16Products(); }
+
 void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
 #ifdef TK_HAS_ISAS
-  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Forward(pool, p, outputs);
-  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward(pool, p, outputs);
+  if (tftoolkit::BestIsa() == Isa::kAvx512) {
+    return Pairs(p) ? avx512::Forward<avx512::Pair>(pool, p, outputs) : avx512::Forward<float>(pool, p, outputs);
+  }
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward<float>(pool, p, outputs);
 #endif
-  baseline::Forward(pool, p, outputs);
+  baseline::Forward<float>(pool, p, outputs);
 }
 
-void Backward(ffi::ThreadPool& pool, const Problem& p, const Gradients& gradients, void* dq) {
+void Backward(ffi::ThreadPool& pool, const Problem& p, const Gradients& g, void* dq) {
 #ifdef TK_HAS_ISAS
-  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Backward(pool, p, gradients, dq);
-  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward(pool, p, gradients, dq);
+  if (tftoolkit::BestIsa() == Isa::kAvx512) {
+    return Pairs(p) ? avx512::Backward<avx512::Pair>(pool, p, g, dq) : avx512::Backward<float>(pool, p, g, dq);
+  }
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward<float>(pool, p, g, dq);
 #endif
-  baseline::Backward(pool, p, gradients, dq);
+  baseline::Backward<float>(pool, p, g, dq);
 }
 
 template <typename Sequences>

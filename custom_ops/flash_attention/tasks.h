@@ -38,6 +38,7 @@ int64_t LongestKeys(const Problem& p) {
   return keys;
 }
 
+template <typename Element>
 void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
   const std::vector<QueryBlock> blocks = QueryBlocks(p);
   const int64_t count = static_cast<int64_t>(blocks.size());
@@ -50,7 +51,7 @@ void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
       thread_local Scratch scratch;
       const QueryBlock& b = blocks[i];
       float* result = scratch.Get(Partial::Size(b.count, p.value_depth));
-      ForwardBlock(p, *b.sequence, b.kv, b.row, b.count, 0, b.sequence->valid, result);
+      ForwardBlock<Element>(p, *b.sequence, b.kv, b.row, b.count, 0, b.sequence->valid, result);
       StoreBlock(p, *b.sequence, b.kv, b.row, b.count, result, outputs);
     });
     return;
@@ -60,7 +61,7 @@ void Forward(ffi::ThreadPool& pool, const Problem& p, const Outputs& outputs) {
   tftoolkit::ParallelFor(pool, count * splits, [&](int64_t i) {
     const QueryBlock& b = blocks[i / splits];
     const int64_t from = i % splits * part;
-    ForwardBlock(p, *b.sequence, b.kv, b.row, b.count, from, from + part, results.data() + i * size);
+    ForwardBlock<Element>(p, *b.sequence, b.kv, b.row, b.count, from, from + part, results.data() + i * size);
   });
   tftoolkit::ParallelFor(pool, count, [&](int64_t i) {
     const QueryBlock& b = blocks[i];
@@ -105,12 +106,13 @@ void StoreQueries(const Problem& p, const KeyHead& head, float* parts, int64_t c
 }
 
 // dk, dv and the share in dq of the keys [from, to) of a sequence and a head.
+template <typename Element>
 void BackwardKeys(const Problem& p, const KeyHead& head, int64_t from, int64_t to, const Gradients& g, float* dq) {
   const Sequence& s = *head.sequence;
   std::fill_n(dq, p.rows(s) * p.depth, 0.0f);
   const int64_t block = std::max(kBackKeys, kBackElements / std::max<int64_t>(1, p.depth) / kBackKeys * kBackKeys);
   for (int64_t key = from; key < std::min(to, s.valid); key += block) {
-    BackwardBlock(p, s, head.kv, key, std::min({block, to - key, s.valid - key}), g, dq);
+    BackwardBlock<Element>(p, s, head.kv, key, std::min({block, to - key, s.valid - key}), g, dq);
   }
   for (int64_t key = std::max(from, s.valid); key < std::min(to, s.keys); ++key) {
     const int64_t place = p.kv_place(s, head.kv, key);
@@ -120,19 +122,21 @@ void BackwardKeys(const Problem& p, const KeyHead& head, int64_t from, int64_t t
   }
 }
 
+template <typename Element>
 std::vector<float> Delta(ffi::ThreadPool& pool, const Problem& p, const Gradients& g) {
   constexpr int64_t kAtOnce = 16 * kPanel;
   std::vector<float> delta(Panels(g.rows) * kPanel);
   tftoolkit::ParallelFor(pool, (g.rows + kAtOnce - 1) / kAtOnce, [&](int64_t task) {
     for (int64_t row = task * kAtOnce; row < std::min(g.rows, (task + 1) * kAtOnce); row += kPanel) {
-      DeltaPanel(p, g, row, delta.data() + row);
+      DeltaPanel<Element>(p, g, row, delta.data() + row);
     }
   });
   return delta;
 }
 
+template <typename Element>
 void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients g, void* dq) {
-  const std::vector<float> delta = Delta(pool, p, g);
+  const std::vector<float> delta = Delta<Element>(pool, p, g);
   g.delta = delta.data();
   const std::vector<std::vector<KeyHead>> groups = KeyHeads(p, g.dbias != nullptr);
   const int64_t count = static_cast<int64_t>(groups.size());
@@ -149,7 +153,7 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients g, void* dq) {
       thread_local Scratch scratch;
       for (const KeyHead& head : groups[i]) {
         float* mine = scratch.Get(p.rows(*head.sequence) * p.depth);
-        BackwardKeys(p, head, 0, head.sequence->keys, g, mine);
+        BackwardKeys<Element>(p, head, 0, head.sequence->keys, g, mine);
         StoreQueries(p, head, mine, 1, 0, dq);
       }
     });
@@ -160,8 +164,8 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients g, void* dq) {
   tftoolkit::ParallelFor(pool, count * splits, [&](int64_t i) {
     const int64_t from = i % splits * part;
     for (const KeyHead& head : groups[i / splits]) {
-      BackwardKeys(p, head, from, std::min(from + part, head.sequence->keys), g,
-                   parts.get() + i % splits * size + head.first_row * p.depth);
+      BackwardKeys<Element>(p, head, from, std::min(from + part, head.sequence->keys), g,
+                            parts.get() + i % splits * size + head.first_row * p.depth);
     }
   });
   tftoolkit::ParallelFor(pool, count, [&](int64_t i) {

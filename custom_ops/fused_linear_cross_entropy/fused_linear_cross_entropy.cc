@@ -21,6 +21,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "problem.h"
@@ -42,6 +43,8 @@ namespace baseline {
 //
 #include "tftoolkit/packing.h"
 //
+#include "tftoolkit/operands.h"
+//
 #include "tftoolkit/vector_math.h"
 //
 #include "kernels.h"
@@ -58,6 +61,8 @@ namespace avx2 {
 #include "tftoolkit/gemm.h"
 //
 #include "tftoolkit/packing.h"
+//
+#include "tftoolkit/operands.h"
 //
 #include "tftoolkit/vector_math.h"
 //
@@ -76,6 +81,8 @@ namespace avx512 {
 //
 #include "tftoolkit/packing.h"
 //
+#include "tftoolkit/operands.h"
+//
 #include "tftoolkit/vector_math.h"
 //
 #include "kernels.h"
@@ -86,20 +93,27 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
+// Whether products of pairs are to be used, of the code for AVX-512.
+bool Pairs(const Problem& p) { return p.type == tftoolkit::FloatType::kBFloat16 && tftoolkit::HasBf16Products(); }
+
 void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
 #ifdef TK_HAS_ISAS
-  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Forward(pool, p, losses);
-  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward(pool, p, losses);
+  if (tftoolkit::BestIsa() == Isa::kAvx512) {
+    return Pairs(p) ? avx512::Forward<avx512::Pair>(pool, p, losses) : avx512::Forward<float>(pool, p, losses);
+  }
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Forward<float>(pool, p, losses);
 #endif
-  baseline::Forward(pool, p, losses);
+  baseline::Forward<float>(pool, p, losses);
 }
 
-void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& gradients) {
+void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
 #ifdef TK_HAS_ISAS
-  if (tftoolkit::BestIsa() == Isa::kAvx512) return avx512::Backward(pool, p, gradients);
-  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward(pool, p, gradients);
+  if (tftoolkit::BestIsa() == Isa::kAvx512) {
+    return Pairs(p) ? avx512::Backward<avx512::Pair>(pool, p, g) : avx512::Backward<float>(pool, p, g);
+  }
+  if (tftoolkit::BestIsa() == Isa::kAvx2) return avx2::Backward<float>(pool, p, g);
 #endif
-  baseline::Backward(pool, p, gradients);
+  baseline::Backward<float>(pool, p, g);
 }
 
 struct Settings {

@@ -1,7 +1,9 @@
 // The passes over tiles of the logits; once for each instruction set (see gemm.h).
 //
 // Lanes are tokens: logits are [class][token], so the largest, the sum and the gradient are vertical operations, and
-// the gradient is already in the form in which the products that follow read it.
+// the gradient is already in the form in which the products that follow read it. An Element of the products is a float,
+// or, of bfloat16 tensors where the processor multiplies them, a Pair: then the gradient is rounded to bfloat16 as
+// well.
 
 constexpr int64_t kTokens = 256;              // in a chunk
 constexpr int64_t kGroups = 16;               // of classes, each a task: from the shape alone, as is the order of sums
@@ -31,45 +33,53 @@ struct Sums {
 };
 
 // Up to kTokens tokens and what is made of them.
+template <typename Element>
 struct Chunk {
   const Token* tokens;
   int64_t count, lanes, step;  // step: floats from class to class in the logits
-  float *by_depth, *by_token;  // inputs as panels of tokens [panel][depth][kPanel] and of depth [panel][token][kPanel]
+  Element *by_depth,
+      *by_token;  // inputs as panels of tokens [panel][depth][kPanel] and of depth [panel][token][kPanel]
 
   Chunk(const Problem& p, int64_t first, float* memory)
       : tokens(p.tokens.data() + first),
         count(std::min<int64_t>(kTokens, static_cast<int64_t>(p.tokens.size()) - first)),
         lanes(Panels(count) * kPanel),
         step(lanes + kApart),
-        by_depth(memory),
-        by_token(memory + lanes * p.depth) {}
+        by_depth(reinterpret_cast<Element*>(memory)),
+        by_token(by_depth + lanes * Steps<Element>(p.depth)) {}
   static int64_t Size(const Problem& p) {
     const int64_t lanes = Panels(std::min<int64_t>(kTokens, static_cast<int64_t>(p.tokens.size()))) * kPanel;
-    return lanes * (p.depth + Panels(p.depth) * kPanel);
+    return lanes * Steps<Element>(p.depth) + Steps<Element>(lanes) * Panels(p.depth) * kPanel;
+  }
+  const Element* Lanes(const Problem& p, int64_t panel) const {
+    return by_depth + panel * kPanel * Steps<Element>(p.depth);
   }
 
   void PackInputs(const Problem& p, bool both) {
-    thread_local tftoolkit::Scratch scratch;
-    float* row = scratch.Get(p.depth);
-    std::fill_n(by_depth, lanes * p.depth, 0.0f);
-    if (both) std::fill_n(by_token, lanes * Panels(p.depth) * kPanel, 0.0f);
+    const int64_t steps = Steps<Element>(p.depth), of_panel = Steps<Element>(lanes) * kPanel;
+    const auto place = [&](int64_t i) { return tokens[i].row * p.depth; };
+    std::fill_n(by_depth, lanes * steps, Element{});
     for (int64_t i = 0; i < count; ++i) {
-      Pack(p.type, p.inputs, tokens[i].row * p.depth, 0, 1, p.depth, row, 0);
-      float* lane = by_depth + i / kPanel * kPanel * p.depth + i % kPanel;
-      for (int64_t k = 0; k < p.depth; ++k) lane[k * kPanel] = row[k];
-      for (int64_t k = 0; both && k < p.depth; k += kPanel) {
-        std::copy_n(row + k, std::min<int64_t>(kPanel, p.depth - k), by_token + k * lanes + i * kPanel);
-      }
+      PackLane(p.type, p.inputs, place(i), p.depth, 1.0f, by_depth + i / kPanel * kPanel * steps + i % kPanel, kPanel);
+    }
+    if (!both) return;
+    std::fill_n(by_token, Panels(p.depth) * of_panel, Element{});
+    for (int64_t k = 0; k < p.depth; k += kPanel) {
+      PackSteps(
+          p.type, p.inputs, [&](int64_t i) { return place(i) + k; }, count, std::min<int64_t>(kPanel, p.depth - k),
+          by_token + k / kPanel * of_panel, kPanel);
     }
   }
 };
 
 // The logits of `n` classes from `first` on and one panel of tokens, `step` floats from class to class.
-inline void Logits(const Problem& p, const float* weight, int64_t weight_step, const float* inputs, int64_t first,
-                   int64_t n, float* logits, int64_t step) {
-  Product<Into::kStore>(n, 1, std::min(kDepth, p.depth), {weight, weight_step, 1}, inputs, kPanel, logits, step);
-  for (int64_t k = kDepth; k < p.depth; k += kDepth) {
-    Product<Into::kAdd>(n, 1, std::min(kDepth, p.depth - k), {weight + k, weight_step, 1}, inputs + k * kPanel, kPanel,
+template <typename Element>
+void Logits(const Problem& p, const Element* weight, int64_t weight_step, const Element* inputs, int64_t first,
+            int64_t n, float* logits, int64_t step) {
+  const int64_t steps = Steps<Element>(p.depth);
+  Product<Into::kStore>(n, 1, std::min(kDepth, steps), {weight, weight_step, 1}, inputs, kPanel, logits, step);
+  for (int64_t k = kDepth; k < steps; k += kDepth) {
+    Product<Into::kAdd>(n, 1, std::min(kDepth, steps - k), {weight + k, weight_step, 1}, inputs + k * kPanel, kPanel,
                         logits, step);
   }
   if (p.bias != nullptr) {
@@ -122,23 +132,24 @@ inline void AddTo(const Problem& p, const Sums& sums, int64_t panel, int64_t fir
 }
 
 // The sums of classes [from, to) for the tokens of a chunk, and, unless null, their logits, [class][step].
-void ForwardGroup(const Problem& p, const Chunk& chunk, const Cut& cut, int64_t from, int64_t to, float* logits,
-                  const Sums& sums) {
+template <typename Element>
+void ForwardGroup(const Problem& p, const Chunk<Element>& chunk, const Cut& cut, int64_t from, int64_t to,
+                  float* logits, const Sums& sums) {
   thread_local tftoolkit::Scratch scratch;
-  const int64_t weight_step = p.depth + kApart;
+  const int64_t weight_step = Steps<Element>(p.depth) + kApart;
   tftoolkit::Parts parts;
   const int64_t weight_at = parts.Add(cut.rows * weight_step), tile_at = parts.Add(cut.rows * kPanel);
-  float* memory = scratch.Get(parts.size());
-  float *weight = memory + weight_at, *tile = memory + tile_at;
+  float *memory = scratch.Get(parts.size()), *tile = memory + tile_at;
+  auto* weight = reinterpret_cast<Element*>(memory + weight_at);
   std::fill_n(sums.shift, Sums::Size(chunk.step), 0.0f);
   double weight_before = 0;
   for (int64_t first = from; first < to; first += cut.rows) {
     const int64_t n = std::min(cut.rows, to - first);
-    Pack(p.type, p.weight, first * p.depth, p.depth, n, p.depth, weight, weight_step);
+    PackRows(p.type, p.weight, first * p.depth, p.depth, n, p.depth, weight, weight_step);
     for (int64_t panel = 0; panel < chunk.lanes / kPanel; ++panel) {
       float* at = logits == nullptr ? tile : logits + first * chunk.step + panel * kPanel;
       const int64_t step = logits == nullptr ? kPanel : chunk.step;
-      Logits(p, weight, weight_step, chunk.by_depth + panel * kPanel * p.depth, first, n, at, step);
+      Logits(p, weight, weight_step, chunk.Lanes(p, panel), first, n, at, step);
       AddTo(p, sums, panel, first, n, at, step, static_cast<float>(weight_before));
       for (int64_t i = panel * kPanel; i < std::min((panel + 1) * kPanel, chunk.count); ++i) {
         const int64_t own = chunk.tokens[i].label - first;
@@ -170,8 +181,9 @@ TK_INLINE Value CapSlope(const Problem& p, Value logit) {
 }
 
 // The gradient by the products (before bias and softcap nothing happens to them) in place of the logits of `n` classes.
-inline void LogitGradients(const Problem& p, const Chunk& chunk, const ChunkFactors& f, const Sums& sums, int64_t first,
-                           int64_t n, float* logits) {
+template <typename Element>
+void LogitGradients(const Problem& p, const Chunk<Element>& chunk, const ChunkFactors& f, const Sums& sums,
+                    int64_t first, int64_t n, float* logits) {
   for (int64_t lane = 0; lane < chunk.lanes; lane += kLanes) {
     const Vector shift = LoadVector(f.shift + lane), scale = LoadVector(f.scale + lane) * LoadVector(f.inverse + lane),
                  even = LoadVector(f.even + lane);
@@ -218,36 +230,43 @@ inline void StoreWeightGradient(const Problem& p, const Gradients& g, const Weig
 
 // From the logits of classes [from, to) of a chunk to what they give to the gradients: that by the inputs to
 // `dinputs`, [panel][depth][kPanel].
-void BackwardGroup(const Problem& p, const Chunk& chunk, const Cut& cut, int64_t from, int64_t to, float* logits,
-                   const ChunkFactors& factors, const Sums& sums, const Gradients& g, const WeightGradient& into,
-                   float* dinputs) {
+template <typename Element>
+void BackwardGroup(const Problem& p, const Chunk<Element>& chunk, const Cut& cut, int64_t from, int64_t to,
+                   float* logits, const ChunkFactors& factors, const Sums& sums, const Gradients& g,
+                   const WeightGradient& into, float* dinputs) {
   thread_local tftoolkit::Scratch scratch;
   const int64_t weight_step = p.depth + kApart, wide = Panels(p.depth) * kPanel, dweight_step = wide + kApart;
+  const bool pairs = std::is_same_v<Element, Pair>;
   tftoolkit::Parts parts;
-  const int64_t weight_at = parts.Add(cut.rows * weight_step), dweight_at = parts.Add(cut.rows * dweight_step),
-                dbias_at = parts.Add(cut.rows);
-  float* memory = scratch.Get(parts.size());
-  float *weight = memory + weight_at, *dweight = memory + dweight_at, *dbias = memory + dbias_at;
+  const int64_t weight_at = parts.Add(Steps<Element>(cut.rows) * weight_step),
+                dweight_at = parts.Add(cut.rows * dweight_step), dbias_at = parts.Add(cut.rows),
+                room_at = parts.Add(pairs ? Steps<Element>(cut.rows) * chunk.step : 0);
+  float *memory = scratch.Get(parts.size()), *dweight = memory + dweight_at, *dbias = memory + dbias_at;
+  auto* weight = reinterpret_cast<Element*>(memory + weight_at);
   std::fill_n(dinputs, chunk.lanes * p.depth, 0.0f);
   for (int64_t first = from; first < to; first += cut.rows) {
     const int64_t n = std::min(cut.rows, to - first);
     float* gradient = logits + first * chunk.step;
     LogitGradients(p, chunk, factors, sums, first, n, gradient);
-    Pack(p.type, p.weight, first * p.depth, p.depth, n, p.depth, weight, weight_step);
-    for (int64_t panel = 0; panel < chunk.lanes / kPanel; ++panel) {
-      Product<Into::kAdd>(p.depth, 1, n, {weight, 1, weight_step}, gradient + panel * kPanel, chunk.step,
-                          dinputs + panel * kPanel * p.depth, kPanel);
-    }
-    for (int64_t k = 0; k < wide; k += kPanel) {
-      Product<Into::kStore>(n, 1, chunk.lanes, {gradient, chunk.step, 1}, chunk.by_token + k * chunk.lanes, kPanel,
-                            dweight + k, dweight_step);
-    }
     for (int64_t c = 0; c < n && g.dbias != nullptr; ++c) {
       Vector sum = {};
       for (int64_t lane = 0; lane < chunk.lanes; lane += kLanes) sum += LoadVector(gradient + c * chunk.step + lane);
       float all = 0;
       for (int lane = 0; lane < kLanes; ++lane) all += sum[lane];
       dbias[c] = all;
+    }
+    const auto place = [&](int64_t c) { return (first + c) * p.depth; };
+    PackSteps(p.type, p.weight, place, n, p.depth, weight, weight_step);
+    const Element* by_class = AsSteps<Element>(gradient, n, chunk.lanes, chunk.step, memory + room_at);
+    for (int64_t panel = 0; panel < chunk.lanes / kPanel; ++panel) {
+      Product<Into::kAdd>(p.depth, 1, Steps<Element>(n), {weight, 1, weight_step}, by_class + panel * kPanel,
+                          chunk.step, dinputs + panel * kPanel * p.depth, kPanel);
+    }
+    const Element* by_token = AsRows<Element>(gradient, n, chunk.lanes, chunk.step);
+    const int64_t steps = Steps<Element>(chunk.lanes);
+    for (int64_t k = 0; k < wide; k += kPanel) {
+      Product<Into::kStore>(n, 1, steps, {by_token, chunk.step, 1}, chunk.by_token + k * steps, kPanel, dweight + k,
+                            dweight_step);
     }
     StoreWeightGradient(p, g, into, first, n, dweight, dweight_step, dbias);
   }

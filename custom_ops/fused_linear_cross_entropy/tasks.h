@@ -33,7 +33,8 @@ class ChunkSums {
   int64_t From(int64_t group) const { return group * cut_.tiles * cut_.rows; }
   int64_t To(const Problem& p, int64_t group) const { return std::min(p.classes, From(group + 1)); }
 
-  void Compute(ffi::ThreadPool& pool, const Problem& p, const Chunk& chunk, float* logits) {
+  template <typename Element>
+  void Compute(ffi::ThreadPool& pool, const Problem& p, const Chunk<Element>& chunk, float* logits) {
     sums_.clear();
     for (int64_t group = 0; group < cut_.groups; ++group) {
       sums_.emplace_back(memory_.data() + group * Sums::Size(chunk.step), chunk.step);
@@ -42,7 +43,8 @@ class ChunkSums {
       ForwardGroup(p, chunk, cut_, From(group), To(p, group), logits, sums_[group]);
     });
   }
-  Loss Token(const Problem& p, const Chunk& chunk, int64_t lane) const {
+  template <typename Element>
+  Loss Token(const Problem& p, const Chunk<Element>& chunk, int64_t lane) const {
     const int64_t label = chunk.tokens[lane].label;
     return Combine(p, sums_, weights_, lane, label, label / (cut_.tiles * cut_.rows));
   }
@@ -55,15 +57,16 @@ class ChunkSums {
   std::vector<Sums> sums_;
 };
 
+template <typename Element>
 void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
   std::fill_n(losses.loss, p.rows, 0.0f);
   std::fill_n(losses.lse, p.rows, 0.0f);
   if (p.tokens.empty()) return;
   const Cut cut(p);
-  std::vector<float> memory(Chunk::Size(p));
+  std::vector<float> memory(Chunk<Element>::Size(p));
   ChunkSums sums(p, cut);
   for (int64_t first = 0; first < static_cast<int64_t>(p.tokens.size()); first += kTokens) {
-    Chunk chunk(p, first, memory.data());
+    Chunk<Element> chunk(p, first, memory.data());
     chunk.PackInputs(p, false);
     sums.Compute(pool, p, chunk, nullptr);
     for (int64_t i = 0; i < chunk.count; ++i) {
@@ -75,7 +78,8 @@ void Forward(ffi::ThreadPool& pool, const Problem& p, const Losses& losses) {
 }
 
 // What the losses of a chunk make of the gradients by them; returns the sum of d_loss times the losses.
-double SetFactors(const Problem& p, const Chunk& chunk, const ChunkSums& sums, const Gradients& g,
+template <typename Element>
+double SetFactors(const Problem& p, const Chunk<Element>& chunk, const ChunkSums& sums, const Gradients& g,
                   const ChunkFactors& f) {
   std::fill_n(f.shift, ChunkFactors::Size(chunk.step), 0.0f);
   std::fill_n(f.shift + chunk.count, chunk.lanes - chunk.count, 1e38f);  // lanes without a token have powers of 0
@@ -96,7 +100,8 @@ double SetFactors(const Problem& p, const Chunk& chunk, const ChunkSums& sums, c
 }
 
 // Adds up what the groups gave to the gradient by the inputs, in their order, and stores it.
-void StoreInputs(ffi::ThreadPool& pool, const Problem& p, const Chunk& chunk, float* parts, int64_t groups,
+template <typename Element>
+void StoreInputs(ffi::ThreadPool& pool, const Problem& p, const Chunk<Element>& chunk, float* parts, int64_t groups,
                  const Gradients& g) {
   const int64_t size = chunk.lanes * p.depth, of_panel = kPanel * p.depth;
   tftoolkit::ParallelFor(pool, chunk.lanes / kPanel, [&](int64_t panel) {
@@ -110,6 +115,7 @@ void StoreInputs(ffi::ThreadPool& pool, const Problem& p, const Chunk& chunk, fl
   });
 }
 
+template <typename Element>
 void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
   const int64_t size = p.type == tftoolkit::FloatType::kFloat ? 4 : 2, count = static_cast<int64_t>(p.tokens.size());
   g.total = 0;
@@ -121,7 +127,7 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
   }
   const Cut cut(p);
   const int64_t most = std::min(kTokens, Panels(count) * kPanel);  // lanes
-  std::vector<float> memory(Chunk::Size(p)), factor_memory(ChunkFactors::Size(most + kApart));
+  std::vector<float> memory(Chunk<Element>::Size(p)), factor_memory(ChunkFactors::Size(most + kApart));
   ChunkSums sums(p, cut);
   // Not filled: each page is written to before it is read.
   const std::unique_ptr<float[]> logits(new float[p.classes * (most + kApart)]);
@@ -138,7 +144,7 @@ void Backward(ffi::ThreadPool& pool, const Problem& p, Gradients& g) {
     into.bias = bias_sums.get();
   }
   for (int64_t first = 0; first < count; first += kTokens) {
-    Chunk chunk(p, first, memory.data());
+    Chunk<Element> chunk(p, first, memory.data());
     chunk.PackInputs(p, true);
     sums.Compute(pool, p, chunk, logits.get());
     const ChunkFactors factors(factor_memory.data(), chunk.step);

@@ -55,6 +55,20 @@ inline Isa BestIsa() {
   return best;
 }
 
+// Whether AVX-512 multiplies pairs of bfloat16 (gemm.h); not where the environment says TFTOOLKIT_ISA=avx512.
+inline bool HasBf16Products() {
+  static const bool has = [] {
+#ifdef TK_HAS_ISAS
+    const char* wanted = std::getenv("TFTOOLKIT_ISA");
+    const bool refused = wanted != nullptr && std::string_view(wanted) == "avx512";
+    return BestIsa() == Isa::kAvx512 && !refused && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+  }();
+  return has;
+}
+
 }  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_ISA_H_
