@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tftoolkit.custom_ops.engine import builder
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 from tftoolkit.custom_ops.engine.library import OpLibrary, builtin_folders, load, load_inline, open_library
-from tftoolkit.custom_ops.engine.schema_parser import SchemaError
+from tftoolkit.custom_ops.engine.schema_tokens import SchemaError
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.adamw import adamw

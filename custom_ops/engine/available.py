@@ -17,7 +17,7 @@ from tftoolkit.custom_ops.engine import builder, library, toolchain
 from tftoolkit.custom_ops.engine.errors import BuildError, LoadError
 from tftoolkit.custom_ops.engine.library import OpLibrary
 from tftoolkit.custom_ops.engine.schema import Schema
-from tftoolkit.custom_ops.engine.schema_parser import SchemaError
+from tftoolkit.custom_ops.engine.schema_tokens import SchemaError
 
 HOSTS = ("TF CPU", "TF GPU", "XLA Host", "XLA CUDA", "JAX CPU", "JAX CUDA", "reference")
 _WIDE = {"i64", "u64", "f64", "c128"}  # what JAX narrows to 32 bits (c128: 64) unless it is told not to

@@ -17,7 +17,8 @@ from tftoolkit.custom_ops.engine.declaration import attribute_name, camel_case
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.ops import Op
 from tftoolkit.custom_ops.engine.schema import Schema
-from tftoolkit.custom_ops.engine.schema_parser import SchemaError, parse
+from tftoolkit.custom_ops.engine.schema_parser import parse
+from tftoolkit.custom_ops.engine.schema_tokens import SchemaError
 
 _PACKAGE = Path(__file__).resolve().parents[1]  # custom_ops, one folder per op
 _DELEGATE = "tflite_delegate"

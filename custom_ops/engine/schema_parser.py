@@ -1,4 +1,4 @@
-"""Reads the schema language. A long file: a method for each rule of the grammar.
+"""Reads the schema language: a method for each rule of the grammar.
 
 Grammar (spaces are free)::
 
@@ -24,12 +24,8 @@ it), ``y: T[n] = x`` is x in place::
 
 from __future__ import annotations
 
-import ast
 import keyword
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NoReturn
 
 from tftoolkit.custom_ops.engine.schema import (
     DTYPES,
@@ -44,17 +40,7 @@ from tftoolkit.custom_ops.engine.schema import (
     named,
     presence,
 )
-from tftoolkit.errors import CodedError
-
-
-class SchemaError(CodedError, ValueError):
-    """A schema that cannot be read; the message shows the text with a mark under the column."""
-
-    error_code = "op-schema"
-
-    def __init__(self, text: str, column: int, reason: str) -> None:
-        self.text, self.column, self.reason = text, column, reason
-        super().__init__(f"column {column + 1}: {reason}\n  {text}\n  {' ' * column}^")
+from tftoolkit.custom_ops.engine.schema_tokens import Token, Tokens
 
 
 def parse(text: str) -> Schema:
@@ -62,12 +48,6 @@ def parse(text: str) -> Schema:
     return _Parser(text).schema()
 
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<arrow>->)|(?P<rest>\.\.\.)|(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
-        |(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)
-        |(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[<>():,\[\]|=*?+\-/]))""",
-    re.VERBOSE,
-)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # as TensorFlow wants it
 
 
@@ -77,65 +57,14 @@ def _is_shifted_name(dim: Expression) -> bool:
     return kinds == [str, int, str] and dim.postfix[2] in ("+", "-")
 
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    column: int
-
-
-class _Parser:
+class _Parser(Tokens):
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens = list(self._tokenize())
-        self.position = 0
+        super().__init__(text)
         self.dtype_vars: dict[str, tuple[str, ...]] = {}
         self.inputs: list[Argument] = []
         self.attributes: list[Attribute] = []
         self.outputs: list[Argument] = []
         self.taken: set[str] = set()
-
-    def _tokenize(self) -> Iterable[_Token]:
-        position = 0
-        end = len(self.text.rstrip())
-        while position < end:
-            match = _TOKEN.match(self.text, position)
-            if match is None:
-                column = position + len(self.text[position:]) - len(self.text[position:].lstrip())
-                raise SchemaError(self.text, column, f"unexpected character {self.text[column]!r}")
-            kind = str(match.lastgroup)
-            yield _Token(kind, match[kind], match.start(kind))
-            position = match.end()
-        yield _Token("end", "the end", end)
-
-    # Tokens
-
-    @property
-    def next(self) -> _Token:
-        return self.tokens[self.position]
-
-    def fail(self, reason: str, token: _Token | None = None) -> NoReturn:
-        raise SchemaError(self.text, (token or self.next).column, reason)
-
-    def take(self, kind: str) -> _Token:
-        token = self.next
-        if token.kind != kind:
-            self.fail(f"expected a {kind}, found {token.text!r}")
-        self.position += 1
-        return token
-
-    def sees(self, *texts: str) -> bool:
-        return self.next.kind in ("mark", "arrow") and self.next.text in texts
-
-    def accept(self, text: str) -> bool:
-        found = self.sees(text)
-        self.position += found
-        return found
-
-    def expect(self, *texts: str) -> None:
-        for text in texts:
-            if not self.accept(text):
-                self.fail(f"expected {text!r}, found {self.next.text!r}")
 
     # The parts of a schema
 
@@ -263,7 +192,7 @@ class _Parser:
             self.take_presence(argument, start)
         self.inputs.append(argument)
 
-    def take_presence(self, argument: Argument, start: _Token) -> None:
+    def take_presence(self, argument: Argument, start: Token) -> None:
         name = presence(argument)
         if name in self.taken:
             self.fail(f"the name {name!r} is used twice: it tells the kernel whether {argument.name} is there", start)
@@ -296,7 +225,7 @@ class _Parser:
             self.fail(f"{token.text!r} already has an output in its place", token)
         return token.text
 
-    def check_output(self, output: Argument, start: _Token) -> None:
+    def check_output(self, output: Argument, start: Token) -> None:
         """Everything in it is known from inputs that are always there."""
         sources = [argument for argument in self.inputs if not argument.optional]
         reachable = [argument for argument in sources if output.variadic or not argument.variadic]
@@ -396,7 +325,7 @@ class _Parser:
                 self.fail(f"not a default for {name}: {error}", start)
         self.attributes.append(attribute)
 
-    def dtype_attribute(self, name: str, kind: _Token) -> None:
+    def dtype_attribute(self, name: str, kind: Token) -> None:
         """``dtype: Out = f32``: callers choose what Out stands for."""
         taken = {argument.dtype for argument in self.inputs} | {attribute.type for attribute in self.attributes}
         if kind.text in taken:
@@ -409,31 +338,3 @@ class _Parser:
             if default not in [DTYPES[choice] for choice in choices]:
                 self.fail(f"{start.text} is none of {' | '.join(choices)}", start)
         self.attributes.append(Attribute(name, kind.text, default, choices))
-
-    def list_literal(self) -> list[object]:
-        values: list[object] = []
-        while not self.accept("]"):
-            if values:
-                self.expect(",")
-            values.append(self.literal())
-        return values
-
-    def literal(self) -> object:
-        sign = -1 if self.accept("-") else 1
-        signed = sign == -1 or self.accept("+")
-        token = self.next
-        if token.kind not in ("number", "string", "name") or (signed and token.kind == "string"):
-            self.fail(f"expected a value, found {token.text!r}")
-        self.position += 1
-        if token.kind == "name":
-            constants: dict[str, object] = {"true": True, "True": True, "false": False, "False": False}
-            if not signed and token.text in constants:
-                return constants[token.text]
-            if token.text not in ("inf", "nan"):
-                self.fail(f"{token.text!r} is no value", token)
-            return sign * float(token.text)
-        try:
-            value = ast.literal_eval(token.text)
-        except (ValueError, SyntaxError) as error:
-            self.fail(f"{token.text} is no value: {error}", token)
-        return value if token.kind == "string" else sign * value

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tftoolkit.custom_ops.engine import schema, schema_parser
+from tftoolkit.custom_ops.engine import schema, schema_parser, schema_tokens
 
 RMS_NORM = (
     "<T: f32 | bf16 | f16>(x: T[... d], gamma: T[d], *, epsilon: f32 = 1e-06) -> (y: T[... d], inv_rms: f32[...])"
@@ -120,7 +120,7 @@ def test_o3_o5_words_after_the_outputs():
     ],
 )
 def test_errors_name_the_column(text, marked, reason):
-    with pytest.raises(schema_parser.SchemaError, match="column") as caught:
+    with pytest.raises(schema_tokens.SchemaError, match="column") as caught:
         schema_parser.parse(text)
     assert reason in caught.value.reason
     if marked != ") ->":
@@ -231,6 +231,6 @@ def test_any_text_is_read_or_refused_with_a_column(text):
     column = 0
     try:
         schema_parser.parse(text)
-    except schema_parser.SchemaError as error:
+    except schema_tokens.SchemaError as error:
         column = error.column
     assert 0 <= column <= len(text)
