@@ -194,8 +194,13 @@ def test_what_a_service_loses_is_made_here(monkeypatch: pytest.MonkeyPatch, made
     assert len(made_here) == (8 if lost else 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lost", ["a worker", "a worker that comes back", "all workers", "the dispatcher"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("a worker that comes back", "the dispatcher")),
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("a worker", "all workers")),
+    ],
+)
 def test_a_service_delivers_the_stream_whoever_is_killed(
     servers: Any, tmp_path: Path, made_here: list[Any], lost: str
 ) -> None:
