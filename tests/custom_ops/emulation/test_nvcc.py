@@ -104,7 +104,7 @@ def test_the_product_is_made_of_tensor_core_instructions(tmp_path):
 
 SOURCES = [source for folder in library.builtin_folders() for source in sorted((OPS / folder).glob("*.cu"))]
 WITHOUT_KERNELS = ("deform_conv2d",)  # handlers alone
-# To compile one takes 8 s of processor time and more, for all targets up to 40. These use each of the shared headers, and
+# To compile one takes 8 s of processor time and more, for all targets up to 40. These use all of the shared headers and
 # both ways into a product; what they have in common with the others need not be compiled each time.
 FIRST = (
     "adamw",
