@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 SOURCES := $(shell find custom_ops -name '*.cc' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: help demo test test-slow test-all lint format types docs site notebooks bench bazel sanitize release clean compile_commands.json
+.PHONY: help demo test test-slow test-all lint format types docs lists site notebooks bench bazel sanitize release clean compile_commands.json
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[^#\t].*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ types: $(VENV)/.dev  ## mypy
 
 docs: $(VENV)/.dev  ## draw the picture of the packages from their imports
 	$(BIN)/python tools/architecture/run.py
+
+# Tests hold the code to the lists, so that nothing public is lost unseen.
+lists: docs  ## write the lists of public names and of the wheel's files, and the picture, anew; look at the diff
+	$(BIN)/python tests/tftoolkit/test_public_names.py >public_names.tmp && mv public_names.tmp tests/tftoolkit/public_names.txt
+	$(BIN)/python tools/release/run.py --write-list
 
 # Warnings are errors: dead links, names without a page.
 site: $(VENV)/.dev  ## the pages as a site with search, in build/site

@@ -16,6 +16,7 @@ from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.errors import LoadError
 from tftoolkit.custom_ops.engine.schema import DTYPES, Argument, Attribute, presence
 from tftoolkit.custom_ops.engine.shapes import output_shapes
+from tftoolkit.errors import with_code
 
 _PLATFORMS = {"CPU": "cpu", "CUDA": "CUDA"}
 _lock = threading.Lock()
@@ -46,9 +47,7 @@ def as_jax(op: Callable[..., Any]) -> Callable[..., Any]:
 
 def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     """Calls the op with JAX arrays; ``inputs`` as its caller gave them, ``attributes`` complete and checked."""
-    dtypes = _bind_dtypes(op, inputs)
     chosen = {item.type: jnp.dtype(attributes[item.name]) for item in op.schema.dtype_attributes}
-    dtypes |= chosen
     shapes = [
         None if value is None else [tuple(item.shape) for item in value] if argument.variadic else tuple(value.shape)
         for argument, value in zip(op.schema.inputs, inputs, strict=True)
@@ -57,9 +56,10 @@ def call(op: Declaration, inputs: Sequence[Any], attributes: Mapping[str, Any]) 
         item.name: attributes[item.name] for item in op.schema.attributes if item.type in ("i32", "i64", "bool")
     }
     try:
+        dtypes = _bind_dtypes(op, inputs) | chosen
         results = output_shapes(op.schema, shapes, integers)
     except ValueError as error:
-        raise ValueError(f"{op.__name__}: {error}") from None
+        raise ValueError(with_code(f"{op.__name__}: {error}", "op-input")) from None
     flat: list[Any] = []
     kernel_attributes = {
         item.name: _ffi_value(item, attributes[item.name]) for item in op.schema.attributes if not item.choices
@@ -175,14 +175,10 @@ def _bind_dtypes(op: Declaration, inputs: Sequence[Any]) -> dict[str, Any]:
         for array in value if argument.variadic else [] if value is None else [value]:
             allowed = op.schema.dtype_vars.get(argument.dtype, (argument.dtype,))
             if array.dtype.name not in [DTYPES[name] for name in allowed]:
-                raise ValueError(
-                    f"{op.__name__}: {argument.name} must be {' or '.join(allowed)}, got {array.dtype.name}"
-                )
+                raise ValueError(f"{argument.name} must be {' or '.join(allowed)}, got {array.dtype.name}")
             known = bound.setdefault(argument.dtype, array.dtype)
             if known != array.dtype:
-                raise ValueError(
-                    f"{op.__name__}: {argument.name} is {array.dtype.name}, but {argument.dtype} is {known.name}"
-                )
+                raise ValueError(f"{argument.name} is {array.dtype.name}, but {argument.dtype} is {known.name}")
     for variable, choices in op.schema.dtype_vars.items():  # that of an input which was left out
         bound.setdefault(variable, jnp.dtype(DTYPES[choices[0]]))
     return bound

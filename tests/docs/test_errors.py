@@ -45,9 +45,13 @@ def code():
             name = ast.unparse(node.func)
             if name == "ExportError" and isinstance(node.args[0], ast.Constant):
                 codes.add(f"export-{node.args[0].value}")
+            elif name == "with_code" and isinstance(node.args[1], ast.Constant):
+                codes.add(node.args[1].value)
             elif name.endswith("Error"):
                 values = [one.value for one in node.keywords if one.arg == "code"]
                 codes |= {value.value for value in values if isinstance(value, ast.Constant)}
+    for file in (ROOT / "custom_ops").rglob("*.[ch]*"):  # of kernels and the op host
+        codes |= set(re.findall(r"\[tftoolkit: docs/errors\.md#([a-z-]+)\]", file.read_text()))
     return classes, codes
 
 

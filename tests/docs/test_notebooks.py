@@ -68,5 +68,5 @@ def test_the_page_has_all_that_was_shown(path, load_module):
         if output.get("name") == "stdout":
             assert "".join(output["text"]).rstrip() in page
     images = [output for _, output in shown(notebook) if output.get("data", {}).keys() & {"image/png", "image/svg+xml"}]
-    assert page.count("(data:image/png") + page.count("<svg") == len(images)
-    assert page.startswith("# ")
+    assert page.count('src="data:image/png') + page.count("<svg") == len(images)
+    assert page.startswith("---\nhide: [toc]\n---\n\n# ")

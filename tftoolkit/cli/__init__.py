@@ -1,12 +1,16 @@
 """The command line. One module here per command, each with ``add_arguments(parser)``, which names the ``run`` function
 that gets the parsed options and returns the exit code."""
 
+import contextlib
 import difflib
 import importlib
 import os
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import TextIO
 
 from tftoolkit.cli.parser import Parser, UsageError
 
@@ -33,13 +37,29 @@ and has saved (run the same again to go on), 130 interrupted (likewise)"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on).
 
-    SIGTERM during training raises TrainingTerminated, a SystemExit with code 75.
+    Where whoever read the output has gone (``tftoolkit runs | head``), it ends without a word, with code 141 as
+    programs do which that signal ends. SIGTERM during training raises TrainingTerminated, a SystemExit with code 75.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is for another program
     debug = "--debug" in own
     arguments = [argument for argument in own if argument != "--debug"] + arguments[len(own) :]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
+    try:
+        code = _run_and_explain(arguments, debug)
+        print(end="", flush=True)  # by Python at its end, a pipe that nobody reads would leave a traceback
+        return code
+    except BrokenPipeError:
+        if not (unread := _unread()):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:  # takes what is still to be flushed
+            os.dup2(nowhere, stream.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run_and_explain(arguments: Sequence[str], debug: bool) -> int:
+    """What ``run`` returns; of errors that users are to see, the message and the code."""
     try:
         return run(arguments)
     except UsageError as error:
@@ -49,10 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ntftoolkit: interrupted. {interrupt}", file=sys.stderr)
         return 130
     except Exception as error:
-        if debug or not _is_expected(error):
+        if debug or not _is_expected(error) or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         print(f"tftoolkit: {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _unread() -> list[TextIO]:
+    """Which of stdout and stderr go into a pipe that its reader has closed; other broken pipes are errors."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file: in a notebook
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                found.append(stream)
+    return found
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +15,8 @@ from tftoolkit.cli.parser import Parser, path
 
 if TYPE_CHECKING:
     from tftoolkit.custom_ops.engine import library
+
+_Arguments = Callable[[], tuple[list[Any], dict[str, Any]]]  # inputs, attributes
 
 
 def add_arguments(parser: Parser) -> None:
@@ -117,18 +119,18 @@ def check(options: argparse.Namespace) -> int:
     device = options.cuda
     if builtin and device and not library.has_cuda(target):
         raise ValueError(f"{target} has no CUDA kernel to emulate")
-    shape, dtype, own = None, None, None
-    by_op: Mapping[str, Callable[[], tuple[list[Any], dict[str, Any]]]] = {}
+    shape, dtype, cases = None, None, None
     if builtin:
         importlib.import_module(f"tftoolkit.custom_ops.{target}")  # attaches references and gradients
         opened = library.load_builtin(target)
-        cases = importlib.import_module(f"tftoolkit.custom_ops.{target}.cases")
-        own = getattr(cases, "arguments", None)  # of an op that doesn't take any numbers
-        by_op = getattr(cases, "ARGUMENTS", {})  # where there are several
-        # Small, since checks make odd and large inputs of it by themselves.
-        shape, dtype = next((case.shape, case.dtype) for case in cases.CASES if 16 <= math.prod(case.shape) <= 256)
+        if importlib.util.find_spec(f"tftoolkit.custom_ops.{target}.cases"):
+            cases = importlib.import_module(f"tftoolkit.custom_ops.{target}.cases")
+            # Small, since checks make odd and large inputs of it by themselves.
+            shape, dtype = next((case.shape, case.dtype) for case in cases.CASES if 16 <= math.prod(case.shape) <= 256)
     else:
         opened = _open(Path(target), device)
+    own = getattr(cases, "arguments", None)  # of an op that doesn't take any numbers
+    by_op: Mapping[str, _Arguments] = getattr(cases, "ARGUMENTS", {})  # where there are several
     failed = False
     for name in opened.schemas:
         op = opened.op(name)
@@ -147,8 +149,8 @@ def check(options: argparse.Namespace) -> int:
         except OpCheckError as error:
             print(error, end="\n\n")
             failed = True
-        call_of = getattr(cases, "call_of", None) if builtin else None
-        if builtin and device and (call_of or not own):
+        call_of = getattr(cases, "call_of", None)
+        if cases and device and (call_of or not own):
             result = table.check_cases(op, cases.CASES, call_of=call_of)
             print(f"{name}, all of its cases: {result.verdict}, {result.seen}\n")
             failed |= result.verdict == "FAILED"

@@ -7,6 +7,12 @@ PAGE = "docs/errors.md"
 _ENDING = re.compile(r"[ \n]\[tftoolkit: docs/errors\.md#([a-z0-9-]+)\]$")
 
 
+def with_code(text: str, code: str) -> str:
+    """The message with its place in ``docs/errors.md`` at the end, as that of each CodedError has it."""
+    between = "\n" if "\n" in text else " "  # a log or a table at the end is not continued
+    return f"{text}{between}[tftoolkit: {PAGE}#{code}]"
+
+
 class CodedError(Exception):
     """An error whose message ends with the place in ``docs/errors.md`` that explains it.
 
@@ -31,7 +37,4 @@ class CodedError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        if _ENDING.search(text):
-            return text
-        between = "\n" if "\n" in text else " "  # a log or a table at the end is not continued
-        return f"{text}{between}[tftoolkit: {PAGE}#{self.error_code}]"
+        return text if _ENDING.search(text) else with_code(text, self.error_code)

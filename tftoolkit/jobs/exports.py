@@ -37,6 +37,19 @@ TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
 _NEEDED = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "export": ("ai_edge_litert",)}
 
 
+def left_out(folder: Path, targets: Sequence[str]) -> list[str]:
+    """The targets without a file in ``folder``, of which all that they need is installed: by now."""
+    return [one for one in targets if not (folder / TARGETS[one][0]).exists() and not _not_installed(one)]
+
+
+def _extra(target: str) -> str:
+    return "export" if target.startswith("tflite") else target
+
+
+def _not_installed(target: str) -> list[str]:
+    return [name for name in _NEEDED.get(_extra(target), ()) if importlib.util.find_spec(name) is None]
+
+
 def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: Any) -> export.ExportReport:
     """Exports the model to each target, with the same signatures, examples, metric and max_drop.
 
@@ -49,10 +62,11 @@ def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: An
         raise ValueError(f"unknown export targets {', '.join(unknown)}: there are {', '.join(TARGETS)}")
     proof = export.ExportReport(())
     for target in targets:
-        extra = "export" if target.startswith("tflite") else target
-        missing = [name for name in _NEEDED.get(extra, ()) if importlib.util.find_spec(name) is None]
-        if missing:
-            print(f"No {target} file, since {', '.join(missing)} is not installed: pip install 'tftoolkit[{extra}]'")
+        if missing := _not_installed(target):
+            print(
+                f"No {target} file, since {', '.join(missing)} is not installed: "
+                f"pip install 'tftoolkit[{_extra(target)}]'"
+            )
             continue
         name, exporter, settings = TARGETS[target]
         proof += exporter(model, folder / name, **arguments, **settings)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from tftoolkit import export, pipelines, report, trainers
 from tftoolkit.jobs import run_folder
+from tftoolkit.jobs.exports import left_out
 from tftoolkit.trainers.console import phase
 from tftoolkit.trainers.distribution.replicas import Workers
 
@@ -77,6 +78,8 @@ def find(name: str) -> type[Job]:
 def run(job: Job, directory: Path, recipe: str | None = None) -> None:
     """Trains (or goes on training), exports and reports; what is finished already is not done again.
 
+    A format that was left out because something was not installed is made by a run after it is.
+
     Args:
       recipe: the name of the recipe that the configuration began as, for ``tftoolkit runs``.
 
@@ -124,9 +127,11 @@ def _finish(job: Job, directory: Path, trainer: trainers.Trainer, summary: train
     table_file = directory / "export" / "report.txt"
     page = directory / "report.html"
     results = judged(job.config, summary.evaluation)
-    if not table_file.exists():
+    later = left_out(directory / "export", job.config.get("exports", ())) if table_file.exists() else []
+    if later or not table_file.exists():
         page.unlink(missing_ok=True)
-        print("Exporting; each file is run in its own runtime and compared before it is written.")
+        why = f" all formats again, since {', '.join(later)} can be made by now" if later else ""
+        print(f"Exporting{why}; each file is run in its own runtime and compared before it is written.")
         run_folder.emptied(directory / "export")
         proof = job.export(directory / "export")
         run_folder.write_text(directory / "export" / "report.json", proof.to_json() + "\n")

@@ -68,7 +68,9 @@ class Call {
 
   XLA_FFI_Error* Run(XLA_FFI_Handler* handler) {
     ReplaceServices();
-    if (!CopyIn()) return Error(XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for copies of the buffers");
+    if (!CopyIn()) {
+      return CreateError(frame_.api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for copies of the buffers");
+    }
     XLA_FFI_Error* error = CallHandler(handler, &frame_);
     if (error == nullptr) CheckWritten();
     if (machine_.finding.empty()) {
@@ -79,15 +81,10 @@ class Call {
       XLA_FFI_Error_Destroy_Args args{XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, nullptr, error};
       frame_.api->XLA_FFI_Error_Destroy(&args);
     }
-    return Error(XLA_FFI_Error_Code_INTERNAL, machine_.finding);
+    return CreateError(frame_.api, XLA_FFI_Error_Code_INTERNAL, machine_.finding);
   }
 
  private:
-  XLA_FFI_Error* Error(XLA_FFI_Error_Code code, const std::string& text) {
-    XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, text.c_str(), code};
-    return frame_.api->XLA_FFI_Error_Create(&args);
-  }
-
   // The host's own table may be shorter or longer than the header says.
   void ReplaceServices() {
     const size_t size = frame_.api->struct_size;

@@ -148,8 +148,7 @@ class FfiKernel : public OpKernel {
     }
     Tensor kept(KeptMemory(), dtype, shape);
     if (!kept.IsInitialized()) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(type_string(), ": no memory for an output of shape ", shape.DebugString()));
+      return absl::ResourceExhaustedError(Failed("no memory for an output of shape ", shape.DebugString()));
     }
     context->set_output(output, std::move(kept));
     *tensor = context->mutable_output(output);
@@ -237,12 +236,11 @@ class FfiKernel : public OpKernel {
     try {
       error = handler_(&frame);
     } catch (const std::bad_alloc&) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(type_string(), ": no memory for the kernel's intermediate results"));
+      return absl::ResourceExhaustedError(Failed("no memory for the kernel's intermediate results"));
     } catch (const std::exception& exception) {
-      return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw: ", exception.what()));
+      return absl::UnknownError(Failed("the kernel threw: ", exception.what()));
     } catch (...) {
-      return absl::UnknownError(absl::StrCat(type_string(), ": the kernel threw an exception"));
+      return absl::UnknownError(Failed("the kernel threw an exception"));
     }
     if (error == nullptr) return absl::OkStatus();
     const absl::Status status(static_cast<absl::StatusCode>(error->code), Explain(error->message));
@@ -250,11 +248,16 @@ class FfiKernel : public OpKernel {
     return status;
   }
 
+  std::string Failed(absl::string_view what, absl::string_view which = "") const {
+    return absl::StrCat(type_string(), ": ", what, which, " [tftoolkit: docs/errors.md#op-failed]");
+  }
+
   // Names the op, and the schema where the FFI header says (with this mark) that the call is not what Bind() expects.
+  // What the kernel says itself ends with its place in docs/errors.md by tftoolkit/op.h.
   std::string Explain(absl::string_view message) const {
     if (!absl::ConsumePrefix(&message, "[execute] ")) return absl::StrCat(type_string(), ": ", message);
     return absl::StrCat(type_string(), ": the kernel's Bind() and the schema ", signature_->text,
-                        " disagree: ", message);
+                        " disagree: ", message, " [tftoolkit: docs/errors.md#op-declaration]");
   }
 
   const Signature* signature_ = nullptr;

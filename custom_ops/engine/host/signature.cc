@@ -74,10 +74,18 @@ std::vector<std::pair<int, int>> Signature::Aliases(int64_t list_length) const {
   return aliases;
 }
 
+namespace {
+
+absl::Status BadInput(const Signature& signature, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(signature.op_type, ": ", what, "; the signature is ", signature.text,
+                                                 " [tftoolkit: docs/errors.md#op-input]"));
+}
+
+}  // namespace
+
 absl::Status Mismatch(const Signature& signature, const Argument& argument, absl::string_view shape,
                       absl::string_view reason) {
-  return absl::InvalidArgumentError(absl::StrCat(signature.op_type, ": ", argument.name, " has shape ", shape, ", but ",
-                                                 reason, "; the signature is ", signature.text));
+  return BadInput(signature, absl::StrCat(argument.name, " has shape ", shape, ", but ", reason));
 }
 
 std::string DimName(const Signature& signature, const Dim& dim) {
@@ -116,8 +124,7 @@ bool Apply(int64_t mark, int64_t left, int64_t right, int64_t* value) {
 absl::Status Evaluate(const Signature& signature, const Argument& output, const Dim& dim, const NodeValues& node,
                       absl::FunctionRef<int64_t(int64_t)> size_of, int64_t* value) {
   const auto fail = [&](absl::string_view reason) {
-    return absl::InvalidArgumentError(absl::StrCat(signature.op_type, ": a dimension of output ", output.name, " ",
-                                                   reason, "; the signature is ", signature.text));
+    return BadInput(signature, absl::StrCat("a dimension of output ", output.name, " ", reason));
   };
   absl::InlinedVector<int64_t, 8> stack;
   for (const Term& term : dim.terms) {

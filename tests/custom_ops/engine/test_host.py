@@ -112,6 +112,23 @@ def test_a_handler_that_does_not_fit_its_schema(faulty, jit):
 
 
 @JIT
+def test_messages_end_with_their_code(faulty, jit):
+    """TensorFlow puts words of its own behind them. In JAX: test_jax.py."""
+    cases = [
+        ("Refuse", {}, r"there are 3 elements \[tftoolkit: docs/errors\.md#op-input\]"),
+        ("Throw", {}, r"thrown on purpose \[tftoolkit: docs/errors\.md#op-failed\]"),
+        ("Attributes", {"single": 1.0}, r"must have 2 dimensions.* \[tftoolkit: docs/errors\.md#op-input\]"),
+    ]
+    if not jit:  # in XLA these are the FFI header's words
+        cases.append(("Mismatch", {}, r"schema .* disagree: .* \[tftoolkit: docs/errors\.md#op-declaration\]"))
+    for name, attributes, message in cases:
+        # By the schema, where a graph is built, ValueError.
+        with pytest.raises((tf.errors.OpError, ValueError), match=f"(?s){message}") as caught:
+            compiled(faulty.op(name), jit)(tf.ones(3), **attributes)
+        assert str(caught.value).count("docs/errors.md") == 1
+
+
+@JIT
 def test_nested_parallel_loops_do_not_deadlock(faulty, jit):
     assert compiled(faulty.op("Nested"), jit)(tf.ones(2)).numpy().tolist() == [256, 256]
 

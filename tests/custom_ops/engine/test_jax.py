@@ -112,6 +112,30 @@ else:
 
 
 @pytest.mark.slow
+def test_messages_end_with_their_code():
+    source = str(Path(__file__).parent / "faulty.cc")
+    run(f"""
+library = custom_ops.load("Faulty", [{source!r}])
+x = jnp.ones(3)
+for wrap in (lambda f: f, jax.jit):
+    for wrong, message, code in [
+        (lambda: wrap(library.refuse)(x), "there are 3 elements", "op-input"),
+        (lambda: wrap(library.throw)(x), "thrown on purpose", "op-failed"),
+        (lambda: wrap(lambda x: library.attributes(x, single=1.0))(x), "must have 2 dimensions", "op-input"),
+        (lambda: wrap(library.refuse)(jnp.int32(x)), "x must be f32, got int32", "op-input"),
+    ]:
+        try:
+            jax.block_until_ready(wrong())
+        except Exception as error:
+            text = str(error)
+            assert f" [tftoolkit: docs/errors.md#{{code}}]" in text[text.index(message) :], text
+            assert text.count("docs/errors.md") == 1, text
+        else:
+            raise AssertionError("no error")
+""")
+
+
+@pytest.mark.slow
 def test_o1_an_exception_from_a_task_of_a_parallel_loop():
     source = str(Path(__file__).parent / "faulty.cc")
     run(f"""

@@ -173,6 +173,22 @@ def test_half_an_export_is_done_again(finished, copy, environment):
 
 
 @pytest.mark.slow
+def test_a_format_whose_runtime_came_later_is_made_by_the_next_run(copy, data, monkeypatch):
+    for left in (copy / "export").glob("model.onnx*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("tftoolkit.jobs.exports._NEEDED", {"onnx": ("not_installed",)})
+        code, output, _ = train(copy, data, *SHORT)
+    assert code == 0
+    assert "Exporting" not in output
+    code, output, errors = train(copy, data, *SHORT)
+    assert code == 0, errors
+    assert "Exporting all formats again, since onnx can be made by now" in output
+    check_files(copy, 0.05)
+    assert "<td>model.onnx</td>" in (copy / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(finished, copy, data):
     newest = max((copy / "checkpoints").glob("step-*"))
     file = next(path for path in newest.iterdir() if "data-" in path.name)

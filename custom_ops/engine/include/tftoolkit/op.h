@@ -75,6 +75,15 @@ struct TK_HIDDEN DeclareKernel : TK_KernelDeclaration {
   }
 };
 
+// An error in the host's form. Its message ends with its place in docs/errors.md, as those of the Python package do.
+TK_HIDDEN inline XLA_FFI_Error* CreateError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, std::string message) {
+  message += message.find('\n') == std::string::npos ? ' ' : '\n';
+  const bool of_input = code == XLA_FFI_Error_Code_INVALID_ARGUMENT || code == XLA_FFI_Error_Code_OUT_OF_RANGE;
+  message += of_input ? "[tftoolkit: docs/errors.md#op-input]" : "[tftoolkit: docs/errors.md#op-failed]";
+  XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message.c_str(), code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
 // Calls a handler and makes an error of what it throws. XLA catches `std::exception` only: anything else would end the
 // process.
 TK_HIDDEN inline XLA_FFI_Error* CallHandler(XLA_FFI_Handler* handler, XLA_FFI_CallFrame* frame) {
@@ -86,15 +95,22 @@ TK_HIDDEN inline XLA_FFI_Error* CallHandler(XLA_FFI_Handler* handler, XLA_FFI_Ca
     message = std::string("the kernel threw: ") + exception.what();
   } catch (...) {
   }
-  XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message.c_str(),
-                                 XLA_FFI_Error_Code_UNKNOWN};
-  return frame->api->XLA_FFI_Error_Create(&args);
+  return CreateError(frame->api, XLA_FFI_Error_Code_UNKNOWN, message);
 #else
   return handler(frame);
 #endif
 }
 
 }  // namespace tftoolkit
+
+// XLA's own for every stage, of a handler's errors, is less special than this one.
+template <>
+struct xla::ffi::ResultEncoding<xla::ffi::ExecutionStage::kExecute, xla::ffi::Error> {
+  static XLA_FFI_Error* Encode(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext*, const Error& error) {
+    if (error.success()) return nullptr;
+    return ::tftoolkit::CreateError(api, static_cast<XLA_FFI_Error_Code>(*error.errc()), error.message());
+  }
+};
 
 // `used`: nothing inside the library calls it.
 extern "C" TK_EXPORT __attribute__((used)) inline const TK_Library* tk_library() { return &tftoolkit::library; }

@@ -131,6 +131,10 @@ def test_everything_that_a_schema_can_say(grammar, tmp_path):
         representative=[{"x": np.float32([[1, 2, 3, 4], [-1, 0, 0.5, 9]]), "ids": np.int64([1, 0, 1])}],
     )
     assert len({check.tensor for check in report.rows[0].checks}) == 7
+    path = tmp_path / "all.tflite"
+    runner = Interpreter(str(path), experimental_delegates=[export.load_delegate(path)]).get_signature_runner()
+    with pytest.raises(RuntimeError, match=r"id 9 is not in the table \[tftoolkit: docs/errors\.md#op-input\]"):
+        runner(x=np.ones((2, 4), np.float32), ids=np.int64([1, 9, 0]))
 
 
 def test_what_cannot_be_exported_leaves_nothing(exported, grammar, tmp_path):
