@@ -80,4 +80,4 @@ def test_sizes_that_change_do_not_pile_up():
     """
     run = [sys.executable, "-c", textwrap.dedent(program)]
     grown = subprocess.run(run, check=True, text=True, stdout=subprocess.PIPE).stdout
-    assert float(grown) < 80  # MB
+    assert float(grown) < 200  # MB: the last part, an output, and what allocators keep of those before

@@ -186,10 +186,10 @@ def test_a_carried_state_beats_a_zeroed_one(tmp_path):
     for carries in (True, False):
         config = recipes.load("text_rnn")
         config.update_from_flattened_dict(
-            {"carry_state": carries, "length": 16, "steps": 900, "model.width": 96, "warmup_steps": 50}
+            {"carry_state": carries, "length": 8, "steps": 400, "model.width": 96, "warmup_steps": 50}
         )
         job = LanguageModelling(config)
-        trained(job, tmp_path / str(carries), 900)
+        trained(job, tmp_path / str(carries), 400)
         found[carries] = job.evaluate()["bits_per_character"]
     print(found)
     assert found[True] < found[False] - 0.05
