@@ -105,7 +105,7 @@ class Varied(Source):
     """One example is long, so that nearly all of a padded batch is made by padding the others."""
 
     def _read(self, rows: np.ndarray) -> list[Any]:
-        return [[np.ones(LONG // 6 if i == 0 else 1) for i in rows], rows]
+        return [[np.ones(LONG // 2 if i == 0 else 1) for i in rows], rows]
 
 
 def large(example: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ LADEN = {
     "batch": (lambda folder: Pipeline(Source(False)).batch(4, padded=True, pad_to={"x": LONG}), "batch(4, padded to"),
     "ragged batch": (lambda folder: Pipeline(Varied(False)).batch(24, padded=True), "batch(24, padded to the longest"),
     "bucket": (
-        lambda folder: Pipeline(Source(False)).bucket(4, [LONG], "x", pad_to_boundary=True),
-        f"bucket('x', boundaries=[{LONG}]",
+        lambda folder: Pipeline(Source(False)).bucket(4, [3 * LONG], "x", pad_to_boundary=True),
+        f"bucket('x', boundaries=[{3 * LONG}]",
     ),
     "pack": (lambda folder: Pipeline(Source(False)).pack(LONG, "x").batch(1), f"pack({LONG}, x"),
     "cache": (lambda folder: Pipeline(Source(False)).map(large).cache(folder).map(begins).batch(12), "read cache"),
