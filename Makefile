@@ -102,6 +102,6 @@ $(VENV)/.demo_ops: $(VENV)/.demo $(SOURCES)
 	@touch $@
 
 $(VENV)/.ops: $(VENV)/.demo $(SOURCES)
-	@echo "Compiling the op host and the ops: about half a minute"
+	@echo "Compiling the op host and the ops: about a minute and a half on two cores"
 	$(TFTOOLKIT) ops build >/dev/null
 	@touch $@
