@@ -37,12 +37,14 @@
 
 namespace {
 
+using namespace tftoolkit::attention;
 using tftoolkit::Data;
 using tftoolkit::Isa;
 using tftoolkit::Load;
 using tftoolkit::Parts;
 using tftoolkit::Scratch;
 using tftoolkit::Store;
+using tftoolkit::WithType;
 
 #define TK_LANES 4
 namespace baseline {

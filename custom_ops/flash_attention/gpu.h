@@ -13,6 +13,8 @@
 
 namespace gpu {
 
+using namespace tftoolkit::attention;
+
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block of the forward pass; each has 16 rows
 constexpr int kForwardRows = 16 * kWarps;

@@ -10,8 +10,10 @@
 
 #include "tftoolkit/float_types.h"
 
-using Type = tftoolkit::FloatType;
-using tftoolkit::WithType;
+namespace tftoolkit {
+namespace attention {
+
+using Type = FloatType;
 
 // One sequence of queries over one of keys.
 struct Sequence {
@@ -88,5 +90,8 @@ struct Gradients {
   void *dk, *dv;
   float* dbias;  // like the bias, or null
 };
+
+}  // namespace attention
+}  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_FLASH_ATTENTION_PROBLEM_H_

@@ -11,6 +11,9 @@
 #include "problem.h"
 #include "tftoolkit/op.h"
 
+namespace tftoolkit {
+namespace attention {
+
 struct Settings {
   bool causal;
   int64_t window;
@@ -100,5 +103,8 @@ inline std::string Packed(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, cons
   }
   return "";
 }
+
+}  // namespace attention
+}  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_FLASH_ATTENTION_SEQUENCES_H_

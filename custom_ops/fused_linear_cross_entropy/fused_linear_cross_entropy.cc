@@ -33,6 +33,7 @@
 
 namespace {
 
+using namespace tftoolkit::linear_cross_entropy;
 using tftoolkit::Data;
 using tftoolkit::Isa;
 using Result = ffi::Result<ffi::AnyBuffer>;

@@ -12,6 +12,8 @@
 
 namespace gpu {
 
+using namespace tftoolkit::linear_cross_entropy;
+
 namespace cuda = tftoolkit::cuda;
 
 constexpr int64_t kTokens = 1024;  // in a chunk, at most

@@ -10,6 +10,9 @@
 #include "tftoolkit/float_types.h"
 #include "token.h"
 
+namespace tftoolkit {
+namespace linear_cross_entropy {
+
 // inputs is [rows, depth], weight [classes, depth], bias [classes] or null, class_weight [classes] or null.
 struct Problem : Terms {
   tftoolkit::FloatType type;
@@ -36,5 +39,8 @@ struct Gradients {
   void *dinputs, *dweight, *dbias;
   double total;  // comes out: the sum of share times d_loss times the losses
 };
+
+}  // namespace linear_cross_entropy
+}  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_PROBLEM_H_

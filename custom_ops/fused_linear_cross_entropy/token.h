@@ -12,6 +12,9 @@
 #include "tftoolkit/float_types.h"
 #include "tftoolkit/op.h"
 
+namespace tftoolkit {
+namespace linear_cross_entropy {
+
 // A row of the inputs whose label is not ignored.
 struct Token {
   int64_t row, label;
@@ -74,5 +77,8 @@ inline ffi::Error CheckBias(bool biased, bool has_dbias, const ffi::AnyBuffer& b
   return ffi::Error::InvalidArgument("bias has " + std::to_string(bias.element_count()) + " elements, but weight " +
                                      std::to_string(weight.dimensions()[0]) + " rows");
 }
+
+}  // namespace linear_cross_entropy
+}  // namespace tftoolkit
 
 #endif  // TFTOOLKIT_FUSED_LINEAR_CROSS_ENTROPY_TOKEN_H_
