@@ -47,6 +47,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if wanted(item)]
 
 
+class _Failures:
+    """Shows each failure when it happens: slow tests run for half an hour, and pytest shows all of them in the end."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self.reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            text = f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-1000:]}"
+            self.reporter.write_line(text, red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):  # xdist's workers report to the main process
+        config.pluginmanager.register(_Failures(reporter))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"seed: {SEED}={os.environ[SEED]} repeats what was drawn at random")
 
