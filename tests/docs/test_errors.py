@@ -50,7 +50,8 @@ def code():
             elif name.endswith("Error"):
                 values = [one.value for one in node.keywords if one.arg == "code"]
                 codes |= {value.value for value in values if isinstance(value, ast.Constant)}
-    for file in (ROOT / "custom_ops").rglob("*.[ch]*"):  # of kernels and the op host
+    native = (ROOT / "custom_ops").rglob("*.*")
+    for file in (file for file in native if file.suffix in (".cc", ".cu", ".h")):  # of kernels and the op host
         codes |= set(re.findall(r"\[tftoolkit: docs/errors\.md#([a-z-]+)\]", file.read_text()))
     return classes, codes
 
