@@ -203,9 +203,10 @@ def main() -> int:
                 [programs["address"], "list"], check=True, text=True, stdout=subprocess.PIPE
             ).stdout
             calls = "\n".join(all_calls(listing, options.calls, options.seed)) + "\n"
-            check_ops("address", calls, programs["address"])
-            check_ops("address", calls, programs["address"], isa="baseline")
-            check_ops("thread", calls, programs["thread"])
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                runs = [("thread", ""), ("address", ""), ("address", "baseline")]
+                for done in [pool.submit(check_ops, name, calls, programs[name], isa) for name, isa in runs]:
+                    done.result()
             subprocess.run([programs["address"], "floats", "4099"], check=True)
             check_all_floats(folder, has_avx2)
     except subprocess.CalledProcessError as error:
