@@ -86,21 +86,30 @@ def taken_by_tensorflow(model: Path, tried: Sequence[Case]) -> list[Case]:
 
 
 def _in_tensorflow(model: Path, custom: Mapping[str, Path], tried: Sequence[Case]) -> list[bool]:
-    """Which calls work; of those on one input's integers alone, only where no call on all of that kind does."""
+    """Which calls work; of those on one input's integers alone, only where no call on all of that kind does.
+
+    Where one finds no memory, those of its kind on the same inputs are left out: TensorFlow waits ten seconds for some.
+    """
+    import tensorflow as tf
+
     from tftoolkit.export.convert import library
     from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 
     library.register(custom)
     golden = SavedModelRuntime(model)
     found = []
-    together = set()
+    together, too_large = set(), set()
     with _room():
         for case in tried:
-            works = False
-            if case.only is None or (case.signature, case.kind) not in together:
-                with contextlib.suppress(Exception):  # TensorFlow raises many kinds
+            works, inputs = False, (case.signature, case.kind, case.only)
+            if inputs not in too_large and (case.only is None or inputs[:2] not in together):
+                try:
                     golden.run(case.signature, case.inputs, EXTREME_SECONDS / 10)
                     works = True
+                except tf.errors.ResourceExhaustedError:
+                    too_large.add(inputs)
+                except Exception:  # TensorFlow raises many kinds
+                    pass
             if works and case.only is None:
                 together.add((case.signature, case.kind))
             found.append(works)
