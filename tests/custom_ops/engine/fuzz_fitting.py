@@ -46,7 +46,7 @@ def fit_arrays(call: sampling.Call, name: str, arrays: list[Any], rng: random.Ra
     elif name == "AdamWRows" and rng.random() < 0.9:
         inputs["indices"] %= min(max(1, *inputs["w"].shape[:1], 1), 100)
     elif name.startswith("Crf") and arrays[0].ndim == 3:
-        inputs["lengths"] %= arrays[0].shape[1] + 1 if arrays[0].shape[2] else 1
+        inputs["lengths"] %= min(arrays[0].shape[1] + 1, np.iinfo(np.int32).max) if arrays[0].shape[2] else 1
         if "tags" in inputs:
             inputs["tags"] %= max(1, arrays[0].shape[2])
     elif name.startswith("Roi"):
@@ -126,9 +126,10 @@ def _fit_sequences(arrays: list[Any], name: str, attributes: Mapping[str, Any]) 
         return
     labels %= min(logits.shape[-1] - 1, 100)
     labels += labels >= attributes["blank"]
-    frames %= logits.shape[1] + 1
+    most = np.iinfo(np.int32).max  # where a dimension is beyond it
+    frames %= min(logits.shape[1] + 1, most)
     if labels.ndim == 2:
-        counts %= labels.shape[1] + 1
+        counts %= min(labels.shape[1] + 1, most)
     elif counts.size:
         counts[:] = labels.size // counts.size
         counts[0] += labels.size % counts.size
