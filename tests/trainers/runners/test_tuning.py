@@ -144,6 +144,7 @@ def test_find_batch_size_doubles_until_it_does_not_pay(example):
         trainers.find_batch_size(step, pipeline, first=0)
 
 
+@pytest.mark.slow  # TensorFlow waits ten seconds for memory before it gives up
 def test_find_batch_size_ends_where_memory_ends():
     """A tensor of 2^50 bytes per example of 16 can't be had on any machine."""
 

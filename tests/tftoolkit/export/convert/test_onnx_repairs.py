@@ -63,6 +63,7 @@ def test_e1_one_hot_of_what_is_out_of_range(tmp_path, axis):
     compared(tmp_path, function, ids=ids)
 
 
+@pytest.mark.slow  # TensorFlow waits ten seconds for memory before it gives up
 def test_e1_one_hot_of_a_scalar_and_of_a_depth_that_is_an_input(tmp_path):
     def function(label, depth):
         return {"fixed": tf.one_hot(label, 4), "free": tf.one_hot(label, depth)}

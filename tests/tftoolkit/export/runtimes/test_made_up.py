@@ -121,6 +121,7 @@ def test_e1_what_tensorflow_refuses_is_dropped_and_listed(tmp_path):
     assert "t.onnx, f: TensorFlow takes no calls on 0..255, -1..1, -9..9, limits" in str(report)
 
 
+@pytest.mark.slow  # TensorFlow waits ten seconds for memory before it gives up
 def test_e1_an_integer_that_is_a_size_does_not_take_all_memory(tmp_path):
     """An array of two thousand million numbers is refused in the child process."""
     spec = tf.TensorSpec([], tf.int32, "n")
