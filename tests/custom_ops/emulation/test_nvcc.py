@@ -110,6 +110,7 @@ FIRST = (
     "adamw",
     "ctc_loss",
     "deform_conv2d_bf16",
+    "dropout_add",
     "flash_attention_bf16",
     "fused_linear_cross_entropy",
     "fused_linear_cross_entropy_bf16",

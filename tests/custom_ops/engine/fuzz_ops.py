@@ -342,11 +342,10 @@ class OpSubject:
                 expected = [(value, 16 * max(largest(value), given)) for value in values]
             else:
                 return
+            in_bf16 = tf.bfloat16.as_numpy_dtype in [getattr(array, "dtype", None) for array in arrays]
+            factors = EPSILON["bfloat16"] / 4 if in_bf16 and self.op.name.startswith(ROUNDS_FACTORS) else 0
             for output, (value, terms) in zip(flat_outputs(outputs), expected, strict=True):
                 found = output.numpy().astype(value.dtype)
-                factors = EPSILON["bfloat16"] / 4 if self.op.name.startswith(ROUNDS_FACTORS) else 0
-                if tf.bfloat16.as_numpy_dtype not in [getattr(array, "dtype", None) for array in arrays]:
-                    factors = 0
                 step = np.finfo(np.float16).smallest_subnormal if output.dtype == tf.float16 else 1e-38
                 allowed = (
                     EPSILON.get(output.dtype.name, 0) * np.abs(value)

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tftoolkit import export
 from tftoolkit.export.proof import rehearsal
+from tftoolkit.export.runtimes import tf_runtime
+from tftoolkit.export.runtimes.made_up import LIMITS, Case
 
 FILE = Path("m.tflite")
 
@@ -67,3 +71,25 @@ def test_a_crash_while_the_kind_is_looked_for(child):
     child.call_within = call_within
     with pytest.raises(export.ExportError, match="structure failed: it died"):
         rehearsal.rehearse(FILE, {})
+
+
+def test_one_call_that_finds_no_memory_is_enough_for_the_inputs_of_a_kind(monkeypatch, tmp_path):
+    asked = []
+
+    class Refusing:
+        def __init__(self, model):
+            pass
+
+        def run(self, signature, inputs, seconds):
+            asked.append(int(inputs["n"]))
+            if asked[-1] > 1:
+                raise tf.errors.ResourceExhaustedError(None, None, "no memory")
+
+    monkeypatch.setattr(tf_runtime, "SavedModelRuntime", Refusing)
+
+    def case(n, only):
+        return Case(signature="f", kind=LIMITS, inputs={"n": np.array(n)}, only=only)
+
+    tried = [case(5, None), case(6, None), case(7, "n"), case(8, "n"), case(1, "m"), case(0, "m")]
+    assert rehearsal._in_tensorflow(tmp_path, {}, tried) == [False, False, False, False, True, True]
+    assert asked == [5, 7, 1, 0]
