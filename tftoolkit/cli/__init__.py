@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TextIO
 
+from tftoolkit import startup
 from tftoolkit.cli.parser import Parser, UsageError
 
 # Command → what comes after it, and what it does. The help must fit a screen of 24 lines.
@@ -141,6 +142,7 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as notices:
         os.dup2(notices.fileno(), 2)
         try:
+            startup.import_tensorflow()
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # looks for a GPU, with notices of its own

@@ -18,7 +18,7 @@ from tftoolkit.export.runtimes.samples import Case
 
 # Inputs that a model may never meet.
 WHAT = {
-    "large": f"{LARGE:g} times as large as the random ones",
+    "large": f"{LARGE:g} times as large as the random ones, or at the ends of input_ranges",
     "inf": "infinite numbers",
     "nan": "not numbers",
     LIMITS: "the least and the greatest integers of their type",

@@ -1,6 +1,6 @@
 """Runs a function in a child process: converters and runtimes crash on some models, which must not end the caller.
 
-One child serves all conversions of a process, so that TensorFlow's start (about 3 s) is paid once. It is a fresh
+One child serves all conversions of a process, so that TensorFlow's start is paid once. It is a fresh
 interpreter (TensorFlow does not survive a fork) that imports what the caller imports but not the caller's main script,
 which multiprocessing's "spawn" would run again. It sees no GPU: the caller may hold all its memory, and converters
 compute on the CPU.
@@ -65,7 +65,9 @@ def call_within(seconds: float | None, function: Callable[P, T], *args: P.args, 
 class _Child:
     def __init__(self) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({IDLE})"
+        start = "startup.import_tensorflow(optional=False)" if "tensorflow" in sys.modules else ""
+        code = f"import sys; sys.path[:] = {sys.path!r}; from tftoolkit import startup; {start}\n"
+        code += f"from {__name__} import serve; serve({IDLE})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,

@@ -11,10 +11,11 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tftoolkit import export
-from tftoolkit.export.convert.formats import FLOAT32, INT8
+from tftoolkit.export.convert.formats import DYNAMIC, FLOAT32, INT4_WEIGHTS, INT8
 from tftoolkit.export.proof import bounds, rehearsal
 from tftoolkit.export.proof.parity import GoldenCase, compare
 from tftoolkit.export.runtimes.samples import Case
+from tftoolkit.export.runtimes.tf_runtime import SavedModelRuntime
 
 SPEC = tf.TensorSpec([4, 16], tf.float32, "x")
 REAL = [{"x": np.random.default_rng(i).standard_normal([4, 16]).astype(np.float32)} for i in range(40)]
@@ -85,6 +86,16 @@ def test_close_decisions_of_one_call_excuse_no_other():
     assert (check.error, check.bound) == (0.125, 0.125)
     with pytest.raises(export.ExportError, match=r"by 0\.25 on real inputs; int8 allows 0\.125"):
         compare(Classes([0, 7, 0, 0], [0, 0, 1, 0]), golden, INT8)
+
+
+def test_a_model_that_saturates_has_room_with_4_bits(tmp_path):
+    """Its outputs move from end to end whether weights move by one rounding or by four: a right file's would, too."""
+    export.saved_model(tf.Module(), tmp_path / "m", signatures=signatures(lambda scores: tf.tanh(1e4 * scores)))
+    golden = SavedModelRuntime(tmp_path / "m")
+    cases = [Case("random", "serving_default", inputs) for inputs in REAL]
+    for number_format, ends in ((DYNAMIC, 1), (INT4_WEIGHTS, 2)):
+        bound = bounds.golden_cases(golden, cases, number_format)[0].bounds["y"]
+        assert bound == pytest.approx(2 * ends + 4 * number_format.rounding)
 
 
 def test_calls_that_end_in_tensorflow_only_are_not_tried():
