@@ -12,6 +12,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+_STARTUP = str(Path(__file__).with_name("startup"))  # which says what it is good for
+if _STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_STARTUP, os.environ.get("PYTHONPATH")]))
 SEED = "TFTOOLKIT_SEED"  # of what is drawn at random; xdist's workers inherit it
 os.environ.setdefault(SEED, str(random.randrange(10**6)))
 
