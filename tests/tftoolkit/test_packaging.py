@@ -124,3 +124,6 @@ for name in ("custom_ops", "pipelines", "trainers"):
     doctor = [sys.executable, "-m", "tftoolkit", "doctor"]
     done = subprocess.run(doctor, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    explain = [sys.executable, "-m", "tftoolkit", "explain", "op-input"]
+    done = subprocess.run(explain, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("An input or an attribute")

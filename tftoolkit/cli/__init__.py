@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TextIO
 
-from tftoolkit import startup
+from tftoolkit import errors, startup
 from tftoolkit.cli.parser import Parser, UsageError
 
 # Command → what comes after it, and what it does. The help must fit a screen of 24 lines.
@@ -28,6 +28,7 @@ COMMANDS = {
     "data": ("COMMAND", "inspect, index, write, profile: look into data"),
     "ops": ("COMMAND", "list, build, check: compiled ops"),
     "tfa": ("FILE ...", "what became of the TensorFlow Addons in a program"),
+    "explain": ("[CODE]", "what an error means, by the code at its message's end"),
     "doctor": ("", "what is installed, what is missing, and how to mend it"),
     "completion": ("SHELL", "print what lets bash or zsh complete all of this"),
 }
@@ -72,7 +73,8 @@ def _run_and_explain(arguments: Sequence[str], debug: bool) -> int:
     except Exception as error:
         if debug or not _is_expected(error) or (isinstance(error, BrokenPipeError) and _unread()):
             raise
-        print(f"tftoolkit: {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
+        more = f"tftoolkit explain {error.error_code} says more; " if isinstance(error, errors.CodedError) else ""
+        print(f"tftoolkit: {type(error).__name__}: {error}\n({more}--debug shows where)", file=sys.stderr)
         return 1
 
 

@@ -1,6 +1,7 @@
 """What the typed errors of all parts share."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 PAGE = "docs/errors.md"
@@ -38,3 +39,15 @@ class CodedError(Exception):
     def __str__(self) -> str:
         text = super().__str__()
         return text if _ENDING.search(text) else with_code(text, self.error_code)
+
+
+def paragraphs() -> dict[str, tuple[str, str]]:
+    """Code → the part that has it and, in Markdown, what the page says of it."""
+    found = {}
+    page = Path(__file__).with_name("errors.md").read_text("utf-8")  # a link to PAGE; a copy in the wheel
+    for part in page.split("\n## ")[1:]:
+        name, *sections = part.split("\n### ")
+        for section in sections:
+            code, _, text = section.partition("\n")
+            found[code] = name.split("\n", 1)[0], text.strip()
+    return found
