@@ -129,8 +129,7 @@ def _help() -> str:
             "",
             *commands,
             "",
-            "tftoolkit COMMAND --help shows its options and an example;",
-            "--debug with any command shows where an error came from.",
+            "COMMAND --help: its options and an example. --debug: where an error came from.",
             "",
             EXIT_CODES,
         ]
