@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,10 @@ class ImageClassification(Job):
     def step(self) -> trainers.Step:
         config = self.config
         options = config.model.to_dict()
-        self.model = getattr(models, options.pop("name"))(**options, seed=config.seed)
+        make = getattr(models, options.pop("name"))
+        if config.image_size is not None and "image_size" in inspect.signature(make).parameters:
+            options.setdefault("image_size", config.image_size)
+        self.model = make(**options, seed=config.seed)
         return Classifier(self.model, trainers.Update(self.model, self.optimizer(), clip_norm=config.clip_norm))
 
     def evaluate(self) -> dict[str, float]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tftoolkit import export, pipelines, report, trainers
-from tftoolkit.jobs import run_folder
-from tftoolkit.jobs.exports import left_out
+from tftoolkit import export, models, pipelines, report, trainers
+from tftoolkit.jobs import run_folder, settings
+from tftoolkit.jobs.exports import TARGETS, left_out
 from tftoolkit.trainers.console import phase
 from tftoolkit.trainers.distribution.replicas import Workers
 
@@ -37,6 +37,19 @@ class Job(abc.ABC):
 
     def __init__(self, config: ConfigDict) -> None:
         self.config = config
+
+    def check(self) -> None:
+        """Refuses settings that otherwise fail when all is trained. Raises ValueError that names one.
+
+        A subclass that has more of them calls this one, too.
+        """
+        for name in ("steps", "batch_size"):
+            if name in self.config:
+                settings.between(self.config, name, 1)
+        for target in self.config.get("exports", ()):
+            settings.one_of("exports", target, TARGETS)
+        if "name" in self.config.get("model", {}):
+            settings.one_of("model.name", self.config.model.name, models.__all__)
 
     @abc.abstractmethod
     def read(self) -> None:
@@ -70,7 +83,9 @@ class Job(abc.ABC):
 
 
 def find(name: str) -> type[Job]:
-    """The job of a module of this package. Raises ImportError."""
+    """The job of a module of this package. Raises ValueError where there is none."""
+    modules = Path(__file__).parent.glob("*.py")
+    settings.one_of("job", name, [module.stem for module in modules if "\nJOB = " in module.read_text("utf-8")])
     job: type[Job] = importlib.import_module(f"tftoolkit.jobs.{name}").JOB
     return job
 
@@ -87,8 +102,9 @@ def run(job: Job, directory: Path, recipe: str | None = None) -> None:
     ``report.html``.
     Of several workers (``tftoolkit launch``) all train, and the first writes.
 
-    Raises RunFolderError, and what Trainer.run and the exporters raise.
+    Raises ValueError where settings can't work, RunFolderError, and what Trainer.run and the exporters raise.
     """
+    job.check()
     strategy = trainers.distributed_strategy()  # before any operation runs
     is_chief = Workers(strategy).is_chief
     job.directory = directory
@@ -157,7 +173,6 @@ def judged(config: ConfigDict, evaluation: dict[str, float]) -> list[report.Resu
 def _write_page(
     job: Job, page: Path, results: Sequence[report.Result], finished_steps: int, proof: export.ExportReport
 ) -> None:
-    settings: dict[str, Any] = job.config.to_dict()
     text = report.render(
         title=f"{page.parent.name}: {finished_steps} steps",
         results=results,
@@ -165,6 +180,6 @@ def _write_page(
         charts=job.charts,
         sections=job.sections(),
         proof=proof,
-        config=settings,
+        config=job.config.to_dict(),
     )
     run_folder.write_text(page, text)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tftoolkit import export, models, pipelines, report, trainers
+from tftoolkit.jobs import settings
 from tftoolkit.jobs.job import Job
 from tftoolkit.jobs.writing import Writing
 from tftoolkit.pipelines import sources, text
@@ -82,6 +83,22 @@ class LanguageModelling(Job):
 
     charts = ("loss", "bits_per_character")
 
+    def check(self) -> None:
+        super().check()
+        config, between = self.config, settings.between
+        between(config, "vocabulary", 256)
+        between(config, "length", 2)
+        between(config, "evaluation_rows", 1)
+        between(config, "capacity", 1, config.model.get("context"), "the model's context")
+        room = "what is written must fit into a file's cache, behind a prompt of prefill + 3 tokens"
+        between(config, "prefill", 1, config.capacity - 5, room)
+        between(config, "compared_tokens", 1, config.capacity - config.prefill - 4, room)
+        for temperature in config.temperatures:
+            if not 0 <= temperature < float("inf"):
+                raise ValueError(f"config.temperatures={config.temperatures}: each must be a finite number, 0 or above")
+        if not config.prompt:
+            raise ValueError("config.prompt is empty: the samples must begin with something")
+
     def read(self) -> None:
         config = self.config
         texts = {split: self._texts(split) for split in ("train", "test")}
@@ -89,6 +106,10 @@ class LanguageModelling(Job):
             self.tokenizer = text.byte_tokenizer([END])
         else:
             self.tokenizer = text.train_bpe_tokenizer(texts["train"], config.vocabulary, [END])
+        if (context := config.model.get("context")) is not None:
+            given = len(self.tokenizer.encode(config.prompt))
+            why = f"the prompt has {given} tokens, and the model's context is {context}"
+            settings.between(config, "sample_tokens", 1, context - given, why)
         self._folder = tempfile.TemporaryDirectory(prefix="tftoolkit-text-")
         self._files = {split: Path(self._folder.name) / f"{split}.tokens" for split in texts}
         for split, documents in texts.items():

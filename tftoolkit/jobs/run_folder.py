@@ -19,6 +19,7 @@ class RunFolderError(CodedError, RuntimeError):
 def claim(directory: Path, settings: Mapping[str, Any], recipe: str | None = None) -> None:
     """Makes the folder and writes ``config.json``, or checks that it was begun with the same settings.
 
+    Where there is nothing else in the folder yet, others may take their place.
     The recipe's name is written, too, for people; only settings must be the same.
 
     Raises RunFolderError when it was not (naming each difference), or when it cannot be written.
@@ -44,7 +45,10 @@ def claim(directory: Path, settings: Mapping[str, Any], recipe: str | None = Non
         for name in sorted((begun.keys() | wanted.keys()) - {"recipe"})
         if begun.get(name) != wanted.get(name)
     ]
-    if differences:
+    if differences and {file.name for file in directory.iterdir()} == {path.name}:
+        path.unlink()  # nothing was trained: those settings ended the run before
+        claim(directory, settings, recipe)
+    elif differences:
         raise RunFolderError(
             f"the run folder {directory} was begun with other settings ({'; '.join(differences)}). "
             "Use the same ones, or name another folder with --directory.",

@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 
 from tftoolkit import export, models, pipelines, report, trainers
+from tftoolkit.jobs import settings
 from tftoolkit.jobs.exports import export_all
 from tftoolkit.jobs.job import Job
 
 Arrays = dict[str, np.ndarray]
+TABLES = ("breast_cancer", "diabetes", "digits", "iris", "wine")  # of scikit-learn's, those with one target
 
 
 class TabularStep(trainers.Step):
@@ -46,6 +48,10 @@ class Tabular(Job):
     The exported files take the table as it is: "numbers" are standardised in them, and a regression's output has the
     target's unit.
     """
+
+    def check(self) -> None:
+        super().check()
+        settings.one_of("dataset", self.config.dataset, TABLES)
 
     def read(self) -> None:
         config = self.config

@@ -12,7 +12,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import models, pipelines, report, trainers
-from tftoolkit.jobs import run_folder
+from tftoolkit.jobs import run_folder, settings
 from tftoolkit.jobs.image_classification import Classifier, ImageClassification
 from tftoolkit.jobs.scattering import scattered
 
@@ -43,6 +43,11 @@ class Transfer(ImageClassification):
     ``pretrained.safetensors`` under PyTorch's names, and ``scratch/``, the same few examples without them.
     """
 
+    def check(self) -> None:
+        super().check()
+        for name, least in (("classes", 2), ("shots", 1), ("pretraining.steps", 1), ("scratch.steps", 1)):
+            settings.between(self.config, name, least)
+
     def read(self) -> None:
         config = self.config
         old, new = (range(first, first + config.classes) for first in (0, config.classes))
@@ -68,6 +73,9 @@ class Transfer(ImageClassification):
         config = self.config
         parts = list(self._examples(split).batch(256).dataset(epochs=1).as_numpy_iterator())
         images, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
+        if missing := sorted(set(classes) - set(labels.tolist())):
+            there = f"{config.dataset} has no class {missing[0]}"
+            raise ValueError(f"config.classes={config.classes}: twice as many are needed, and {there}")
         forms = [(turns, mirror) for turns in range(4) for mirror in (1, -1)] if turned else [(0, 1)]
         found = [
             np.rot90(images[labels == label][:each], turns, axes=(1, 2))[:, :, ::mirror]
@@ -78,16 +86,16 @@ class Transfer(ImageClassification):
         pictures = scattered(np.concatenate(found), config.picture_size, config.sides, rng)
         return {"image": pictures, "label": np.concatenate(numbers)}
 
-    def _trained(self, name: str, data: Arrays, settings: ConfigDict) -> models.ResNet:
+    def _trained(self, name: str, data: Arrays, how: ConfigDict) -> models.ResNet:
         """Trained from random weights on, in a folder of its own."""
         model = self._model(int(data["label"].max()) + 1)
-        schedule = trainers.schedules.cosine(settings.learning_rate, settings.steps, warmup_steps=settings.steps // 10)
+        schedule = trainers.schedules.cosine(how.learning_rate, how.steps, warmup_steps=how.steps // 10)
         update = trainers.Update(model, trainers.optimizers.AdamW(schedule, weight_decay=self.config.weight_decay))
         step = ResNetStep(model, update, noted=True)
         trainer = trainers.Trainer(
             step, self._augmented(data), self.directory / name, steps_per_call=20, log_every=20, seed=self.config.seed
         )
-        trainer.run(settings.steps)
+        trainer.run(how.steps)
         return model
 
     def _model(self, classes: int) -> models.ResNet:

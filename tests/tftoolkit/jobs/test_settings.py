@@ -1,0 +1,82 @@
+"""Settings that cannot work are refused before anything is trained, in a message that names one."""
+
+import pytest
+
+from tftoolkit import jobs
+from tftoolkit.jobs import run_folder
+from tftoolkit.trainers import recipes
+
+WRONG = [
+    ("digits", {"exports": ("tflite", "onxx")}, r"config\.exports='onxx': did you mean onnx\?"),
+    ("digits", {"model.name": "DigitCnn"}, r"config\.model\.name='DigitCnn': did you mean DigitsCnn"),
+    ("digits", {"steps": 0}, r"config\.steps=0 must be at least 1"),
+    ("gan", {"batch_size": -1}, r"config\.batch_size=-1 must be at least 1"),
+    ("tabular", {"dataset": "breast_canser"}, r"config\.dataset='breast_canser': did you mean breast_cancer"),
+    ("tabular", {"dataset": "linnerud"}, r"config\.dataset='linnerud'"),
+    ("transfer", {"shots": 0}, r"config\.shots=0 must be at least 1"),
+    ("transfer", {"scratch.steps": 0}, r"config\.scratch\.steps=0 must be at least 1"),
+    ("text_rnn", {"prompt": ""}, r"config\.prompt is empty"),
+    ("text_rnn", {"temperatures": (0.5, -1.0)}, r"config\.temperatures=\(0\.5, -1\.0\): each must be a finite number"),
+    ("text_rnn", {"temperatures": (float("nan"),)}, r"each must be a finite number"),
+    ("text_rnn", {"vocabulary": 255}, r"config\.vocabulary=255 must be at least 256"),
+    ("text_rnn", {"length": 1}, r"config\.length=1 must be at least 2"),
+    ("text_rnn", {"compared_tokens": 300}, r"config\.compared_tokens=300 must be from 1 to 244: .* file's cache"),
+    ("text_gpt", {"capacity": 1024}, r"config\.capacity=1024 must be from 1 to 512: the model's context"),
+    ("text_gpt", {"prefill": 256}, r"config\.prefill=256 must be from 1 to 251"),
+]
+
+
+def changed(recipe, changes):
+    config = recipes.load(recipe)
+    config.update_from_flattened_dict(changes)
+    return jobs.find(config.job)(config)
+
+
+@pytest.mark.parametrize(("recipe", "changes", "said"), WRONG)
+def test_wrong_ones_are_refused_before_anything_is_written(recipe, changes, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        jobs.run(changed(recipe, changes), tmp_path / "run", recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_those_of_the_recipes_are_not(recipe):
+    changed(recipe, {}).check()
+
+
+@pytest.mark.slow
+def test_a_text_longer_than_the_context_is_refused_before_training(tmp_path):
+    job = changed("text_gpt", {"sample_tokens": 600, "vocabulary": 300})
+    with pytest.raises(ValueError, match=r"config\.sample_tokens=600 must be from 1 to 50\d: the prompt has \d+ tokens"):
+        jobs.run(job, tmp_path / "run", "text_gpt")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_more_classes_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    job = changed("transfer", {"classes": 6})
+    job.directory = tmp_path
+    with pytest.raises(ValueError, match=r"config\.classes=6: twice as many are needed, and digits has no class 10"):
+        job.read()
+
+
+def test_an_unknown_job():
+    with pytest.raises(ValueError, match=r"config\.job='image_clasification': did you mean image_classification or "):
+        jobs.find("image_clasification")
+    with pytest.raises(ValueError, match=r"There are: audio_classification, detection, gan, image_classification, "):
+        jobs.find("exports")
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_other_settings(tmp_path):
+    run_folder.claim(tmp_path, {"steps": -1})
+    run_folder.claim(tmp_path, {"steps": 5})
+    (tmp_path / "metrics.jsonl").touch()
+    run_folder.claim(tmp_path, {"steps": 5})
+    with pytest.raises(run_folder.RunFolderError, match="steps: 5 there, 6 now"):
+        run_folder.claim(tmp_path, {"steps": 6})
+
+
+def test_a_model_of_tutorials_takes_pictures_of_any_size():
+    job = changed("digits_cnn", {"image_size": 32})
+    job.step()
+    assert job.model.input_shape == (None, 32, 32, 1)
