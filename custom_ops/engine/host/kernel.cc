@@ -252,12 +252,13 @@ class FfiKernel : public OpKernel {
     return absl::StrCat(type_string(), ": ", what, which, " [tftoolkit: docs/errors.md#op-failed]");
   }
 
-  // Names the op, and the schema where the FFI header says (with this mark) that the call is not what Bind() expects.
-  // What the kernel says itself ends with its place in docs/errors.md by tftoolkit/op.h.
+  // Names the op, and the schema where Bind() does not fit it. The message ends with its place in docs/errors.md by
+  // tftoolkit/op.h.
   std::string Explain(absl::string_view message) const {
-    if (!absl::ConsumePrefix(&message, "[execute] ")) return absl::StrCat(type_string(), ": ", message);
-    return absl::StrCat(type_string(), ": the kernel's Bind() and the schema ", signature_->text,
-                        " disagree: ", message, " [tftoolkit: docs/errors.md#op-declaration]");
+    if (!absl::ConsumePrefix(&message, "Bind() and the op's schema disagree: ")) {
+      return absl::StrCat(type_string(), ": ", message);
+    }
+    return absl::StrCat(type_string(), ": Bind() and the schema ", signature_->text, " disagree: ", message);
   }
 
   const Signature* signature_ = nullptr;

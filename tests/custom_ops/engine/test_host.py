@@ -118,9 +118,8 @@ def test_messages_end_with_their_code(faulty, jit):
         ("Refuse", {}, r"there are 3 elements \[tftoolkit: docs/errors\.md#op-input\]"),
         ("Throw", {}, r"thrown on purpose \[tftoolkit: docs/errors\.md#op-failed\]"),
         ("Attributes", {"single": 1.0}, r"must have 2 dimensions.* \[tftoolkit: docs/errors\.md#op-input\]"),
+        ("Mismatch", {}, r"schema .*disagree: .*\[tftoolkit: docs/errors\.md#op-declaration\]"),
     ]
-    if not jit:  # in XLA these are the FFI header's words
-        cases.append(("Mismatch", {}, r"schema .* disagree: .* \[tftoolkit: docs/errors\.md#op-declaration\]"))
     for name, attributes, message in cases:
         # By the schema, where a graph is built, ValueError.
         with pytest.raises((tf.errors.OpError, ValueError), match=f"(?s){message}") as caught:

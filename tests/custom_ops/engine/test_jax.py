@@ -123,12 +123,13 @@ for wrap in (lambda f: f, jax.jit):
         (lambda: wrap(library.throw)(x), "thrown on purpose", "op-failed"),
         (lambda: wrap(lambda x: library.attributes(x, single=1.0))(x), "must have 2 dimensions", "op-input"),
         (lambda: wrap(library.refuse)(jnp.int32(x)), "x must be f32, got int32", "op-input"),
+        (lambda: wrap(library.mismatch)(x), "Bind() and the op's schema disagree", "op-declaration"),
     ]:
         try:
             jax.block_until_ready(wrong())
         except Exception as error:
             text = str(error)
-            assert f" [tftoolkit: docs/errors.md#{{code}}]" in text[text.index(message) :], text
+            assert f"[tftoolkit: docs/errors.md#{{code}}]" in text[text.index(message) :], text
             assert text.count("docs/errors.md") == 1, text
         else:
             raise AssertionError("no error")

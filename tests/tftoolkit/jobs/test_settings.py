@@ -47,7 +47,7 @@ def test_those_of_the_recipes_are_not(recipe):
 @pytest.mark.slow
 def test_a_text_longer_than_the_context_is_refused_before_training(tmp_path):
     job = changed("text_gpt", {"sample_tokens": 600, "vocabulary": 300})
-    with pytest.raises(ValueError, match=r"config\.sample_tokens=600 must be from 1 to 50\d: the prompt has \d+ tokens"):
+    with pytest.raises(ValueError, match=r"config\.sample_tokens=600 must be from 1 to 5\d\d: the prompt has "):
         jobs.run(job, tmp_path / "run", "text_gpt")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
 

@@ -76,12 +76,30 @@ struct TK_HIDDEN DeclareKernel : TK_KernelDeclaration {
 };
 
 // An error in the host's form. Its message ends with its place in docs/errors.md, as those of the Python package do.
-TK_HIDDEN inline XLA_FFI_Error* CreateError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, std::string message) {
-  message += message.find('\n') == std::string::npos ? ' ' : '\n';
+TK_HIDDEN inline XLA_FFI_Error* CreateError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, std::string message,
+                                            const char* place = nullptr) {
   const bool of_input = code == XLA_FFI_Error_Code_INVALID_ARGUMENT || code == XLA_FFI_Error_Code_OUT_OF_RANGE;
-  message += of_input ? "[tftoolkit: docs/errors.md#op-input]" : "[tftoolkit: docs/errors.md#op-failed]";
+  if (place == nullptr) {
+    place = of_input ? "[tftoolkit: docs/errors.md#op-input]" : "[tftoolkit: docs/errors.md#op-failed]";
+  }
+  message += message.find('\n') == std::string::npos ? ' ' : '\n';
+  message += place;
   XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message.c_str(), code};
   return api->XLA_FFI_Error_Create(&args);
+}
+
+// The header's own error where a call is not what Bind() expects begins with the stage; it gets its place here.
+TK_HIDDEN inline XLA_FFI_Error* Explained(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
+  if (error == nullptr) return nullptr;
+  XLA_FFI_Error_GetMessage_Args said{XLA_FFI_Error_GetMessage_Args_STRUCT_SIZE, nullptr, error, nullptr};
+  api->XLA_FFI_Error_GetMessage(&said);
+  const std::string message = said.message, stage = "[execute] ";
+  if (message.compare(0, stage.size(), stage) != 0) return error;
+  XLA_FFI_Error_Destroy_Args args{XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, nullptr, error};
+  api->XLA_FFI_Error_Destroy(&args);
+  return CreateError(api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                     "Bind() and the op's schema disagree: " + message.substr(stage.size()),
+                     "[tftoolkit: docs/errors.md#op-declaration]");
 }
 
 // Calls a handler and makes an error of what it throws. XLA catches `std::exception` only: anything else would end the
@@ -90,14 +108,14 @@ TK_HIDDEN inline XLA_FFI_Error* CallHandler(XLA_FFI_Handler* handler, XLA_FFI_Ca
 #ifdef __cpp_exceptions
   std::string message = "the kernel threw an exception";
   try {
-    return handler(frame);
+    return Explained(frame->api, handler(frame));
   } catch (const std::exception& exception) {
     message = std::string("the kernel threw: ") + exception.what();
   } catch (...) {
   }
   return CreateError(frame->api, XLA_FFI_Error_Code_UNKNOWN, message);
 #else
-  return handler(frame);
+  return Explained(frame->api, handler(frame));
 #endif
 }
 
