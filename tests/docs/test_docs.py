@@ -17,6 +17,18 @@ def test_links_lead_somewhere(prose):
             assert (DOCS / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_of_the_readme_lead_somewhere(prose):
+    found = re.findall(r"(?:\]\(|src=\")(?!https?:)([^)\"]*)", prose(DOCS.parent / "README.md"))
+    assert len(found) > 40
+    for target in found:
+        path, _, anchor = target.partition("#")
+        page = DOCS.parent / (path or "README.md")
+        assert page.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
 def test_the_page_on_images_names_every_stage():
     page = (DOCS / "images.md").read_text()
     assert [name for name in image.__all__ if f"`{name}`" not in page] == []

@@ -41,7 +41,7 @@ def test_what_is_wrong_with_a_wheel_is_said(release, built, tmp_path):
     with zipfile.ZipFile(built[0]) as wheel, zipfile.ZipFile(spoilt, "w") as copy:
         for name in wheel.namelist():
             if name.endswith("METADATA"):
-                copy.writestr(name, "Name: tftoolkit\nVersion: 0.0.1\n\n")
+                copy.writestr(name, "Name: tftoolkit\nVersion: 0.0.1\n\nSee [the page](docs/gpu.md#top).\n")
             elif not name.endswith("op.h"):
                 copy.writestr(name, wheel.read(name))
         copy.writestr("tftoolkit/data.bin", "")
@@ -53,9 +53,20 @@ def test_what_is_wrong_with_a_wheel_is_said(release, built, tmp_path):
         "Version is 0.0.1, not ",
         "Requires-Python is None, not >=3.11",
         "the description is not the README",
+        "the description leads to docs/gpu.md#top",
         "it is called tftoolkit-0.0.1-py3-none-any.whl",
     ):
         assert fault in said
+
+
+def test_the_description_leads_to_files_of_this_version(release, built):
+    said = release.metadata(built[0]).get_payload()
+    base = f"tftoolkit/tftoolkit/{{}}v{tftoolkit.__version__}/docs"
+    assert f"[read first](https://github.com/{base.format('blob/')}/gpu.md)" in said
+    assert f'<img src="https://raw.githubusercontent.com/{base.format("")}/report.png"' in said
+    assert f"proof](https://raw.githubusercontent.com/{base.format('')}/overview.svg)" in said
+    for path in re.findall(rf"v{re.escape(tftoolkit.__version__)}/([^)\"#]+)", said):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_sdist_holds_real_files(release, built):

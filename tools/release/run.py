@@ -29,6 +29,9 @@ FILES = Path(__file__).with_name("wheel_files.txt")
 # Sources alone are 1.30 MB by now (docs/decisions.md); data or something compiled that slips in is seen here.
 MOST_BYTES = 1_350_000
 PYTHONS = ("3.11", "3.12", "3.13")
+REPOSITORY = "tftoolkit/tftoolkit"
+# Links and pictures that lead into the repository, which a package index does not have.
+RELATIVE = re.compile(r"(?P<before>!?\[[^]]*\]\(|<img src=\")(?!https?:|#)(?P<path>[^)\"]+)")
 LEFT_OUT = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
 
 
@@ -40,8 +43,21 @@ def build(folder: Path) -> tuple[Path, Path]:
     """(wheel, sdist): the sdist from a copy of the checkout, which stays clean, and the wheel from the sdist."""
     source = folder / "source"
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    readme = source / "README.md"
+    readme.write_text(absolute(readme.read_text()))
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source])
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+def absolute(readme: str) -> str:
+    """With links to this version's files on the web."""
+
+    def link(found: re.Match[str]) -> str:
+        is_page = found["before"].startswith("[")
+        host = f"https://github.com/{REPOSITORY}/blob" if is_page else f"https://raw.githubusercontent.com/{REPOSITORY}"
+        return f"{found['before']}{host}/v{version()}/{found['path']}"
+
+    return RELATIVE.sub(link, readme)
 
 
 def names(wheel: Path) -> list[str]:
@@ -82,6 +98,7 @@ def faults(wheel: Path) -> list[str]:
     found += [f"{key} is {said[key]}, not {value}" for key, value in wanted.items() if said[key] != value]
     if "# tftoolkit" not in (said.get_payload() or ""):
         found.append("the description is not the README")
+    found += [f"the description leads to {link['path']}" for link in RELATIVE.finditer(said.get_payload() or "")]
     if wheel.name != f"tftoolkit-{version()}-py3-none-any.whl":
         found.append(f"it is called {wheel.name}")
     return found

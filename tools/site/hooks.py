@@ -21,13 +21,25 @@ ROOT = Path(__file__).parents[2]
 PUBLIC_NAMES = ROOT / "tests/tftoolkit/public_names.txt"
 _HELP = re.compile(r"^<!-- tftoolkit (.*?) ?--help -->$", re.MULTILINE)
 
+_OTHER_FILE = re.compile(r"\[([^]]+)\]\((?!https?:|#|\w+\.md|\w+/\w+\.md)[^)]*\)")  # a link to what is no page
+_ON_THE_SITE = {
+    "](../README.md#five-minutes)": "](five_minutes.md)",
+    "](../CONTRIBUTING.md)": "](contributing.md)",
+    "](../CHANGELOG.md)": "](changelog.md)",
+    ".ipynb)": ".md)",
+}
+
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds what is a page on the site alone: the README's tour, and the notebooks as they ran."""
+    """Adds what is a page on the site alone: the README's tour, CONTRIBUTING, the changelog, notebooks as they ran."""
     readme = (ROOT / "README.md").read_text()
     tour = readme[readme.index("## Five minutes") : readme.index("## When not to use it")]
     page = tour.replace("## ", "# ", 1).replace("](docs/", "](")
     files.append(File.generated(config, "five_minutes.md", content=page))
+    for name in ("CONTRIBUTING", "CHANGELOG"):
+        page = (ROOT / f"{name}.md").read_text().replace("](docs/", "](")
+        page = page.replace("](CONTRIBUTING.md", "](contributing.md").replace("](CHANGELOG.md", "](changelog.md")
+        files.append(File.generated(config, f"{name.lower()}.md", content=_OTHER_FILE.sub(r"\1", page)))
     for notebook in sorted(notebooks.FOLDER.glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=notebooks.page(notebook)))
     return files
@@ -35,7 +47,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts what a command's --help prints in the place of the comment that names it."""
-    markdown = markdown.replace("](../README.md#five-minutes)", "](five_minutes.md)")
+    for there, here in _ON_THE_SITE.items():
+        markdown = markdown.replace(there, here)
     if commands := set(filter(None, _HELP.findall(markdown))):
         for missing in cli.COMMANDS.keys() - commands:
             log.warning("no section of docs/reference/command_line.md shows tftoolkit %s --help", missing)
