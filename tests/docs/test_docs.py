@@ -107,8 +107,9 @@ def test_the_page_on_detection_runs(tmp_path, blocks, run):
 
 @pytest.mark.slow
 def test_the_pages_on_migration_run(tmp_path, blocks, run):
-    pages = ("from_keras", "from_pytorch", "from_jax")
+    pages = ("from_keras", "from_pytorch", "from_jax", "from_orbit")
     (tmp_path / "page.py").write_text("".join(code for page in pages for code in blocks(page, "python")))
     output = run("import page", tmp_path)
     assert "digits.tflite  TFLite float32" in output
     assert "'kind': 'eval', 'step': 172" in output
+    assert "\n200\n" in output

@@ -1,0 +1,72 @@
+"""What each recipe takes and reaches: whole runs of ``tftoolkit train``, exports with their proofs included.
+
+Each run has a process and a folder of its own. *run* and *training* are seconds on the clock, *processor* those of all
+cores; *reached* is the first metric that the recipe expects something of. Data sets are made before, once.
+
+    python benchmarks/recipes.py [NAME ...] [--seeds 0]
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import results
+
+from tftoolkit.trainers import recipes
+
+# Beside the recipes as they are, what they are to be compared with.
+VARIANTS = {
+    "text_rnn, zeroed state": ("text_rnn", "--config.carry_state=False"),
+    "digits_mlp, as in tutorials": (
+        "digits_mlp", "--config.model.dropout=0.3", "--config.model.batch_norm=True", "--config.model.leaky=True",
+    ),
+}  # fmt: skip
+
+
+def run(recipe: str, *options: str) -> dict[str, float]:
+    """Trains, exports, reports; the figures by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tftoolkit", "train", recipe, f"--directory={folder}/run", *options]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+        lines = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+    expected = recipes.load(recipe)
+    metric = next(iter({**expected.get("at_least", {}), **expected.get("at_most", {})}))
+    reached = [line[metric] for line in lines if line["kind"] == "eval"][-1]
+    training = re.search(r"^([\d.]+) s of training$", done.stdout, re.MULTILINE)
+    assert training is not None
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"reached": reached, "training": float(training[1]), "run": seconds, "processor": processor}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=[*recipes.names(), *VARIANTS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    where = results.machine()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    figures: dict[tuple[str, str], list[float]] = {}
+    for name in options.names:
+        for seed in options.seeds:
+            recipe, *settings = VARIANTS.get(name, (name,))
+            found = run(recipe, f"--config.seed={seed}", *settings)
+            print(f"{name}, seed {seed}:", *(f"{what} {value:.4g}" for what, value in found.items()), flush=True)
+            for what, value in found.items():
+                figures.setdefault((name, what), []).append(value)
+    units = {"reached": "as the recipe says", "training": "s", "run": "s", "processor": "s"}
+    results.save("recipes", figures, units, where)
+
+
+if __name__ == "__main__":
+    main()
