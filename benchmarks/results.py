@@ -51,11 +51,15 @@ class Headline:
     ours: str
     rivals: Mapping[str, str]
 
-    def line(self, rows: Sequence[Mapping[str, str]]) -> str:
-        """Of the table, in Markdown."""
+    def mine(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+        """Variant → row, of one machine."""
         all_of_it = [row for row in rows if (row["benchmark"], row["metric"]) == (self.benchmark, self.metric)]
         machine = min(map(kind, all_of_it))  # the plainest one
-        mine = {row["variant"]: row for row in all_of_it if kind(row) == machine}
+        return {row["variant"]: row for row in all_of_it if kind(row) == machine}
+
+    def line(self, rows: Sequence[Mapping[str, str]], mark: str) -> str:
+        """Of the table, in Markdown; ``mark``: behind what was measured."""
+        mine = self.mine(rows)
         value, unit = float(mine[self.ours]["value"]), mine[self.ours]["unit"]
         more_is_better = unit.endswith("/s")
         others = {variant: float(row["value"]) for variant, row in mine.items() if variant in self.rivals}
@@ -64,7 +68,7 @@ class Headline:
         verdict = f"{times:.2g} ×" if times >= 1.1 else "even" if times > 1 / 1.1 else f"**lost**, {1 / times:.2g} ×"
         cells = f"{_rounded(value)} {unit}", f"{_rounded(others[best])} {unit}", verdict
         ours, theirs, verdict = (cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
-        return f"| {self.what} | {ours} | {theirs}, {self.rivals[best]} | {verdict} |"
+        return f"| {self.what}{mark} | {ours} | {theirs}, {self.rivals[best]} | {verdict} |"
 
 
 HEADLINES = (
@@ -195,8 +199,15 @@ def _provenance(rows: Sequence[Mapping[str, str]]) -> str:
 def headlines(_: str) -> str:
     """The README's table."""
     rows = read()
+    used = [headline.mine(rows)[headline.ours] for headline in HEADLINES]
+    machines = sorted({kind(row) for row in used}, key=lambda one: -sum(kind(row) == one for row in used))
+    marks = dict(zip(machines, ("", " †", " ‡"), strict=False))
+    dates = {one: sorted(row["date"] for row in used if kind(row) == one) for one in machines}
+    spans = {one: " to ".join(dict.fromkeys((days[0], days[-1]))) for one, days in dates.items()}
+    where = [f"{mark.strip()} {one}, {spans[one]}".strip() for one, mark in marks.items()]
     head = "| on 2 cores | ours | best rival measured | |\n| --- | ---: | ---: | ---: |\n"
-    return head + "".join(f"{headline.line(rows)}\n" for headline in HEADLINES)
+    lines = [f"{headline.line(rows, marks[kind(row)])}\n" for headline, row in zip(HEADLINES, used, strict=True)]
+    return f"{head}{''.join(lines)}\n{'; '.join(where)}.\n"
 
 
 def _rounded(value: float) -> str:
