@@ -52,3 +52,16 @@ def test_search_works_from_the_folder():
         page.send("Input.dispatchKeyEvent", {"type": "keyUp", "key": "m"})
         page.wait_for("document.querySelector('.md-search-result__item a[href*=\"custom_ops.html\"]')")
         assert page.errors == []
+
+
+def test_dark_is_dark_on_each_page_that_follows():
+    background = "getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number)"
+    with browser.Browser(DESK, 900) as page:
+        opened(page, DESK, SITE / "index.html")
+        assert min(page.evaluate(background)) > 200
+        page.evaluate("document.querySelector('label[for=__palette_1]').click()")
+        page.wait_for("document.body.dataset.mdColorScheme == 'slate'")
+        for name in ("index.html", "performance.html", "reference/export.html", "notebooks/export.html"):
+            opened(page, DESK, SITE / name)
+            assert max(page.evaluate(background)) < 80, name
+        assert page.errors == []
