@@ -29,7 +29,8 @@ _Settings = TypeVarTuple("_Settings")
 class Pipeline:
     """Examples of a source, shuffled, mapped and batched, where a batch is a function of (seed, batch number) alone.
 
-    Each stage method returns a new pipeline and leaves the old one as it is::
+    Each stage method returns a new pipeline and leaves the old one as it is. It raises TypeError or ValueError itself,
+    not in the middle of an epoch, where its arguments or its place in the order below cannot be::
 
         p = pipelines.Pipeline(pipelines.sources.arrays({"x": x, "y": y}), seed=0).shuffle().map(fn).batch(64)
         p.dataset(start=1000)         # tf.data.Dataset, from batch 1000 on

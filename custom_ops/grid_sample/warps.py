@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ def resampler(data: Any, warp: Any, name: str | None = None) -> tf.Tensor:
     Returns:
       [batch, ..., channels], of data's dtype. What lies outside is 0; within a pixel of the edge it is blended with
       that. Differentiable by both.
+
+    Raises:
+      InvalidArgumentError (ValueError where a graph is built): data and warp are not of these shapes.
     """
     import tensorflow as tf
 
@@ -34,6 +38,15 @@ def resampler(data: Any, warp: Any, name: str | None = None) -> tf.Tensor:
         found = sample_pixels(data, points, "bilinear", "zeros")
         found = tf.reshape(found, tf.concat([shape[:-1], tf.shape(data)[-1:]], 0))
         return tf.ensure_shape(found, [*warp.shape[:-1], data.shape[-1]] if warp.shape.rank else None)
+
+
+def _shape(name: str, value: tf.Tensor, wanted: Sequence[int | None]) -> list[int | None]:
+    """What is known of a shape (None: any size). Raises ValueError where it can't be the wanted one."""
+    if not value.shape.is_compatible_with(list(wanted)):
+        text = ", ".join("any" if size is None else str(size) for size in wanted)
+        raise ValueError(f"{name} has shape {value.shape}, but must have [{text}]")
+    known: list[int | None] = value.shape.with_rank(len(wanted)).as_list()
+    return known
 
 
 def dense_image_warp(image: Any, flow: Any, name: str | None = None) -> tf.Tensor:
@@ -47,11 +60,15 @@ def dense_image_warp(image: Any, flow: Any, name: str | None = None) -> tf.Tenso
     Returns:
       A tensor of the image's shape and dtype, interpolated bilinearly; outside lies the nearest pixel. Differentiable
       by both.
+
+    Raises:
+      ValueError: image and flow are not of these shapes.
     """
     import tensorflow as tf
 
     with tf.name_scope(name or "dense_image_warp"):
         image, flow = tf.convert_to_tensor(image), tf.cast(flow, tf.float32)
+        _shape("flow", flow, [*_shape("image", image, [None] * 4)[:3], 2])
         shape = tf.shape(image)
         rows, columns = (tf.range(tf.cast(shape[axis], tf.float32)) for axis in (1, 2))
         x, y = columns[None, None, :] - flow[..., 1], rows[None, :, None] - flow[..., 0]
@@ -80,12 +97,19 @@ def sparse_image_warp(
 
     Returns:
       The image, and the flow, [batch, height, width, 2]. Differentiable by image and both locations.
+
+    Raises:
+      ValueError: shapes that are not these.
+      tf.errors.InvalidArgumentError: the spline's system is singular, as when points coincide or lie on a line.
     """
     import tensorflow as tf
 
     with tf.name_scope(name or "sparse_image_warp"):
         image, source = tf.convert_to_tensor(image), _wide(source_control_point_locations)
         dest = tf.cast(dest_control_point_locations, source.dtype)
+        points = [_shape("image", image, [None] * 4)[0], None, 2]
+        points = _shape("source_control_point_locations", source, points)
+        _shape("dest_control_point_locations", dest, points)
         flow, shape = dest - source, tf.shape(image)
         rows, columns = (tf.range(tf.cast(shape[axis], source.dtype)) for axis in (1, 2))
         if num_boundary_points > 0:

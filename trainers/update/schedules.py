@@ -17,7 +17,7 @@ Schedule = Callable[[tf.Tensor], tf.Tensor]
 
 
 def constant(learning_rate: float) -> Schedule:
-    """The same ``learning_rate`` at every step."""
+    """The same ``learning_rate`` at every step. Raises ValueError where it is negative or not finite."""
     _check_rate("learning_rate", learning_rate)
     return lambda step: tf.constant(learning_rate, tf.float32)
 
@@ -45,6 +45,8 @@ def warmup_stable_decay(
     """Rise linearly to ``peak``, stay there, and fall linearly to ``end`` over the last ``decay_steps`` of ``steps``.
 
     The stable part can be lengthened afterwards (Hu et al. 2024, MiniCPM; the linear decay as in Hägele et al. 2024).
+
+    Raises ValueError where warm-up and decay are longer than the run, or a rate is negative or not finite.
     """
     decay = _in_steps("decay_steps", decay_steps, steps)
     if decay < 1:
@@ -62,6 +64,8 @@ def piecewise(learning_rates: Mapping[int | float, float], steps: int | None = N
         learning_rates: boundary -> rate from there on; one boundary is 0. Whole numbers are steps, fractions parts of
             ``steps``.
         steps: length of the run; needed for fractions only.
+
+    Raises ValueError where no boundary is 0, two are the same step, or a fraction comes without ``steps``.
     """
     rates = {}
     for boundary, rate in learning_rates.items():

@@ -118,3 +118,20 @@ def test_in_graphs_and_xla():
     for jit in (False, True):
         run = tf.function(custom_ops.dense_image_warp, jit_compile=jit)
         np.testing.assert_allclose(run(tf.constant(IMAGES), tf.constant(flow)), right, atol=1e-6)
+
+
+def test_shapes_that_do_not_go_together():
+    """What is wrong is named; in a graph as far as sizes are known."""
+    image, flow, points = tf.ones([1, 4, 4, 1]), tf.ones([1, 3, 4, 2]), tf.ones([1, 3, 2])
+    with pytest.raises(ValueError, match=r"flow has shape \(1, 3, 4, 2\), but must have \[1, 4, 4, 2\]"):
+        custom_ops.dense_image_warp(image, flow)
+    with pytest.raises(ValueError, match=r"image has shape \(4, 4, 1\), but must have \[any, any, any, any\]"):
+        custom_ops.dense_image_warp(image[0], flow)
+    with pytest.raises(ValueError, match=r"source_control_point_locations has shape .* must have \[1, any, 2\]"):
+        custom_ops.sparse_image_warp(image, points[..., :1], points)
+    with pytest.raises(ValueError, match=r"dest_control_point_locations has shape .* must have \[1, 3, 2\]"):
+        custom_ops.sparse_image_warp(image, points, points[:, :2])
+    warp = tf.function(custom_ops.dense_image_warp, input_signature=[tf.TensorSpec([None] * 4)] * 2)
+    assert warp(image, tf.zeros([1, 4, 4, 2])).shape == [1, 4, 4, 1]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        warp(image, flow)
