@@ -6,7 +6,8 @@
 Sums of ids drawn evenly, from a variable; forward alone, and with the sparse gradient of half their squares (in PyTorch
 ``sparse=True``). *step* is a step of training with ``LazyAdam(fused=True)``: forward, gradient and update; in PyTorch
 with SparseAdam. *plain step* is one without ``fused``.
-The alternatives run in turn, PyTorch in a process of its own, so that a busy machine slows all alike.
+The alternatives run in an order of its own in each round, PyTorch in a process of its own. Before each call both cores
+multiply matrices for 20 ms: a core that slept takes milliseconds to be fast, and what ran before would decide who waits.
 """
 
 import os
@@ -14,6 +15,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -72,6 +74,12 @@ def programs(make_table: Callable[[], tf.Variable], sum_of: Sum) -> dict[str, Ca
     return {"forward": forward, "both": both, "step": step(fused=True), "plain step": step(fused=False)}
 
 
+def wake(matrix: tf.Tensor) -> None:
+    end = time.perf_counter() + 0.02
+    while time.perf_counter() < end:
+        tf.matmul(matrix, matrix)
+
+
 def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()  # on the CPU a function returns when all of it is done; to look at a number would take a third of a ms
@@ -90,6 +98,7 @@ def main() -> None:
     where = results.machine()
     sizes = (options.rows, options.depth, options.bags, options.ids)
     ids = np.random.default_rng(0).integers(0, options.rows, options.bags * options.ids)
+    matrix = tf.random.normal([700, 700])
     torch = OtherProcess(options.torch, "embedding_bag_torch.py") if options.torch else None
     made = {
         name: programs(lambda: tf.Variable(tf.random.normal([options.rows, options.depth])), sum_of)
@@ -104,9 +113,10 @@ def main() -> None:
             timed["PyTorch"] = lambda what=what: torch.run(what, *sizes)
         for run in timed.values():
             run(), run()
-        for _ in range(options.rounds):
-            for name, run in timed.items():
-                times.setdefault((name, what), []).append(1e3 * run())
+        for number in range(options.rounds):
+            for name in random.Random(number).sample(list(timed), len(timed)):
+                wake(matrix)
+                times.setdefault((name, what), []).append(1e3 * timed[name]())
         for name in timed:
             ratios = [other / ours for other, ours in zip(times[name, what], times["ours", what], strict=True)]
             print(
