@@ -13,14 +13,16 @@
 namespace tftoolkit {
 namespace embedding_bag {
 
-// Asks for a row long before it is used: rows lie anywhere in memory, and the processor would wait for each.
+// Asks for a row long before it is used: rows lie anywhere in memory, and the processor would wait for each. Into the
+// second-level cache: of lines for the first, a core can ask for fewer at once (1.25 ms for the rows of the floor's
+// example on two cores of a Zen 4, 1.05 so).
 TK_INLINE void Prefetch(const void* row, int64_t bytes) {
   constexpr int64_t kLine = 64, kMost = 1024;  // what comes behind, the processor fetches by itself
   const char* from = static_cast<const char*>(row);
-  for (int64_t at = 0; at < std::min(bytes, kMost); at += kLine) __builtin_prefetch(from + at);
+  for (int64_t at = 0; at < std::min(bytes, kMost); at += kLine) __builtin_prefetch(from + at, 0, 2);
 }
 
-constexpr int64_t kAhead = 16;  // ids: as many rows as a core can ask for at once, and more
+constexpr int64_t kAhead = 32;  // ids: as many rows as a core can ask for at once, and more
 
 // A table and the ids that look into it.
 template <typename T, typename Id>
