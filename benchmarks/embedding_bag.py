@@ -6,8 +6,9 @@
 Sums of ids drawn evenly, from a variable; forward alone, and with the sparse gradient of half their squares (in PyTorch
 ``sparse=True``). *step* is a step of training with ``LazyAdam(fused=True)``: forward, gradient and update; in PyTorch
 with SparseAdam. *plain step* is one without ``fused``.
-The alternatives run in an order of its own in each round, PyTorch in a process of its own. Before each call both cores
-multiply matrices for 20 ms: a core that slept takes milliseconds to be fast, and what ran before would decide who waits.
+The alternatives run in an order of its own in each round, PyTorch in a process of its own. Before each call both
+cores multiply matrices for 20 ms: a core that slept takes milliseconds to be fast, and what ran before would decide
+who waits.
 """
 
 import os
