@@ -8,12 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import loops
+from tftoolkit.custom_ops.engine import loops, refusing
 
 
 def _prepared(logits: Any, lengths: Any, *scores: Any, dtype: tf.DType = tf.float32) -> tuple[tf.Tensor, ...]:
     """In that dtype, with more steps and one more state, which no path takes, so that there is a first one of each."""
-    x, lengths = tf.cast(logits, dtype), _fitting(lengths, logits)
+    x, (lengths, _) = tf.cast(logits, dtype), refusing.fitting(lengths, tf.shape(logits)[1])
     transitions, start, end = (one if one is None else tf.cast(one, dtype) for one in scores)
     inside = tf.sequence_mask(lengths, tf.shape(x)[1])[..., None]
     x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 2], [0, 0]])
@@ -22,21 +22,13 @@ def _prepared(logits: Any, lengths: Any, *scores: Any, dtype: tf.DType = tf.floa
     return x, tf.cast(lengths, tf.int32), tf.pad(transitions, [[0, 1], [0, 1]]), *ends
 
 
-def _fitting(lengths: Any, logits: Any) -> tf.Tensor:
-    """Lengths as they may be: sequences with others are ``_spoilt``."""
-    lengths = tf.convert_to_tensor(lengths)
-    return tf.clip_by_value(lengths, 0, tf.shape(logits, lengths.dtype)[1])
-
-
 def _spoilt(found: tf.Tensor, logits: Any, lengths: Any, tags: Any = None) -> tf.Tensor:
-    """NaN for sequences, the first dimension, that kernels refuse: with a length, or a tag, that does not fit."""
-    fitting = _fitting(lengths, logits)
-    bad = lengths != fitting
+    """NaN for sequences, the first dimension, with a length or a tag that does not fit."""
+    fitting, bad = refusing.fitting(lengths, tf.shape(logits)[1])
     if tags is not None:
         within = tf.sequence_mask(fitting, tf.shape(tags)[1])
-        bad |= tf.reduce_any(within & ((tags < 0) | (tags >= tf.shape(logits, tags.dtype)[2])), 1)
-    bad = tf.reshape(bad, tf.concat([tf.shape(bad), tf.ones(found.shape.rank - 1, tf.int32)], 0))
-    return tf.where(bad, tf.constant(math.nan, found.dtype), found)
+        bad |= tf.reduce_any(within & refusing.fitting(tags, tf.shape(logits)[2] - 1)[1], 1)
+    return refusing.spoilt(found, bad)
 
 
 def _log_sum(x: tf.Tensor, axis: int) -> tf.Tensor:
@@ -97,9 +89,10 @@ def _log_z(alphas: tf.Tensor, lengths: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
 def _score(logits: Any, tags: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
     x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
     states = tf.shape(x)[2]
-    within = tf.sequence_mask(lengths, tf.shape(tags)[1])
-    within &= (tags >= 0) & (tags < tf.cast(states, tags.dtype) - 1)
-    tags = tf.pad(tf.where(within, tf.cast(tags, tf.int32), 0), [[0, 0], [0, 2]])
+    tags = tf.where(
+        tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(refusing.fitting(tags, states - 2)[0], tf.int32), 0
+    )
+    tags = tf.pad(tags, [[0, 0], [0, 2]])
     place = tf.range(tf.shape(tags)[1])
     own = tf.gather(x, tags, batch_dims=2)
     pairs = tf.gather(tf.reshape(transitions, [-1]), tags[:, :-1] * states + tags[:, 1:])
@@ -201,6 +194,6 @@ def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) ->
     )[2][:, :-2]
     best = tf.reduce_max(last, 1)
     best = _spoilt(tf.cast(tf.where(lengths > 0, best, tf.zeros_like(best)), tf.float32), logits, given)
-    fits = _fitting(given, logits) == given
-    path = tf.where(tf.sequence_mask(lengths, padded - 2) & fits[:, None], path, -1)
+    refused = refusing.fitting(given, padded - 2)[1]
+    path = tf.where(tf.sequence_mask(lengths, padded - 2) & ~refused[:, None], path, -1)
     return path, best

@@ -163,7 +163,7 @@ def _bag_of_each(values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     bag = tf.searchsorted(tf.cast(row_splits, tf.int64), tf.range(tf.size(values, tf.int64)), side="right") - 1
-    return tf.clip_by_value(bag, 0, tf.maximum(tf.size(row_splits) - 2, 0))  # see _bad_borders
+    return tf.clip_by_value(bag, 0, tf.maximum(tf.size(row_splits) - 2, 0))  # see _unless_bad_borders
 
 
 def _scales(values: tf.Tensor, bag: tf.Tensor, count: tf.Tensor, weights: tf.Tensor | None, mean: bool) -> tf.Tensor:
@@ -182,28 +182,25 @@ def _looked_up(table: tf.Tensor, values: tf.Tensor, padded: bool) -> tf.Tensor:
     """In float32; zeros where there is no id, NaN for an id that is no row: TensorFlow has zeros for that on a GPU."""
     import tensorflow as tf
 
+    from tftoolkit.custom_ops.engine.refusing import fitting, spoilt
+
     rows, ids = tf.shape(table, tf.int64)[0], tf.cast(values, tf.int64)
     none = (ids == -1) & padded
-    bad = ~none & ((ids < 0) | (ids >= rows))
-    found = tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(none | bad, rows, ids))
-    return _spoilt(found, bad[:, None])
+    ids, bad = fitting(tf.where(none, 0, ids), rows - 1)
+    found = tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(none, rows, ids))
+    return spoilt(found, bad)
 
 
-def _spoilt(x: tf.Tensor, bad: tf.Tensor) -> tf.Tensor:
-    """NaN there."""
+def _unless_bad_borders(found: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
+    """All of it NaN if bags do not lie one behind the other, from the first to the last id."""
     import tensorflow as tf
 
-    return tf.where(bad, tf.constant(math.nan, x.dtype), x)
-
-
-def _bad_borders(values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
-    """Whether bags do not lie one behind the other, from the first to the last id: then everything is NaN."""
-    import tensorflow as tf
+    from tftoolkit.custom_ops.engine.refusing import spoilt
 
     borders, ids = tf.cast(row_splits, tf.int64), tf.size(values, tf.int64)
     rising = tf.concat([[0], borders, [ids]], 0)
     ends = tf.reduce_any(borders[:1] != 0) | tf.reduce_any(borders[-1:] != ids)
-    return ends | tf.reduce_any(rising[1:] < rising[:-1])
+    return spoilt(found, ends | tf.reduce_any(rising[1:] < rising[:-1]))
 
 
 def _with_zeros(rows: tf.Tensor) -> tf.Tensor:
@@ -220,7 +217,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, 
     scales = _scales(values, bag, count, weights, mean)
     rows = _looked_up(table, values, padded) * scales[:, None]
     y = tf.math.unsorted_segment_sum(rows, bag, count)
-    return tf.cast(_spoilt(y, _bad_borders(values, row_splits)), table.dtype)
+    return tf.cast(_unless_bad_borders(y, values, row_splits), table.dtype)
 
 
 @_backward.reference
@@ -231,7 +228,7 @@ def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, *, 
     scales = _scales(values, bag, tf.shape(dy)[0], weights, mean)[:, None]
     rows = tf.cast(tf.gather(dy, bag), tf.float32) * scales
     rows = tf.where(values[:, None] >= 0, rows, tf.zeros_like(rows))
-    return tf.cast(_spoilt(rows, _bad_borders(values, row_splits)), dy.dtype)
+    return tf.cast(_unless_bad_borders(rows, values, row_splits), dy.dtype)
 
 
 @_weights_backward.reference
@@ -240,7 +237,7 @@ def _(table: Any, values: Any, row_splits: Any, weights: Any, dy: Any, *, mean: 
 
     bag, count = _bag_of_each(values, row_splits), tf.shape(dy)[0]
     dots = tf.reduce_sum(_looked_up(table, values, padded) * tf.cast(tf.gather(dy, bag), tf.float32), axis=1)
-    dots = _spoilt(dots, _bad_borders(values, row_splits))
+    dots = _unless_bad_borders(dots, values, row_splits)
     if not mean:
         return dots
     used = tf.where(values >= 0, weights, tf.zeros_like(weights))
@@ -270,8 +267,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
     first = tf.cast(row_splits[:-1], tf.int32)[:, None] + tf.maximum(which, 0)
     first = tf.where(empty, tf.size(values), tf.clip_by_value(first, 0, tf.size(values)))
     y = tf.gather(tf.transpose(_with_zeros(rows)), tf.transpose(first), batch_dims=1)
-    bad = _bad_borders(values, row_splits)
-    return tf.cast(_spoilt(tf.transpose(y), bad), table.dtype), tf.where(bad, -1, which)
+    return tf.cast(_unless_bad_borders(tf.transpose(y), values, row_splits), table.dtype), which
 
 
 @_max_backward.reference
@@ -282,7 +278,7 @@ def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, which: tf.Tensor)
     place = tf.range(tf.size(values)) - tf.cast(tf.gather(row_splits, bag), tf.int32)
     chosen = tf.gather(which, bag) == place[:, None]
     rows = tf.gather(dy, bag)
-    return _spoilt(tf.where(chosen, rows, tf.zeros_like(rows)), _bad_borders(values, row_splits))
+    return _unless_bad_borders(tf.where(chosen, rows, tf.zeros_like(rows)), values, row_splits)
 
 
 _backward.differentiate_reference()

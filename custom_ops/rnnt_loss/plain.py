@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import loops
+from tftoolkit.custom_ops.engine import loops, refusing
 
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
 
@@ -24,14 +24,15 @@ class Cells:
         self, labels: tf.Tensor, frames: tf.Tensor, counts: tf.Tensor, logits: tf.Tensor, blank: int, fastemit: float
     ) -> None:
         self.blank, self.fastemit = blank, fastemit
-        self.frames, bad_frames = _fitting(frames, tf.shape(logits)[1])
-        self.counts, bad_counts = _fitting(counts, tf.shape(labels)[1])
+        frames, bad_frames = refusing.fitting(frames, tf.shape(logits)[1])
+        counts, bad_counts = refusing.fitting(counts, tf.shape(labels)[1])
+        classes, bad_labels = refusing.fitting(labels, tf.shape(logits)[-1] - 1)
+        self.frames, self.counts = tf.cast(frames, tf.int32), tf.cast(counts, tf.int32)
         place = tf.range(tf.shape(labels)[1] + 1)
         counted = place[:-1] < self.counts[:, tf.newaxis]
-        classes, bad_labels = _fitting(labels, tf.shape(logits)[-1] - 1)
         bad_labels = counted & (bad_labels | (classes == blank))
         self.bad = bad_frames | bad_counts | tf.reduce_any(bad_labels, axis=1)
-        self.labels = tf.where(counted, classes, 0)
+        self.labels = tf.where(counted, tf.cast(classes, tf.int32), 0)
         is_frame = tf.range(tf.shape(logits)[1]) < self.frames[:, tf.newaxis]
         self.exist = is_frame[..., tf.newaxis] & (place <= self.counts[:, tf.newaxis])[:, tf.newaxis]
         self.may_move = is_frame[..., tf.newaxis] & (place < self.counts[:, tf.newaxis])[:, tf.newaxis]
@@ -49,18 +50,6 @@ class Cells:
         zero = tf.zeros_like(x)
         at_blank = tf.where(tf.range(classes) == self.blank, blanks[..., tf.newaxis] + zero, zero)
         return at_blank + tf.where(following & self.may_move[..., tf.newaxis], moves[..., tf.newaxis] + zero, zero)
-
-
-def _fitting(numbers: tf.Tensor, most: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """In int32, from 0 to ``most``; and which ones were not."""
-    fitting = tf.clip_by_value(numbers, 0, tf.cast(most, numbers.dtype))
-    return tf.cast(fitting, tf.int32), fitting != numbers
-
-
-def _spoilt(cells: Cells, gradient: tf.Tensor) -> tf.Tensor:
-    """NaN in all of a sequence that is bad, also behind its end."""
-    bad = tf.reshape(cells.bad, tf.concat([tf.shape(cells.bad), tf.ones(gradient.shape.rank - 1, tf.int32)], 0))
-    return tf.where(bad, tf.constant(float("nan"), gradient.dtype), gradient)
 
 
 class Diagonals:
@@ -203,7 +192,9 @@ def gradient(
     scale = d_loss * (of_blanks + of_moves) / total + d_sum
     dx = tf.exp(x - largest[..., tf.newaxis]) * scale[..., tf.newaxis]
     dx -= d_loss[..., tf.newaxis] * cells.one_hot(x, of_blanks, of_moves)
-    return tf.cast(_spoilt(cells, tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx))), logits.dtype)
+    return tf.cast(
+        refusing.spoilt(tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)), cells.bad), logits.dtype
+    )
 
 
 def additive_losses(cells: Cells, encoder: tf.Tensor, predictor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -225,7 +216,7 @@ def additive_gradients(
     share = d_loss * (of_blanks + of_moves) + d_log_sum
     dx = tf.exp(x - log_sums[..., tf.newaxis]) * share[..., tf.newaxis]
     dx -= d_loss[..., tf.newaxis] * cells.one_hot(x, of_blanks, of_moves)
-    dx = _spoilt(cells, tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)))
+    dx = refusing.spoilt(tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)), cells.bad)
     return tf.cast(tf.reduce_sum(dx, axis=2), encoder.dtype), tf.cast(tf.reduce_sum(dx, axis=1), encoder.dtype)
 
 

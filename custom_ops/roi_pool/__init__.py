@@ -44,8 +44,8 @@ def roi_pool(
       by the features: the gradient goes to the first maximum.
 
     Raises:
-      tf.errors.InvalidArgumentError: an index is no picture, or shapes that do not fit. On a GPU, where plain TensorFlow
-        runs, indices are not refused: a box of no picture is NaN and gives no gradient.
+      tf.errors.InvalidArgumentError: an index is no picture, or shapes that do not fit. On a GPU, where plain
+        TensorFlow runs, indices are not refused: a box of no picture is NaN and gives no gradient.
       ValueError: output_size is not positive.
     """
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
@@ -67,8 +67,10 @@ def _(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
-    pictures = tf.clip_by_value(box_indices, 0, tf.maximum(tf.shape(features, box_indices.dtype)[0] - 1, 0))
-    bad = ~tf.reduce_all(tf.math.is_finite(boxes), -1) | (pictures != box_indices)
+    from tftoolkit.custom_ops.engine import refusing
+
+    pictures, bad = refusing.fitting(box_indices, tf.shape(features)[0] - 1)
+    bad |= ~tf.reduce_all(tf.math.is_finite(boxes), -1)
     corners = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype)
     corners = tf.stop_gradient(tf.sign(corners) * tf.math.floor(tf.abs(corners) + 0.5))
     shape, n = tf.shape(features), tf.shape(boxes)[0]

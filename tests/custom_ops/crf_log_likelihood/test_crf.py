@@ -260,7 +260,9 @@ def test_bad_lengths_of_decode_and_marginals(mode, bad):
     lengths[[2, 4]] = bad
     for call in (custom_ops.crf_decode, custom_ops.crf_marginals):
         run = op_values.MODES[mode](lambda lengths, call=call: call(x, lengths, *scores))
-        with pytest.raises(tf.errors.InvalidArgumentError, match=rf"holds {bad} \(element 2\), but must be from 0 to 5"):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=rf"holds {bad} \(element 2\), but must be from 0 to 5"
+        ):
             run(tf.constant(lengths))
 
 

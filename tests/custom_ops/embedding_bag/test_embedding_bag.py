@@ -218,7 +218,9 @@ def test_where_no_kernel_runs_wrong_borders_make_everything_nan(borders):
         "EmbeddingBagWeightsGrad": (table, IDS, borders, weights, dy),
     }  # fmt: skip
     for name, inputs in calls.items():
-        found = ops.find(f"TfToolkit>{name}").run_reference(*(x if x is None else tf.convert_to_tensor(x) for x in inputs))
+        found = ops.find(f"TfToolkit>{name}").run_reference(
+            *(x if x is None else tf.convert_to_tensor(x) for x in inputs)
+        )
         assert np.isnan(tf.nest.flatten(found)[0]).all(), name
 
 
