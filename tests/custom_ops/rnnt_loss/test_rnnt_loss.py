@@ -179,8 +179,8 @@ def test_what_is_not_finite_comes_out_and_stays_where_it_is(bad):
     assert np.isnan(found[1][1]).all()
 
 
-def test_the_joint_tensor_is_never_formed():
-    """It would take 8 GB."""
+def test_sums_of_many_labels():
+    """The joint tensor would take 8 GB; test_sequence_memory.py measures that nothing like it is formed."""
     encoder, predictor, labels = tf.zeros([1, 500, 200]), tf.zeros([1, 20_001, 200]), tf.ones([1, 20_000], tf.int32)
     with tf.GradientTape() as tape:
         tape.watch(encoder)
