@@ -1,4 +1,5 @@
-"""Linear-chain conditional random fields (Lafferty, McCallum & Pereira 2001): likelihoods, best paths, marginals.
+"""Linear-chain conditional random fields (Lafferty, McCallum & Pereira 2001,
+https://repository.upenn.edu/cis_papers/159): likelihoods, best paths, marginals.
 
 .. math:: \\mathrm{score}(y) = s_{y_0} + \\sum_t x_{t, y_t} + \\sum_{t > 0} A_{y_{t-1}, y_t} + e_{y_{T-1}} \\qquad
    \\log p(y) = \\mathrm{score}(y) - \\log \\sum_{y'} e^{\\mathrm{score}(y')}

@@ -4,6 +4,11 @@
    \\mathrm{mean}: y_b = \\frac{\\sum_{j \\in b} w_j\\, t_{i_j}}{\\sum_{j \\in b} w_j} \\qquad
    \\mathrm{max}: y_b = \\max_{j \\in b} t_{i_j}
 
+as fastText has it for bags of words (Joulin et al. 2016, https://arxiv.org/abs/1607.01759). Each row's gradient is
+:math:`w_j\\, dy_b`, for the mean divided by :math:`\\sum w`, and for the maximum :math:`dy_b` where it is the first of
+the largest; that of a weight is :math:`t_{i_j} \\cdot dy_b`, for the mean
+:math:`(t_{i_j} - y_b) \\cdot dy_b / \\sum w`.
+
 The rows are never copied, as ``tf.gather`` copies them. Ops ``TfToolkit>EmbeddingBag`` (sum and mean) and
 ``TfToolkit>EmbeddingBagMax``, whose gradients by the table, ``...Grad``, hold a row for each id, and
 ``TfToolkit>EmbeddingBagWeightsGrad``. They add up in float32 whatever the table holds.

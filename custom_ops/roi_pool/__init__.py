@@ -1,6 +1,11 @@
 """RoI pooling (Girshick 2015, Fast R-CNN, https://arxiv.org/abs/1504.08083): the largest feature in each bin of a box.
 
-Boxes are rounded to whole pixels. The meaning is that of ``torchvision.ops.roi_pool``, channels last.
+Boxes are rounded to whole pixels. Of a box of h pixels from row t on, and alike in the columns, bin i of n takes rows
+
+.. math:: t + \\lfloor i h / n \\rfloor \\le \\mathrm{row} < t + \\lceil (i + 1) h / n \\rceil, \\qquad
+   y_{ij} = \\max_{p \\in \\mathrm{bin}_{ij}} x_p
+
+The meaning is that of ``torchvision.ops.roi_pool``, channels last.
 ``TfToolkit>RoiPool`` returns the places of the maxima as well, for ``TfToolkit>RoiPoolGrad``; both are for the CPU.
 """
 
