@@ -17,6 +17,20 @@ def problem():
     return weights, gradients
 
 
+SWA = {"start": 11, "period": 3}
+AVERAGED = range(11, STEPS + 1, 3)
+
+
+def rows_problem():
+    """A table of weights, and of each step the indices that it uses, one of them twice, and gradients of those rows."""
+    rng = np.random.default_rng(1)
+    steps = []
+    for _ in range(STEPS):
+        ids = rng.choice(12, 5, replace=False)
+        steps.append((np.append(ids, ids[2]), rng.normal(size=(6, 3)) * 10.0 ** rng.integers(-3, 2)))
+    return rng.normal(size=(12, 3)), steps
+
+
 def falling(step):
     return 0.05 / (1 + step / 10)
 

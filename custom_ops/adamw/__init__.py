@@ -1,5 +1,9 @@
 """One update of Adam with decoupled weight decay (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101).
 
+.. math:: m_t = \\beta_1 m_{t-1} + (1 - \\beta_1) g_t \\qquad v_t = \\beta_2 v_{t-1} + (1 - \\beta_2) g_t^2 \\qquad
+   w_t = w_{t-1} - \\eta \\left( \\frac{m_t / (1 - \\beta_1^t)}{\\sqrt{v_t / (1 - \\beta_2^t)} + \\epsilon}
+   + \\lambda w_{t-1} \\right)
+
 One op, ``TfToolkit>AdamW``, for all weights of a model together, and ``TfToolkit>AdamWMaster`` for weights that have a
 float32 master; ``trainers.optimizers.AdamW(fused=True)`` calls them.
 """

@@ -1,5 +1,11 @@
 """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) of the rows of a table that a step used.
 
+.. math:: m_t = \\beta_1 m_{t-1} + (1 - \\beta_1) g_t \\qquad v_t = \\beta_2 v_{t-1} + (1 - \\beta_2) g_t^2 \\qquad
+   w_t = w_{t-1} - \\eta \\left( \\frac{m_t / (1 - \\beta_1^t)}{\\sqrt{v_t / (1 - \\beta_2^t)} + \\epsilon}
+   + \\lambda w_{t-1} \\right)
+
+of used rows w, g being the sum of the gradients of a row; all others, and their moments, wait.
+
 Op ``TfToolkit>AdamWRows``, and ``TfToolkit>SumRows`` for what comes before it: norm and clipping are those of the sums.
 ``trainers.optimizers.LazyAdam(fused=True)`` calls them.
 """

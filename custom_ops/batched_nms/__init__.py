@@ -1,8 +1,13 @@
 """Non-maximum suppression within classes: of boxes that overlap, the one with the highest score stays.
 
-By falling score, a box is kept unless a kept box of its class overlaps it: their intersection over union is greater
-than ``iou_threshold``. The meaning is that of ``torchvision.ops.batched_nms``, with outputs of a fixed size, which XLA
-needs. One op, ``TfToolkit>BatchedNms``, for the CPU; it computes in float32.
+By falling score (greedily: Neubeck & Van Gool 2006, https://doi.org/10.1109/ICPR.2006.479), a box is kept unless a kept
+box of its class overlaps it: their intersection over union is greater than ``iou_threshold``.
+
+.. math:: i \\text{ is kept} \\iff \\nexists\\, j \\text{ kept}: s_j \\ge s_i,\\; c_j = c_i,\\;
+   \\frac{|b_i \\cap b_j|}{|b_i \\cup b_j|} > \\mathrm{threshold}
+
+Of equal scores the lower index comes first. The meaning is that of ``torchvision.ops.batched_nms``, with outputs of a
+fixed size, which XLA needs. One op, ``TfToolkit>BatchedNms``, for the CPU; it computes in float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Linear-chain conditional random fields (Lafferty, McCallum & Pereira 2001): likelihoods, best paths, marginals.
+"""Linear-chain conditional random fields (Lafferty, McCallum & Pereira 2001,
+https://repository.upenn.edu/cis_papers/159): likelihoods, best paths, marginals.
 
 .. math:: \\mathrm{score}(y) = s_{y_0} + \\sum_t x_{t, y_t} + \\sum_{t > 0} A_{y_{t-1}, y_t} + e_{y_{T-1}} \\qquad
    \\log p(y) = \\mathrm{score}(y) - \\log \\sum_{y'} e^{\\mathrm{score}(y')}
@@ -53,7 +54,9 @@ def crf_log_likelihood(
 
     Raises:
       tf.errors.InvalidArgumentError: a tag that is no state, or a length that does not fit, the first of which is
-        named; shapes that do not fit together.
+        named; shapes that do not fit together. On a GPU, where plain TensorFlow runs, tags and lengths are not refused:
+        the likelihood of the sequence and its logits' gradient are NaN, and so are the gradients by scores that
+        sequences share.
     """
     return _forward(logits, tags, lengths, *_wide(logits, transitions, start, end), name=name)
 
@@ -72,7 +75,8 @@ def crf_decode(
       gradient.
 
     Raises:
-      tf.errors.InvalidArgumentError: as ``crf_log_likelihood``.
+      tf.errors.InvalidArgumentError: as ``crf_log_likelihood``. On a GPU a sequence with a length that does not fit has
+        the score NaN, and -1 for tags.
     """
     found = _decode(logits, lengths, *_wide(logits, transitions, start, end), name=name)
     return found.tags, found.score
@@ -91,7 +95,8 @@ def crf_marginals(
       TensorFlow, by a plain TensorFlow function.
 
     Raises:
-      tf.errors.InvalidArgumentError: as ``crf_log_likelihood``.
+      tf.errors.InvalidArgumentError: as ``crf_log_likelihood``. On a GPU a sequence with a length that does not fit has
+        NaN everywhere.
     """
     return _marginals(logits, lengths, *_wide(logits, transitions, start, end), name=name)
 

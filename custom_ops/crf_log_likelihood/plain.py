@@ -8,18 +8,27 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import loops
+from tftoolkit.custom_ops.engine import loops, refusing
 
 
 def _prepared(logits: Any, lengths: Any, *scores: Any, dtype: tf.DType = tf.float32) -> tuple[tf.Tensor, ...]:
     """In that dtype, with more steps and one more state, which no path takes, so that there is a first one of each."""
-    x = tf.cast(logits, dtype)
+    x, (lengths, _) = tf.cast(logits, dtype), refusing.fitting(lengths, tf.shape(logits)[1])
     transitions, start, end = (one if one is None else tf.cast(one, dtype) for one in scores)
     inside = tf.sequence_mask(lengths, tf.shape(x)[1])[..., None]
     x = tf.pad(tf.where(inside, x, tf.zeros_like(x)), [[0, 0], [0, 2], [0, 0]])
     x = tf.pad(x, [[0, 0], [0, 0], [0, 1]], constant_values=-math.inf)
     ends = (tf.zeros(tf.shape(x)[2:], dtype) if one is None else tf.pad(one, [[0, 1]]) for one in (start, end))
     return x, tf.cast(lengths, tf.int32), tf.pad(transitions, [[0, 1], [0, 1]]), *ends
+
+
+def _spoilt(found: tf.Tensor, logits: Any, lengths: Any, tags: Any = None) -> tf.Tensor:
+    """NaN for sequences, the first dimension, with a length or a tag that does not fit."""
+    fitting, bad = refusing.fitting(lengths, tf.shape(logits)[1])
+    if tags is not None:
+        within = tf.sequence_mask(fitting, tf.shape(tags)[1])
+        bad |= tf.reduce_any(within & refusing.fitting(tags, tf.shape(logits)[2] - 1)[1], 1)
+    return refusing.spoilt(found, bad)
 
 
 def _log_sum(x: tf.Tensor, axis: int) -> tf.Tensor:
@@ -80,7 +89,10 @@ def _log_z(alphas: tf.Tensor, lengths: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
 def _score(logits: Any, tags: Any, lengths: Any, transitions: tf.Tensor, start: Any, end: Any) -> tf.Tensor:
     x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end)
     states = tf.shape(x)[2]
-    tags = tf.pad(tf.where(tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(tags, tf.int32), 0), [[0, 0], [0, 2]])
+    tags = tf.where(
+        tf.sequence_mask(lengths, tf.shape(tags)[1]), tf.cast(refusing.fitting(tags, states - 2)[0], tf.int32), 0
+    )
+    tags = tf.pad(tags, [[0, 0], [0, 2]])
     place = tf.range(tf.shape(tags)[1])
     own = tf.gather(x, tags, batch_dims=2)
     pairs = tf.gather(tf.reshape(transitions, [-1]), tags[:, :-1] * states + tags[:, 1:])
@@ -96,7 +108,7 @@ def log_likelihood(logits: Any, tags: Any, lengths: Any, transitions: Any, start
     x, whole, wide, first, last = _prepared(logits, lengths, transitions, start, end)
     total = _log_z(_alphas(x, whole, wide, first), whole, last)
     found = _score(logits, tags, lengths, transitions, start, end) - total
-    return tf.where(tf.math.is_inf(total) & (total < 0), total, found)
+    return _spoilt(tf.where(tf.math.is_inf(total) & (total < 0), total, found), logits, lengths, tags)
 
 
 def _probabilities(
@@ -132,11 +144,12 @@ def gradients(
     by_state = tf.where(some[..., None], dy[:, None] * (own - states), tf.zeros_like(states))[..., :-1]
     by_pair = tf.where(some[1:, :, None, None], dy[:, None, None] * (own_pairs - pairs), tf.zeros_like(pairs))
     is_last = tf.range(tf.shape(x)[1])[:, None] == whole - 1
+    spoilt = tf.reduce_sum(_spoilt(tf.zeros_like(dy), logits, lengths, tags))  # NaN or 0
     return (
-        tf.cast(tf.transpose(by_state[:-2], [1, 0, 2]), logits.dtype),
-        tf.reduce_sum(by_pair, [0, 1])[:-1, :-1],
-        tf.reduce_sum(by_state[0], 0),
-        tf.reduce_sum(tf.where(is_last[..., None], by_state, tf.zeros_like(by_state)), [0, 1]),
+        tf.cast(_spoilt(tf.transpose(by_state[:-2], [1, 0, 2]), logits, lengths, tags), logits.dtype),
+        tf.reduce_sum(by_pair, [0, 1])[:-1, :-1] + spoilt,
+        tf.reduce_sum(by_state[0], 0) + spoilt,
+        tf.reduce_sum(tf.where(is_last[..., None], by_state, tf.zeros_like(by_state)), [0, 1]) + spoilt,
     )
 
 
@@ -144,11 +157,12 @@ def marginals(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any)
     """Forward-backward (Rabiner 1989)."""
     states, _, some = _probabilities(*_prepared(logits, lengths, transitions, start, end))
     found = tf.where(some[..., None], states, tf.zeros_like(states))
-    return tf.transpose(found[:-2, :, :-1], [1, 0, 2])
+    return _spoilt(tf.transpose(found[:-2, :, :-1], [1, 0, 2]), logits, lengths)
 
 
 def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """The best paths and their scores, in float64 as in the kernel: paths may differ by less than float32 can tell."""
+    given = lengths
     x, lengths, transitions, start, end = _prepared(logits, lengths, transitions, start, end, dtype=tf.float64)
     batch, padded, states = tf.unstack(tf.shape(x))
     origin = tf.zeros([batch, states, padded], tf.int32)
@@ -178,6 +192,8 @@ def decode(logits: Any, lengths: Any, transitions: Any, start: Any, end: Any) ->
     path = tf.while_loop(
         lambda t, *_: t >= 0, back, (padded - 2, state, tf.zeros([batch, padded], tf.int32)), maximum_iterations=padded
     )[2][:, :-2]
-    path = tf.where(tf.sequence_mask(lengths, padded - 2), path, -1)
     best = tf.reduce_max(last, 1)
-    return path, tf.cast(tf.where(lengths > 0, best, tf.zeros_like(best)), tf.float32)
+    best = _spoilt(tf.cast(tf.where(lengths > 0, best, tf.zeros_like(best)), tf.float32), logits, given)
+    refused = refusing.fitting(given, padded - 2)[1]
+    path = tf.where(tf.sequence_mask(lengths, padded - 2) & ~refused[:, None], path, -1)
+    return path, best

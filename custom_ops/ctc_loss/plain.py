@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import loops
+from tftoolkit.custom_ops.engine import loops, refusing
 
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
 
@@ -16,6 +16,7 @@ class Labels:
     """States of each sequence: blank, label, blank … blank.
 
     Attributes:
+      bad: [batch]: has a length or a label that does not fit; all of the sequence is NaN.
       frames, counts: int32 [batch].
       is_frame: [batch, time].
       classes: int32 [batch, states], the blank behind the last state too.
@@ -23,13 +24,20 @@ class Labels:
     """
 
     def __init__(self, logits: tf.Tensor, labels: tf.Tensor, frames: tf.Tensor, counts: tf.Tensor, blank: int) -> None:
+        frames, bad_frames = refusing.fitting(frames, tf.shape(logits)[1])
+        counts, bad_counts = refusing.fitting(counts, tf.shape(labels)[-1])
         self.frames, self.counts = tf.cast(frames, tf.int32), tf.cast(counts, tf.int32)
-        labels = tf.cast(labels, tf.int32)
+        self.bad = bad_frames | bad_counts
+        labels, bad_labels = refusing.fitting(labels, tf.shape(logits)[2] - 1)
+        labels = tf.where(bad_labels, blank, tf.cast(labels, tf.int32))
         if labels.shape.rank == 1:
             ends = tf.cumsum(self.counts)
+            is_last = tf.range(tf.size(ends)) == tf.size(ends) - 1
+            self.bad |= (ends > tf.size(labels)) | is_last & (ends != tf.size(labels))
             places = (ends - self.counts)[:, tf.newaxis] + tf.range(tf.reduce_max(tf.concat([self.counts, [0]], 0)))
             labels = tf.gather(tf.concat([labels, [0]], 0), tf.minimum(places, tf.size(labels)))
         counted = tf.range(tf.shape(labels)[1]) < self.counts[:, tf.newaxis]
+        self.bad |= tf.reduce_any(counted & (labels == blank), axis=1)
         labels = tf.where(counted, labels, blank)
         between = tf.fill(tf.shape(labels), blank)
         batch = tf.shape(labels)[0]
@@ -140,7 +148,7 @@ def losses(given: Labels, logits: tf.Tensor, zero_infinity: bool) -> tuple[tf.Te
     loss = log_sums - tf.where(impossible, tf.zeros_like(ways), ways)
     nothing = tf.zeros_like(loss) if zero_infinity else tf.fill(tf.shape(loss), tf.constant(float("inf"), loss.dtype))
     loss = tf.where(impossible & (log_sums == log_sums), nothing, loss)
-    return loss, largest[..., 0], total
+    return refusing.spoilt(loss, given.bad), largest[..., 0], total
 
 
 def gradient(
@@ -156,4 +164,5 @@ def gradient(
         tensor[..., tf.newaxis] for tensor in (d_loss[:, tf.newaxis], d_sum, largest, total)
     )
     dx = tf.exp(x - largest) * (d_loss / total + d_sum) - d_loss * expected
-    return tf.cast(tf.where(given.is_frame[..., tf.newaxis], dx, tf.zeros_like(dx)), logits.dtype)
+    dx = tf.where(given.is_frame[..., tf.newaxis], dx, tf.zeros_like(dx))
+    return tf.cast(refusing.spoilt(dx, given.bad), logits.dtype)

@@ -4,6 +4,11 @@
    \\mathrm{mean}: y_b = \\frac{\\sum_{j \\in b} w_j\\, t_{i_j}}{\\sum_{j \\in b} w_j} \\qquad
    \\mathrm{max}: y_b = \\max_{j \\in b} t_{i_j}
 
+as fastText has it for bags of words (Joulin et al. 2016, https://arxiv.org/abs/1607.01759). Each row's gradient is
+:math:`w_j\\, dy_b`, for the mean divided by :math:`\\sum w`, and for the maximum :math:`dy_b` where it is the first of
+the largest; that of a weight is :math:`t_{i_j} \\cdot dy_b`, for the mean
+:math:`(t_{i_j} - y_b) \\cdot dy_b / \\sum w`.
+
 The rows are never copied, as ``tf.gather`` copies them. Ops ``TfToolkit>EmbeddingBag`` (sum and mean) and
 ``TfToolkit>EmbeddingBagMax``, whose gradients by the table, ``...Grad``, hold a row for each id, and
 ``TfToolkit>EmbeddingBagWeightsGrad``. They add up in float32 whatever the table holds.
@@ -58,7 +63,9 @@ def embedding_bag(
 
     Raises:
       tf.errors.InvalidArgumentError: an id that is no row of the table, the first of which is named; row_splits that do
-        not begin with 0, fall, or do not end with the number of ids; shapes that do not fit together.
+        not begin with 0, fall, or do not end with the number of ids; shapes that do not fit together. On a GPU, where
+        plain TensorFlow runs, ids and row_splits are not refused: the bag with such an id is NaN, as are the gradients
+        of its weights; with such row_splits everything is.
       ValueError: an unknown mode, weights for "max", or values of a rank that does not go with row_splits.
     """
     if mode not in ("sum", "mean", "max"):
@@ -160,7 +167,8 @@ def _(op: Any, dy: Any, dwhich: Any) -> tuple[Any, ...]:
 def _bag_of_each(values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    return tf.searchsorted(tf.cast(row_splits, tf.int64), tf.range(tf.size(values, tf.int64)), side="right") - 1
+    bag = tf.searchsorted(tf.cast(row_splits, tf.int64), tf.range(tf.size(values, tf.int64)), side="right") - 1
+    return tf.clip_by_value(bag, 0, tf.maximum(tf.size(row_splits) - 2, 0))  # see _unless_bad_borders
 
 
 def _scales(values: tf.Tensor, bag: tf.Tensor, count: tf.Tensor, weights: tf.Tensor | None, mean: bool) -> tf.Tensor:
@@ -175,14 +183,29 @@ def _scales(values: tf.Tensor, bag: tf.Tensor, count: tf.Tensor, weights: tf.Ten
     return used * tf.gather(tf.math.reciprocal_no_nan(total), bag)
 
 
-def _looked_up(table: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """In float32; zeros where there is no id."""
+def _looked_up(table: tf.Tensor, values: tf.Tensor, padded: bool) -> tf.Tensor:
+    """In float32; zeros where there is no id, NaN for an id that is no row: TensorFlow has zeros for that on a GPU."""
     import tensorflow as tf
 
-    values = tf.cast(values, tf.int64)
-    return tf.gather(
-        _with_zeros(tf.cast(table, tf.float32)), tf.where(values < 0, tf.shape(table, tf.int64)[0], values)
-    )
+    from tftoolkit.custom_ops.engine.refusing import fitting, spoilt
+
+    rows, ids = tf.shape(table, tf.int64)[0], tf.cast(values, tf.int64)
+    none = (ids == -1) & padded
+    ids, bad = fitting(tf.where(none, 0, ids), rows - 1)
+    found = tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(none, rows, ids))
+    return spoilt(found, bad)
+
+
+def _unless_bad_borders(found: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
+    """All of it NaN if bags do not lie one behind the other, from the first to the last id."""
+    import tensorflow as tf
+
+    from tftoolkit.custom_ops.engine.refusing import spoilt
+
+    borders, ids = tf.cast(row_splits, tf.int64), tf.size(values, tf.int64)
+    rising = tf.concat([[0], borders, [ids]], 0)
+    ends = tf.reduce_any(borders[:1] != 0) | tf.reduce_any(borders[-1:] != ids)
+    return spoilt(found, ends | tf.reduce_any(rising[1:] < rising[:-1]))
 
 
 def _with_zeros(rows: tf.Tensor) -> tf.Tensor:
@@ -197,8 +220,9 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, 
 
     bag, count = _bag_of_each(values, row_splits), tf.size(row_splits) - 1
     scales = _scales(values, bag, count, weights, mean)
-    rows = _looked_up(table, values) * scales[:, None]
-    return tf.cast(tf.math.unsorted_segment_sum(rows, bag, count), table.dtype)
+    rows = _looked_up(table, values, padded) * scales[:, None]
+    y = tf.math.unsorted_segment_sum(rows, bag, count)
+    return tf.cast(_unless_bad_borders(y, values, row_splits), table.dtype)
 
 
 @_backward.reference
@@ -208,7 +232,8 @@ def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, weights: Any, *, 
     bag = _bag_of_each(values, row_splits)
     scales = _scales(values, bag, tf.shape(dy)[0], weights, mean)[:, None]
     rows = tf.cast(tf.gather(dy, bag), tf.float32) * scales
-    return tf.cast(tf.where(values[:, None] >= 0, rows, tf.zeros_like(rows)), dy.dtype)
+    rows = tf.where(values[:, None] >= 0, rows, tf.zeros_like(rows))
+    return tf.cast(_unless_bad_borders(rows, values, row_splits), dy.dtype)
 
 
 @_weights_backward.reference
@@ -216,14 +241,15 @@ def _(table: Any, values: Any, row_splits: Any, weights: Any, dy: Any, *, mean: 
     import tensorflow as tf
 
     bag, count = _bag_of_each(values, row_splits), tf.shape(dy)[0]
-    dots = tf.reduce_sum(_looked_up(table, values) * tf.cast(tf.gather(dy, bag), tf.float32), axis=1)
+    dots = tf.reduce_sum(_looked_up(table, values, padded) * tf.cast(tf.gather(dy, bag), tf.float32), axis=1)
+    dots = _unless_bad_borders(dots, values, row_splits)
     if not mean:
         return dots
     used = tf.where(values >= 0, weights, tf.zeros_like(weights))
     inverse = tf.math.reciprocal_no_nan(tf.math.unsorted_segment_sum(used, bag, count))
     average = tf.math.unsorted_segment_sum(used * dots, bag, count) * inverse
     found = (dots - tf.gather(average, bag)) * tf.gather(inverse, bag)
-    return tf.where(values >= 0, found, tf.zeros_like(found))
+    return tf.where((values == -1) & padded, tf.zeros_like(found), found)
 
 
 @_max.reference
@@ -231,7 +257,7 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
     import tensorflow as tf
 
     bag, count = _bag_of_each(values, row_splits), tf.size(row_splits) - 1
-    rows, there = _looked_up(table, values), values[:, None] >= 0
+    rows, there = _looked_up(table, values, padded), ~((values[:, None] == -1) & padded)
     is_nan = tf.math.is_nan(rows)
     comparable = tf.where(there & ~is_nan, rows, tf.fill(tf.shape(rows), -math.inf))
     best = tf.math.unsorted_segment_max(comparable, bag, count)
@@ -244,9 +270,9 @@ def _(table: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, *, padded: boo
     which = tf.where(empty, -1, which)
     # Through the rows, so that the first of the largest gets the gradient.
     first = tf.cast(row_splits[:-1], tf.int32)[:, None] + tf.maximum(which, 0)
-    first = tf.where(empty, tf.size(values), first)
+    first = tf.where(empty, tf.size(values), tf.clip_by_value(first, 0, tf.size(values)))
     y = tf.gather(tf.transpose(_with_zeros(rows)), tf.transpose(first), batch_dims=1)
-    return tf.cast(tf.transpose(y), table.dtype), which
+    return tf.cast(_unless_bad_borders(tf.transpose(y), values, row_splits), table.dtype), which
 
 
 @_max_backward.reference
@@ -257,7 +283,7 @@ def _(dy: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor, which: tf.Tensor)
     place = tf.range(tf.size(values)) - tf.cast(tf.gather(row_splits, bag), tf.int32)
     chosen = tf.gather(which, bag) == place[:, None]
     rows = tf.gather(dy, bag)
-    return tf.where(chosen, rows, tf.zeros_like(rows))
+    return _unless_bad_borders(tf.where(chosen, rows, tf.zeros_like(rows)), values, row_splits)
 
 
 _backward.differentiate_reference()

@@ -27,7 +27,7 @@ def median_filter2d(
 
     Args:
       image: [height, width], [height, width, channels] or [batch, height, width, channels]; float32, bfloat16, float16,
-        float64, uint8, int8, uint16, int16, int32 or int64.
+        float64, uint8, int8, uint16, int16, uint32, int32, uint64 or int64.
       filter_shape: rows and columns of the window, or one number for both; at most 2^17 pixels. Of even ones the middle
         is the pixel before.
       padding: "REFLECT" (b | a b c d | c), "SYMMETRIC" (a | a b c d | d), as often as the window asks for it, or

@@ -184,7 +184,9 @@ TK_ROW(uint8_t)
 TK_ROW(int8_t)
 TK_ROW(uint16_t)
 TK_ROW(int16_t)
+TK_ROW(uint32_t)
 TK_ROW(int32_t)
+TK_ROW(uint64_t)
 TK_ROW(int64_t)
 TK_ROW(BFloat16)
 TK_ROW(Half)
@@ -321,8 +323,12 @@ ffi::Error MedianFilter2d(ffi::ThreadPool pool, ffi::AnyBuffer images, Result y,
       return run(uint16_t{});
     case ffi::S16:
       return run(int16_t{});
+    case ffi::U32:
+      return run(uint32_t{});
     case ffi::S32:
       return run(int32_t{});
+    case ffi::U64:
+      return run(uint64_t{});
     case ffi::S64:
       return run(int64_t{});
     case ffi::F64:
@@ -344,8 +350,9 @@ XLA_FFI_DEFINE_HANDLER(MedianFilter2dCpu, MedianFilter2d,
                            .Attr<int32_t>("padding")
                            .Attr<int32_t>("rows"));
 
-TK_OP(MedianFilter2d,
-      "<T: f32 | bf16 | f16 | f64 | u8 | i8 | u16 | i16 | i32 | i64>(images: T[batch height width channels], *,"
-      " rows: i32 = 3, columns: i32 = 3, padding: i32 = 0, constant: f64 = 0.0)"
-      " -> (y: T[batch height width channels])");
+TK_OP(
+    MedianFilter2d,
+    "<T: f32 | bf16 | f16 | f64 | u8 | i8 | u16 | i16 | u32 | i32 | u64 | i64>(images: T[batch height width channels],"
+    " *, rows: i32 = 3, columns: i32 = 3, padding: i32 = 0, constant: f64 = 0.0)"
+    " -> (y: T[batch height width channels])");
 TK_KERNEL(MedianFilter2d, CPU, MedianFilter2dCpu);

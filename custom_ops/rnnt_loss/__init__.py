@@ -56,7 +56,8 @@ def rnnt_loss(
 
     Raises:
       tf.errors.InvalidArgumentError: a label is no class or the blank, a length is negative or beyond its bound, blank
-        is no class, or shapes that do not fit together.
+        is no class, or shapes that do not fit together. On a GPU, where plain TensorFlow runs, labels and lengths are
+        not refused: the loss and the gradient of the sequence are NaN.
       ValueError: fastemit is negative.
     """
     options = {"blank": blank, "fastemit": _checked(fastemit)}

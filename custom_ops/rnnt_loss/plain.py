@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tftoolkit.custom_ops.engine import loops
+from tftoolkit.custom_ops.engine import loops, refusing
 
 NOTHING = -1e30  # the logarithm of 0, but finite, so that its gradient is
 
@@ -13,6 +13,7 @@ class Cells:
     """The lattice of each sequence.
 
     Attributes:
+      bad: [batch]: has a length or a label that does not fit, which kernels refuse; all of the sequence is NaN.
       frames, counts: int32 [batch].
       labels: int32 [batch, labels], 0 behind each sequence's last.
       exist: [batch, time, labels + 1].
@@ -23,10 +24,15 @@ class Cells:
         self, labels: tf.Tensor, frames: tf.Tensor, counts: tf.Tensor, logits: tf.Tensor, blank: int, fastemit: float
     ) -> None:
         self.blank, self.fastemit = blank, fastemit
+        frames, bad_frames = refusing.fitting(frames, tf.shape(logits)[1])
+        counts, bad_counts = refusing.fitting(counts, tf.shape(labels)[1])
+        classes, bad_labels = refusing.fitting(labels, tf.shape(logits)[-1] - 1)
         self.frames, self.counts = tf.cast(frames, tf.int32), tf.cast(counts, tf.int32)
         place = tf.range(tf.shape(labels)[1] + 1)
         counted = place[:-1] < self.counts[:, tf.newaxis]
-        self.labels = tf.where(counted, tf.cast(labels, tf.int32), 0)
+        bad_labels = counted & (bad_labels | (classes == blank))
+        self.bad = bad_frames | bad_counts | tf.reduce_any(bad_labels, axis=1)
+        self.labels = tf.where(counted, tf.cast(classes, tf.int32), 0)
         is_frame = tf.range(tf.shape(logits)[1]) < self.frames[:, tf.newaxis]
         self.exist = is_frame[..., tf.newaxis] & (place <= self.counts[:, tf.newaxis])[:, tf.newaxis]
         self.may_move = is_frame[..., tf.newaxis] & (place < self.counts[:, tf.newaxis])[:, tf.newaxis]
@@ -127,8 +133,8 @@ def _sum(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
 
 
 def _is_nan(cells: Cells, log_sums: tf.Tensor) -> tf.Tensor:
-    """Sequences with a cell that has no softmax."""
-    return tf.reduce_any(cells.exist & ~tf.math.is_finite(log_sums), axis=[1, 2])
+    """Sequences with a cell that has no softmax, and bad ones."""
+    return cells.bad | tf.reduce_any(cells.exist & ~tf.math.is_finite(log_sums), axis=[1, 2])
 
 
 def _loss(cells: Cells, blanks: tf.Tensor, moves: tf.Tensor, log_sums: tf.Tensor) -> tf.Tensor:
@@ -186,7 +192,9 @@ def gradient(
     scale = d_loss * (of_blanks + of_moves) / total + d_sum
     dx = tf.exp(x - largest[..., tf.newaxis]) * scale[..., tf.newaxis]
     dx -= d_loss[..., tf.newaxis] * cells.one_hot(x, of_blanks, of_moves)
-    return tf.cast(tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)), logits.dtype)
+    return tf.cast(
+        refusing.spoilt(tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)), cells.bad), logits.dtype
+    )
 
 
 def additive_losses(cells: Cells, encoder: tf.Tensor, predictor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -208,7 +216,7 @@ def additive_gradients(
     share = d_loss * (of_blanks + of_moves) + d_log_sum
     dx = tf.exp(x - log_sums[..., tf.newaxis]) * share[..., tf.newaxis]
     dx -= d_loss[..., tf.newaxis] * cells.one_hot(x, of_blanks, of_moves)
-    dx = tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx))
+    dx = refusing.spoilt(tf.where(cells.exist[..., tf.newaxis], dx, tf.zeros_like(dx)), cells.bad)
     return tf.cast(tf.reduce_sum(dx, axis=2), encoder.dtype), tf.cast(tf.reduce_sum(dx, axis=1), encoder.dtype)
 
 

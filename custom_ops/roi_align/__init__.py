@@ -1,8 +1,12 @@
 """RoIAlign (He et al. 2017, Mask R-CNN, https://arxiv.org/abs/1703.06870): features under boxes, in bins of equal size.
 
-Each bin is the mean of samples that lie evenly in it, each interpolated between four pixels. The meaning is that of
-``torchvision.ops.roi_align``, channels last. ``TfToolkit>RoiAlign`` and ``TfToolkit>RoiAlignGrad``, the gradient by the
-features, have kernels for CPU and CUDA; both compute in float32.
+Each bin is the mean of samples that lie evenly in it, each interpolated between four pixels: of bin k with samples S,
+
+.. math:: y_k = \\frac{1}{|S_k|} \\sum_{s \\in S_k} \\sum_p
+   \\max(0, 1 - |s_x - p_x|)\\, \\max(0, 1 - |s_y - p_y|)\\, x_p
+
+The meaning is that of ``torchvision.ops.roi_align``, channels last. ``TfToolkit>RoiAlign`` and
+``TfToolkit>RoiAlignGrad``, the gradient by the features, have kernels for CPU and CUDA; both compute in float32.
 """
 
 from __future__ import annotations

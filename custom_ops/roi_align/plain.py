@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tftoolkit.custom_ops.engine import refusing
+
 
 def forward(
     features: tf.Tensor,
@@ -19,7 +21,9 @@ def forward(
     """[n, output_height, output_width, channels]"""
     boxes = tf.stop_gradient(boxes)
     along_y, along_x, count, bad = _weights(features, boxes, output_height, output_width, **options)
-    wide = tf.cast(tf.gather(features, box_indices), boxes.dtype)
+    pictures, none = refusing.fitting(box_indices, tf.shape(features)[0] - 1)
+    bad |= none
+    wide = tf.cast(tf.gather(features, pictures), boxes.dtype)
     # A pixel that is no number shows wherever it is read, also with a weight of 0, and nowhere else.
     fine = tf.math.is_finite(wide)
     touched = [tf.cast(axis.touched, boxes.dtype) for axis in (along_y, along_x)]
@@ -33,13 +37,15 @@ def backward(dy: tf.Tensor, features: tf.Tensor, boxes: tf.Tensor, box_indices: 
     boxes = tf.stop_gradient(boxes)
     shape = tf.shape(dy)
     along_y, along_x, count, bad = _weights(features, boxes, shape[1], shape[2], **options)
+    pictures, none = refusing.fitting(box_indices, tf.shape(features)[0] - 1)
+    bad |= none
     wide = tf.where(_outer(~bad), tf.cast(dy, boxes.dtype) / _outer(count), 0)
     fine = tf.math.is_finite(wide)
     touched = [tf.cast(axis.touched, boxes.dtype) for axis in (along_y, along_x)]
     spoilt = tf.einsum("niy,njx,nijc->nyxc", *touched, tf.cast(~fine, boxes.dtype)) > 0
     of_box = tf.einsum("niy,njx,nijc->nyxc", along_y.weights, along_x.weights, tf.where(fine, wide, 0))
     of_box = tf.where(spoilt, _nan(boxes.dtype), of_box)
-    return tf.cast(tf.math.unsorted_segment_sum(of_box, box_indices, tf.shape(features)[0]), features.dtype)
+    return tf.cast(tf.math.unsorted_segment_sum(of_box, pictures, tf.shape(features)[0]), features.dtype)
 
 
 class _Axis:

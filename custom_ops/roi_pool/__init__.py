@@ -1,6 +1,11 @@
 """RoI pooling (Girshick 2015, Fast R-CNN, https://arxiv.org/abs/1504.08083): the largest feature in each bin of a box.
 
-Boxes are rounded to whole pixels. The meaning is that of ``torchvision.ops.roi_pool``, channels last.
+Boxes are rounded to whole pixels. Of a box of h pixels from row t on, and alike in the columns, bin i of n takes rows
+
+.. math:: t + \\lfloor i h / n \\rfloor \\le \\mathrm{row} < t + \\lceil (i + 1) h / n \\rceil, \\qquad
+   y_{ij} = \\max_{p \\in \\mathrm{bin}_{ij}} x_p
+
+The meaning is that of ``torchvision.ops.roi_pool``, channels last.
 ``TfToolkit>RoiPool`` returns the places of the maxima as well, for ``TfToolkit>RoiPoolGrad``; both are for the CPU.
 """
 
@@ -44,7 +49,8 @@ def roi_pool(
       by the features: the gradient goes to the first maximum.
 
     Raises:
-      tf.errors.InvalidArgumentError: an index is no picture, or shapes that do not fit.
+      tf.errors.InvalidArgumentError: an index is no picture, or shapes that do not fit. On a GPU, where plain
+        TensorFlow runs, indices are not refused: a box of no picture is NaN and gives no gradient.
       ValueError: output_size is not positive.
     """
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
@@ -66,7 +72,10 @@ def _(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
-    bad = ~tf.reduce_all(tf.math.is_finite(boxes), -1)
+    from tftoolkit.custom_ops.engine import refusing
+
+    pictures, bad = refusing.fitting(box_indices, tf.shape(features)[0] - 1)
+    bad |= ~tf.reduce_all(tf.math.is_finite(boxes), -1)
     corners = tf.where(bad[:, None], tf.zeros_like(boxes), boxes) * tf.cast(spatial_scale, boxes.dtype)
     corners = tf.stop_gradient(tf.sign(corners) * tf.math.floor(tf.abs(corners) + 0.5))
     shape, n = tf.shape(features), tf.shape(boxes)[0]
@@ -76,7 +85,7 @@ def _(
     ]
     both = inside[0][:, :, None, :, None] & inside[1][:, None, :, None, :]
     both = tf.reshape(both, [n, output_height, output_width, shape[1] * shape[2], 1])
-    values = tf.reshape(tf.gather(features, box_indices), [n, 1, 1, shape[1] * shape[2], shape[3]])
+    values = tf.reshape(tf.gather(features, pictures), [n, 1, 1, shape[1] * shape[2], shape[3]])
     lowest = tf.fill(tf.shape(both), tf.constant(-float("inf"), features.dtype))
     # NaN is larger than all, and -inf in a bin larger than what is outside.
     rank = tf.where(tf.math.is_nan(values), tf.constant(float("inf"), features.dtype), values)
@@ -87,7 +96,7 @@ def _(
     ranks = tf.pad(tf.cast(candidates, tf.int32), [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0]])
     places = tf.where(tf.reduce_any(candidates, 3), tf.argmax(ranks, 3, output_type=tf.int32), -1)
     pixels, channels = tf.cast(shape[1] * shape[2], tf.int64), tf.cast(shape[3], tf.int64)
-    flat = tf.reshape(tf.gather(features, box_indices), [n, shape[1] * shape[2], shape[3]])
+    flat = tf.reshape(tf.gather(features, pictures), [n, shape[1] * shape[2], shape[3]])
     flat = tf.reshape(tf.pad(flat, [[0, 0], [0, 1], [0, 0]]), [n * (shape[1] * shape[2] + 1) * shape[3]])
     wanted = tf.where(places < 0, pixels, tf.cast(places, tf.int64))
     wanted += tf.range(tf.cast(n, tf.int64))[:, None, None, None] * (pixels + 1)

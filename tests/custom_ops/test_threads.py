@@ -24,6 +24,11 @@ with tf.GradientTape() as tape:
     y = custom_ops.rms_norm(x, gamma)
 gradients = list(tape.gradient(y, [x, gamma], output_gradients=dy))
 labels, spoken = tf.range(20000) % 33, 1 + tf.range(30)[None] % 32
+short = lambda x, *shape: tf.reshape(x[:shape[0] * shape[1]], [*shape, 33])
+pairs, weights = lambda: gamma[:, None] - 2 * gamma, dy[:, 0] ** 2
+corners = 60 * rng.random((300, 4)).astype("f") + [0, 0, 30, 30]
+boxes = tf.cast(corners, tf.float32), labels[:300] % 2
+mask = tf.cast(dy[:, :32] > -0.3, tf.uint8)
 for function in (
     lambda: custom_ops.layer_norm(x, gamma, gamma, dy),
     lambda: custom_ops.rms_norm(x, gamma, residual=dy),
@@ -39,11 +44,28 @@ for function in (
     ),
     lambda: custom_ops.grid_sample(tf.reshape(x, [1, 100, 200, 33]), tf.reshape(dy[:, :2], [1, 200, 100, 2])),
     lambda: custom_ops.fused_linear_cross_entropy(labels[:700], x[:700], tf.concat([dy[:3000], gamma[None]], 0)),
+    lambda: custom_ops.crf_log_likelihood(
+        short(x, 40, 500), tf.reshape(labels, [40, 500]), [500] * 39 + [3], pairs(), gamma, gamma
+    ),
+    lambda: custom_ops.crf_marginals(short(x, 900, 6), labels[:900] % 7, pairs()),
+    lambda: custom_ops.crf_decode(short(dy, 40, 500), [500] * 39 + [3], tf.stop_gradient(pairs())),
+    lambda: custom_ops.embedding_bag(x, ids % 20000, range(0, 50_001, 10), weights=rows[:, 0] + gamma[0], mode="mean"),
+    lambda: custom_ops.embedding_bag(x, tf.reshape(ids % 20000, [500, 100]), mode="max"),
+    lambda: custom_ops.roi_align(short(x, 200, 100)[None], boxes[0], 0 * boxes[1], 7),
+    lambda: custom_ops.roi_pool(tf.reshape(x, [2, 100, 100, 33]), *boxes, 7),
+    lambda: custom_ops.deform_conv2d(
+        short(x, 60, 50)[None], short(dy, 60, 50)[None, ..., :18], short(dy, 3, 3)[..., None] * gamma[:8] + gamma[0],
+        mask=short(dy, 60, 50)[None, ..., 18:27], padding=1,
+    ),
+    lambda: custom_ops.median_filter2d(short(dy, 100, 200), 5),
+    lambda: custom_ops.euclidean_distance_transform(tf.reshape(mask, [4, 400, 400, 1])),
+    lambda: custom_ops.connected_components(tf.reshape(mask, [4, 400, 400])),
 ):
     with tf.GradientTape() as tape:
         tape.watch([x, gamma])
         outputs = tf.nest.flatten(function())
-    gradients += outputs + tape.gradient(outputs, [x, gamma], unconnected_gradients="zero")
+    found = tape.gradient(outputs, [x, gamma], unconnected_gradients="zero")
+    gradients += outputs + [tf.convert_to_tensor(one) for one in found]  # those of rows, added up
 np.savez(sys.argv[2], custom_ops.global_norm(g), *(tensor for each in new for tensor in each), y, *gradients)
 """
 
@@ -53,6 +75,6 @@ def test_same_result_for_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 5):
         subprocess.run([sys.executable, "-c", SCRIPT, str(threads), tmp_path / f"{threads}.npz"], check=True)
     one, five = (np.load(tmp_path / f"{threads}.npz") for threads in (1, 5))
-    assert len(one.files) == 17 + 12 * 3 + 2
+    assert len(one.files) == 17 + 23 * 3 + 1 + 2
     for key in one:
         np.testing.assert_array_equal(one[key], five[key])

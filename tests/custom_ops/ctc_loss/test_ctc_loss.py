@@ -167,6 +167,19 @@ def test_wrong_arguments(message, mode):
         call(LOGITS, *map(tf.constant, inputs))
 
 
+@pytest.mark.parametrize("message", list(WRONG)[:-3])
+def test_where_no_kernel_runs_wrong_sequences_are_nan(message):
+    """As the kernels on a GPU have it, where nothing waits to refuse them."""
+    *inputs, blank = WRONG[message]
+    given = [LOGITS, *map(tf.constant, inputs)]
+    forward, backward = (op.run_reference for op in OPS)
+    loss, largest, total = forward(*given, blank=blank, zero_infinity=False)
+    gradient = backward(*given, tf.ones([2]), tf.zeros_like(total), largest, total, blank=blank)
+    wrong = np.isnan(loss)
+    assert wrong.any()
+    np.testing.assert_array_equal(np.isnan(gradient), np.broadcast_to(wrong[:, None, None], gradient.shape))
+
+
 def test_lengths_are_given_once():
     ragged = tf.ragged.constant([[1], [2, 3]])
     with pytest.raises(TypeError, match="label_lengths must be None"):

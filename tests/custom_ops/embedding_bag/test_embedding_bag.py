@@ -190,6 +190,40 @@ def test_an_id_that_is_no_row(bad, mode, run):
         call(tf.constant([0, 9, bad, 0, 10, 0, -5]))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [10, -1, -7, 2**40])
+def test_where_no_kernel_runs_the_bag_of_an_id_that_is_no_row_is_nan(bad, mode):
+    """As on a GPU, where nothing waits to refuse it."""
+    table, borders, dy = tf.ones([10, 3]), np.array([0, 2, 2, 4, 5]), tf.ones([4, 3])
+    references = {name: ops.find(f"TfToolkit>{name}").run_reference for name in ARGUMENTS}
+    for padded in (False, True) if bad != -1 else (False,):
+        ids, options = tf.constant([0, 9, 3, bad, 4], tf.int64), {"padded": padded}
+        if mode == "max":
+            y = references["EmbeddingBagMax"](table, ids, borders, **options).y
+        else:
+            options["mean"] = mode == "mean"
+            y = references["EmbeddingBag"](table, ids, borders, None, **options)
+            dweights = references["EmbeddingBagWeightsGrad"](table, ids, borders, tf.ones(5), dy, **options)
+            np.testing.assert_array_equal(np.isnan(dweights), [0, 0, mode == "mean", 1, 0])
+        assert np.isnan(y).tolist() == [[False] * 3, [False] * 3, [True] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize("borders", [[0, 3, 2, 7], [0, 3, 6], [1, 3, 7], [0, 9], [-1, 7]])
+def test_where_no_kernel_runs_wrong_borders_make_everything_nan(borders):
+    table, dy, weights = tf.ones([10, 3]), tf.ones([len(borders) - 1, 3]), tf.ones(7)
+    first = tf.zeros(dy.shape, tf.int32)
+    calls = {
+        "EmbeddingBag": (table, IDS, borders, None), "EmbeddingBagMax": (table, IDS, borders),
+        "EmbeddingBagGrad": (dy, IDS, borders, None), "EmbeddingBagMaxGrad": (dy, IDS, borders, first),
+        "EmbeddingBagWeightsGrad": (table, IDS, borders, weights, dy),
+    }  # fmt: skip
+    for name, inputs in calls.items():
+        found = ops.find(f"TfToolkit>{name}").run_reference(
+            *(x if x is None else tf.convert_to_tensor(x) for x in inputs)
+        )
+        assert np.isnan(tf.nest.flatten(found)[0]).all(), name
+
+
 def test_of_many_bad_ids_the_first_is_named():
     ids = np.zeros(60_000, np.int32)
     ids[40_000:] = -2

@@ -47,6 +47,9 @@ SLOW = [(folder, case) for folder in FOLDERS for case in small(folder)]
 REST = [(folder, case) for folder in FOLDERS for case in cases_module(folder).CASES if (folder, case) not in SLOW]
 
 
+EMPTY = [(folder, case) for folder in FOLDERS for case in getattr(cases_module(folder), "EMPTY_CASES", ())]
+
+
 def run_case(folder: str, case, seed: int, max_blocks: int) -> None:
     """With both: threads in order and a grid as large as wanted, threads in a random order and a small grid."""
     within = [
@@ -64,6 +67,13 @@ def run_case(folder: str, case, seed: int, max_blocks: int) -> None:
 @pytest.mark.parametrize(("folder", "case"), some(SLOW))
 def test_small_cases(folder, case, random_seed):
     run_case(folder, case, random_seed, max_blocks=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "case"), some(EMPTY))
+def test_nothing_to_do(folder, case):
+    """A grid without blocks is an error on a GPU, and in emulation."""
+    run_case(folder, case, seed=0, max_blocks=1)
 
 
 @pytest.mark.exhaustive

@@ -153,6 +153,8 @@ def main() -> None:
         for number in range(options.cases) if options.case is None else [options.case]:
             os.pwrite(progress, f"{name} --case={number}".ljust(80).encode(), 0)
             run_case(subject, name, options.seed, number)
+        if isinstance(subject, OpSubject):
+            subject.finish()
         if options.leaks:
             print(name, leaked_bytes(subject, name, options.seed, options.leaks), flush=True)
 

@@ -23,6 +23,10 @@ def fitting_call(call: sampling.Call, name: str, rng: random.Random) -> sampling
         return _convolution(call, rng)
     if name.startswith("Crf"):
         return _chains(call, rng)
+    if name.startswith("FlashAttention") and rng.random() < 0.8:
+        return _heads(call, rng)
+    if name == "FusedLinearCrossEntropyGrad" and rng.random() < 0.8:
+        return replace(_with_dims(call, biases=_dim(call, "classes")), attributes={**call.attributes, "biased": True})
     if name == "AdamWRows":
         return replace(call, attributes={**call.attributes, "beta_1": 0.5, "beta_2": 0.25})
     if name.startswith("AdamW"):
@@ -42,7 +46,11 @@ def fit_arrays(call: sampling.Call, name: str, arrays: list[Any], rng: random.Ra
     elif name.startswith("FusedLinearCrossEntropy"):
         arrays[3] %= min(max(1, *arrays[1].shape[:1], 1), 100)
     elif name.startswith("EmbeddingBag") and arrays[2].ndim == 1 and rng.random() < 0.9:
-        _fit_bags(arrays, ids=arrays[1], row_splits=arrays[2])
+        arrays[1] %= min(max(1, *arrays[0].shape[:1], 1), 100)
+        _fit_borders(arrays[2], arrays[1].size)
+    elif name.startswith("FlashAttentionVarlen") and rng.random() < 0.9:
+        for side, rows in (("q", arrays[0]), ("k", arrays[1])):
+            _fit_borders(inputs[f"cu_seqlens_{side}"], min(rows.shape[0] if rows.ndim else 0, 1 << 20))
     elif name == "AdamWRows" and rng.random() < 0.9:
         inputs["indices"] %= min(max(1, *inputs["w"].shape[:1], 1), 100)
     elif name.startswith("Crf") and arrays[0].ndim == 3:
@@ -101,12 +109,42 @@ def _chains(call: sampling.Call, rng: random.Random) -> sampling.Call:
     return replace(call, inputs=inputs)
 
 
-def _fit_bags(arrays: list[Any], ids: np.ndarray, row_splits: np.ndarray) -> None:
-    """Ids that are rows of the table, and borders that rise from 0 to their number."""
-    ids %= min(max(1, *arrays[0].shape[:1], 1), 100)
-    row_splits %= ids.size + 1
-    row_splits.sort()
-    row_splits[:1], row_splits[-1:] = 0, ids.size
+def _dim(call: sampling.Call, name: str) -> int:
+    """How large the dimension of that name is."""
+    for argument, shape in zip(call.schema.inputs, call.inputs, strict=True):
+        if name in argument.dims and isinstance(shape, tuple):
+            return shape[argument.dims.index(name) - len(argument.dims)]
+    raise LookupError(f"no input has a dimension {name}")
+
+
+def _with_dims(call: sampling.Call, **dims: int) -> sampling.Call:
+    """The call with other sizes of these dimensions, in inputs whose rank is known."""
+    inputs = tuple(
+        tuple(dims.get(str(dim), size) for dim, size in zip(argument.dims, shape, strict=True))
+        if isinstance(shape, tuple) and len(shape) == len(argument.dims) else shape
+        for argument, shape in zip(call.schema.inputs, call.inputs, strict=True)
+    )  # fmt: skip
+    return replace(call, inputs=inputs)
+
+
+def _heads(call: sampling.Call, rng: random.Random) -> sampling.Call:
+    """As many for the queries as a multiple of those of the keys; biases of one or all."""
+    heads = _dim(call, "heads")
+    dims = {"kv_heads": rng.choice([size for size in range(1, heads + 1) if heads % size == 0] or [1])}
+    dims |= {
+        f"bias_{name}": rng.choice((1, _dim(call, name)))
+        for name in ("batch", "heads", "queries")
+        if any(f"bias_{name}" in argument.dims for argument in call.schema.inputs)
+    }
+    return _with_dims(call, **dims)
+
+
+def _fit_borders(borders: np.ndarray, end: int) -> None:
+    """They rise from 0 to the end."""
+    if borders.ndim == 1:
+        borders %= end + 1
+        borders.sort()
+        borders[:1], borders[-1:] = 0, end
 
 
 def _fit_boxes(inputs: dict[str, np.ndarray]) -> None:

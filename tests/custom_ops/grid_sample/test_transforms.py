@@ -109,12 +109,53 @@ def test_gradients_are_slopes(fill_mode, fill_value):
     np.testing.assert_allclose(by_angles, slopes, rtol=0.02, atol=0.3)  # kinks in a step of 0.002
 
 
-@pytest.mark.slow
-def test_in_graphs_and_xla():
-    right = custom_ops.rotate(IMAGES, 0.4, "bilinear", "reflect")
-    for jit in (False, True):
-        run = tf.function(lambda x: custom_ops.rotate(x, 0.4, "bilinear", "reflect"), jit_compile=jit)
-        np.testing.assert_allclose(run(tf.constant(IMAGES)), right, atol=1e-5)
+GRAPH_CALLS = {
+    "rotate": lambda x: custom_ops.rotate(x, 0.4, "bilinear", "reflect"),
+    "translate": lambda x: custom_ops.translate(x, [[1.5, 0.0], [0.25, -1.0], [0.0, 2.0]], "bilinear", "nearest"),
+    "wrap": lambda x: custom_ops.image_transform(x, TRANSFORMS, "bilinear", "wrap"),
+    "fill": lambda x: custom_ops.image_transform(x, TRANSFORMS, "bilinear", fill_value=2.5),
+    "smaller": lambda x: custom_ops.image_transform(x, TRANSFORMS, "nearest", output_shape=[5, 4]),
+    "larger": lambda x: custom_ops.image_transform(x, TRANSFORMS[0], "bilinear", "wrap", tf.constant([11, 12])),
+}
+UNKNOWN = [tf.TensorSpec([None] * 4)]
+
+
+@pytest.mark.parametrize("call", GRAPH_CALLS)
+def test_in_graphs_with_unknown_sizes(call):
+    """One program for images of any size."""
+    run = tf.function(GRAPH_CALLS[call], input_signature=UNKNOWN, autograph=False)
+    for images in (IMAGES, IMAGES[:, :6, 2:]):
+        np.testing.assert_allclose(run(images), GRAPH_CALLS[call](images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=[pytest.mark.slow] * (call != "wrap")) for call in GRAPH_CALLS]
+)
+def test_under_xla(call):
+    run = tf.function(GRAPH_CALLS[call], jit_compile=True, autograph=False)
+    np.testing.assert_allclose(run(tf.constant(IMAGES)), GRAPH_CALLS[call](IMAGES), atol=1e-5)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("shape", [None, [5, 12]])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("fill_mode", "fill_value"), FILLS)
+def test_all_ways_in_graphs_and_xla(fill_mode, fill_value, interpolation, shape, jit):
+    """Values, and the gradient by the images."""
+
+    def both(images, transforms):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            options = {"output_shape": shape, "fill_value": fill_value}
+            found = custom_ops.image_transform(images, transforms, interpolation, fill_mode, **options)
+        return found, tape.gradient(found, images, output_gradients=tf.cos(found))
+
+    given = tf.constant(IMAGES), tf.constant(TRANSFORMS)
+    unknown = None if jit else [*UNKNOWN, tf.TensorSpec([None, 8])]
+    run = tf.function(both, jit_compile=jit, input_signature=unknown, autograph=False)
+    for one, right in zip(run(*given), both(*given), strict=True):
+        np.testing.assert_allclose(one, right, atol=2e-5)
 
 
 def test_wrong_arguments():

@@ -111,13 +111,40 @@ def test_gradients_reach_the_control_points():
         assert np.any(gradient)
 
 
-@pytest.mark.slow
-def test_in_graphs_and_xla():
-    flow = RNG.uniform(-4, 4, (2, 8, 11, 2)).astype(np.float32)
-    right = custom_ops.dense_image_warp(IMAGES, flow)
-    for jit in (False, True):
-        run = tf.function(custom_ops.dense_image_warp, jit_compile=jit)
-        np.testing.assert_allclose(run(tf.constant(IMAGES), tf.constant(flow)), right, atol=1e-6)
+FLOW = RNG.uniform(-4, 4, (2, 8, 11, 2)).astype(np.float32)
+POINTS = RNG.uniform(1, 7, (2, 5, 2)).astype(np.float32)
+GRAPH_CALLS = {
+    "dense_image_warp": (custom_ops.dense_image_warp, IMAGES, FLOW),
+    "resampler": (custom_ops.resampler, IMAGES, FLOW + 4),
+    "sparse_image_warp": (
+        lambda *given: custom_ops.sparse_image_warp(*given, num_boundary_points=1), IMAGES, POINTS, POINTS + 0.5
+    ),
+    "interpolate_spline": (
+        lambda *given: custom_ops.interpolate_spline(*given, 2, 0.01), POINTS, POINTS[..., :1], FLOW[:, 0]
+    ),
+}  # fmt: skip
+
+
+def check_program(name, jit, known):
+    """Values and the gradients by all that is given."""
+    call, *arrays = GRAPH_CALLS[name]
+
+    def both(*given):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            found = tf.nest.flatten(call(*given))
+        return [*found, *tape.gradient(found, given)]
+
+    given = [tf.constant(one) for one in arrays]
+    unknown = [tf.TensorSpec([None] * (one.shape.rank - 1) + one.shape[-1:], one.dtype) for one in given]
+    run = tf.function(both, jit_compile=jit, input_signature=None if known else unknown, autograph=False)
+    for one, right in zip(run(*given), both(*given), strict=True):
+        np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("name", GRAPH_CALLS)
+def test_in_graphs_with_unknown_sizes(name):
+    check_program(name, jit=False, known=False)
 
 
 def test_shapes_that_do_not_go_together():
@@ -135,3 +162,16 @@ def test_shapes_that_do_not_go_together():
     assert warp(image, tf.zeros([1, 4, 4, 2])).shape == [1, 4, 4, 1]
     with pytest.raises(tf.errors.InvalidArgumentError):
         warp(image, flow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPH_CALLS)
+def test_under_xla(name):
+    check_program(name, jit=True, known=True)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", GRAPH_CALLS)
+@pytest.mark.parametrize("jit", [False, True])
+def test_traced_with_and_without_known_sizes(name, jit):
+    check_program(name, jit=jit, known=not jit)

@@ -13,7 +13,8 @@ from tftoolkit.custom_ops.opcheck import table
 assert custom_ops.median_filter2d  # loads the library
 OP = ops.find("TfToolkit>MedianFilter2d")
 RNG = np.random.default_rng(0)
-DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+DTYPES = (*WHOLE, "float16", "bfloat16", "float32", "float64")
 SCIPY_MODES = {"REFLECT": "mirror", "SYMMETRIC": "reflect", "CONSTANT": "constant"}
 
 
@@ -53,7 +54,7 @@ def test_dtypes_and_even_windows(dtype, size):
         np.testing.assert_array_equal(found, right)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32", "int64", "uint64"])
 def test_sums_do_not_overflow(dtype):
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     for a, b in [(high, high), (low, low), (high - 2, high), (low, high), (low, low + 3)]:
@@ -102,6 +103,25 @@ def test_the_gradient_goes_to_the_median():
         y = custom_ops.median_filter2d(image, (1, 3), "CONSTANT")  # 1, 2, 4, 3, 3
     gradient = tape.gradient(y, image, output_gradients=tf.constant([[1.0, 10, 100, 1000, 10000]]))
     np.testing.assert_array_equal(gradient, [[1, 0, 10, 100, 11000]])
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint64"])
+def test_the_largest_numbers_are_compared_as_unsigned_ones(dtype):
+    """By the kernel, both its ways, and by the reference."""
+    most = np.iinfo(dtype).max
+    image = np.full((17, 18), most, dtype) - RNG.integers(0, 7, (17, 18)).astype(dtype) * np.array(most // 7, dtype)
+    for size in (3, (2, 2), (16, 15)):
+        rows, columns = (size, size) if isinstance(size, int) else size
+        windows = np.lib.stride_tricks.sliding_window_view(image, (rows, columns))
+        ordered = np.sort(windows.reshape(*windows.shape[:2], -1), axis=-1)
+        low, high = ordered[..., (rows * columns - 1) // 2], ordered[..., rows * columns // 2]
+        right = low // 2 + high // 2 + (low % 2 + high % 2) // 2
+        inside = tuple(
+            slice((n - 1) // 2, length - n // 2) for n, length in zip((rows, columns), image.shape, strict=True)
+        )
+        np.testing.assert_array_equal(custom_ops.median_filter2d(image, size)[inside], right)
+        plain = OP.run_reference(image[None, ..., None], rows=rows, columns=columns)[0, ..., 0]
+        np.testing.assert_array_equal(plain[inside], right)
 
 
 def test_wrong_arguments():

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tftoolkit import custom_ops
 from tftoolkit.custom_ops.engine import library
-from tftoolkit.custom_ops.rnnt_loss.cases import ARGUMENTS, DTYPES, FLOAT_CASES, Case, call_of
+from tftoolkit.custom_ops.rnnt_loss.cases import ARGUMENTS, DTYPES, EMPTY_CASES, FLOAT_CASES, Case, call_of
 
 assert custom_ops.rnnt_loss  # gives the ops their references
 OPS = [library.load_builtin("rnnt_loss").op(name) for name in ARGUMENTS]
@@ -66,7 +66,7 @@ def check(found, right):
     np.testing.assert_allclose(found[0], right[0], rtol=1e-6, atol=2e-6)
     for one, other in zip(found[1:], right[1:], strict=True):
         step = {"float32": 2.0**-22, "bfloat16": 2.0**-8, "float16": 2.0**-11}[one.dtype.name]
-        np.testing.assert_allclose(one.astype(np.float64), other, rtol=step, atol=1e-5 * max(1, np.abs(other).max()))
+        np.testing.assert_allclose(one.astype(np.float64), other, rtol=step, atol=1e-5 * np.abs(other).max(initial=1))
 
 
 def joint_case(case, scale=1.0):
@@ -179,8 +179,8 @@ def test_what_is_not_finite_comes_out_and_stays_where_it_is(bad):
     assert np.isnan(found[1][1]).all()
 
 
-def test_the_joint_tensor_is_never_formed():
-    """It would take 8 GB."""
+def test_sums_of_many_labels():
+    """The joint tensor would take 8 GB; test_sequence_memory.py measures that nothing like it is formed."""
     encoder, predictor, labels = tf.zeros([1, 500, 200]), tf.zeros([1, 20_001, 200]), tf.ones([1, 20_000], tf.int32)
     with tf.GradientTape() as tape:
         tape.watch(encoder)
@@ -194,7 +194,7 @@ def test_the_joint_tensor_is_never_formed():
 LOGITS = np.zeros((2, 4, 3, 5), np.float32)
 WRONG = {
     r"labels\[1, 0\] is 5, but must be a class, from 0 to below 5": ([[1, 9], [5, 1]], [4, 4], [1, 2], 0),
-    r"labels\[0, 1\] is 3, the blank; labels must be other classes": ([[1, 3], [5, 1]], [4, 4], [2, 2], 3),
+    r"labels\[0, 1\] is 3, the blank; labels must be other classes": ([[1, 3], [2, 1]], [4, 4], [2, 2], 3),
     r"logit_lengths\[1\] is 5, but must be from 0 to 4": ([[1, 1]] * 2, [4, 5], [1, 1], 0),
     r"label_lengths\[0\] is -1, but must be from 0 to 2": ([[1, 1]] * 2, [4, 4], [-1, 1], 0),
     r"blank is 5, but must be a class": ([[1, 1]] * 2, [4, 4], [1, 1], 5),
@@ -202,14 +202,49 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("message", WRONG)
-def test_wrong_arguments(message):
+def test_wrong_arguments(message, mode):
     *inputs, blank = WRONG[message]
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        custom_ops.rnnt_loss(LOGITS, *inputs, blank=blank)
+    inputs = [tf.constant(one) for one in inputs]
+    shapes = "has shape" in message
+    errors = (tf.errors.InvalidArgumentError, *[ValueError] * shapes)  # shapes are known where XLA's function is traced
+    call = op_values.MODES[mode](lambda *given: custom_ops.rnnt_loss(LOGITS, *given, blank=blank))
+    with pytest.raises(errors, match=message):
+        call(*inputs)
     message = message.replace(r"labels has shape \[2,1\]", "has shape")  # or predictor has
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        custom_ops.rnnt_loss_additive(LOGITS[:, :, 0], LOGITS[:, 0], *inputs, blank=blank)
+    sums = LOGITS[:, :, 0], LOGITS[:, 0]
+    call = op_values.MODES[mode](lambda *given: custom_ops.rnnt_loss_additive(*sums, *given, blank=blank))
+    with pytest.raises(errors, match=message):
+        call(*inputs)
+
+
+@pytest.mark.parametrize("message", list(WRONG)[:4])
+def test_where_no_kernel_runs_wrong_sequences_are_nan(message):
+    """As on a GPU, where nothing waits to refuse them."""
+    labels, frames, counts, blank = WRONG[message]
+    which = 1 if "[1" in message.replace("\\", "") else 0
+    given = [tf.constant(one) for one in (labels, frames, counts)]
+    joint, encoder, predictor = tf.constant(LOGITS), tf.constant(LOGITS[:, :, 0]), tf.constant(LOGITS[:, 0])
+    forward, backward, forward_additive, backward_additive = (op.run_reference for op in OPS)
+    first = forward(joint, *given, blank=blank, fastemit=0.0)
+    options = {"blank": blank, "fastemit": 0.0}
+    ones = tf.ones([2]), tf.zeros([2, 4, 3])
+    found = [first.loss, backward(joint, *given, *ones, first[1], first[2], **options)]
+    first = forward_additive(encoder, predictor, *given, **options)
+    found += [first.loss, *backward_additive(encoder, predictor, *given, *ones, first[1], **options)]
+    for one in found:
+        assert np.isnan(one[which]).all()
+        assert np.isfinite(one[1 - which]).all()
+
+
+@pytest.mark.parametrize("mode", op_values.MODES)
+@pytest.mark.parametrize("case", EMPTY_CASES, ids=str)
+def test_nothing(case, mode):
+    inputs, options, upstream, right = joint_case(case)
+    check(run(custom_ops.rnnt_loss, inputs, upstream, mode, **options), right)
+    inputs, options, upstream, right = additive_case(case)
+    check(run(custom_ops.rnnt_loss_additive, inputs, upstream, mode, floating=2, **options), right)
 
 
 def test_a_negative_lambda():

@@ -146,6 +146,16 @@ def test_no_boxes_and_no_pictures():
     np.testing.assert_array_equal(empty, np.zeros((1, 2, 2, 3)))
 
 
+def test_where_no_kernel_runs_a_box_of_no_picture_is_nan():
+    """As on a GPU, where nothing waits to refuse it; and it gives no gradient."""
+    boxes, indices = tf.constant([[0.0, 0, 2, 2]] * 3), tf.constant([0, 1, -1])
+    options = {"spatial_scale": 1.0, "sampling_ratio": 1, "aligned": True}
+    y = plain.forward(tf.constant(FEATURES), boxes, indices, output_height=1, output_width=1, **options)
+    gradient = plain.backward(tf.ones_like(y), tf.constant(FEATURES), boxes, indices, **options)
+    np.testing.assert_allclose(y[:, 0, 0], [FEATURES[0, :2, :2].mean((0, 1)), [NAN] * 3, [NAN] * 3])
+    np.testing.assert_allclose(tf.reduce_sum(gradient, [0, 1, 2]), [1, 1, 1])
+
+
 def test_wrong_arguments():
     box = [[0, 0, 1, 1]] * 3
     for call, message in [

@@ -69,6 +69,16 @@ def test_boxes_beyond_the_picture_without_an_inside_and_endless():
     assert none.shape == (0, 2, 3, 3)
 
 
+def test_where_no_kernel_runs_a_box_of_no_picture_is_nan():
+    """As on a GPU, where nothing waits to refuse it; and it gives no gradient."""
+    boxes, indices = tf.constant([[0.0, 0, 2, 2]] * 3), tf.constant([0, 1, -1])
+    forward, backward = (op.run_reference for op in OPS)
+    y, places = forward(tf.constant(FEATURES), boxes, indices, output_height=1, output_width=1, spatial_scale=1.0)
+    gradient = backward(tf.ones_like(y), places, tf.constant(FEATURES), indices)
+    np.testing.assert_array_equal(y[:, 0, 0], [FEATURES[0, 2, 2], [NAN] * 3, [NAN] * 3])
+    np.testing.assert_array_equal(tf.reduce_sum(gradient, [0, 1, 2]), [1, 1, 1])
+
+
 def test_wrong_arguments():
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"box_indices holds 7 \(element 1\)"):
         custom_ops.roi_pool(FEATURES, [[0, 0, 1, 1]] * 3, [0, 7, 9], 2)

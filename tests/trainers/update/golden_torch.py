@@ -43,6 +43,36 @@ def trained(name: str) -> dict[str, object]:
     return {key: turned(parameter.detach().numpy()).tolist() for key, parameter in parameters.items()}
 
 
+def rows_trained() -> list[list[float]]:
+    """A table of which each step uses some rows, one of them twice, by SparseAdam.
+
+    Its epsilon stands beside the uncorrected root, so it must be too small to matter.
+    """
+    table, steps = optimizer_problem.rows_problem()
+    parameter = torch.nn.Parameter(torch.tensor(table))
+    optimizer = torch.optim.SparseAdam([parameter], lr=RATE, betas=(0.9, 0.99), eps=1e-12)
+    for ids, rows in steps:
+        parameter.grad = torch.sparse_coo_tensor(ids[None], torch.tensor(rows), table.shape, check_invariants=True)
+        optimizer.step()
+    return parameter.detach().numpy().tolist()
+
+
+def averaged() -> dict[str, object]:
+    """The mean of the weights after steps 11, 14, … of SGD."""
+    weights, gradients = optimizer_problem.problem()
+    model = torch.nn.ParameterDict({key: torch.nn.Parameter(torch.tensor(one)) for key, one in weights.items()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    mean = torch.optim.swa_utils.AveragedModel(model)
+    for step, each in enumerate(gradients, 1):
+        for key, parameter in model.items():
+            parameter.grad = torch.tensor(each[key])
+        optimizer.step()
+        if step in optimizer_problem.AVERAGED:
+            mean.update_parameters(model)
+    return {key: parameter.detach().numpy().tolist() for key, parameter in mean.module.items()}
+
+
 if __name__ == "__main__":
     found = {"torch": torch.__version__, **{name: trained(name) for name in OPTIMIZERS}}
+    found |= {"LazyAdam": rows_trained(), "SWA": averaged()}
     FILE.write_text(json.dumps(found) + "\n")

@@ -27,6 +27,14 @@ OURS = {
 FAST = {"RMSprop centered", "Adafactor", "Muon original"}  # farthest from what test_rules.py compares with
 # Where the two rules differ by an epsilon's place, it is too small to matter.
 KERAS = {
+    "Sgd": (
+        lambda: optimizers.Sgd(RATE, momentum=0.9, nesterov=True),
+        lambda k: k.SGD(RATE, momentum=0.9, nesterov=True),
+    ),
+    "AdamW": (
+        lambda: optimizers.AdamW(RATE, weight_decay=0.1, epsilon=1e-12),
+        lambda k: k.AdamW(RATE, weight_decay=0.1, epsilon=1e-12),
+    ),
     "Adam": (lambda: optimizers.Adam(RATE, epsilon=1e-12), lambda k: k.Adam(RATE, epsilon=1e-12)),
     "RMSprop": (
         lambda: optimizers.RMSprop(RATE, momentum=0.8, epsilon=1e-12),
@@ -84,6 +92,37 @@ def test_where_pytorch_ends(name):
     """Rounding as in test_rules.py. PyTorch's Muon computes in bfloat16: moves of 50 * 0.01 * 0.5, 1 % off each."""
     found = _ours(OURS[name](), list(GOLDEN[name]))
     _assert_close(found, GOLDEN[name], 2e-5 if "Muon" not in name else 5e-3)
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_where_sparse_adam_ends(fused):
+    """Of LazyAdam without decay: rows that a step doesn't use, and their moments, wait in both."""
+    weights, steps = optimizer_problem.rows_problem()
+    table = tf.Variable(weights, dtype=tf.float32)
+    optimizer = optimizers.LazyAdam(RATE, beta_2=0.99, epsilon=1e-12, fused=fused)
+    optimizer.build([table], names=["table"])
+
+    @tf.function(autograph=False)
+    def step(ids, rows):
+        gradient = optimizer.summed(tf.IndexedSlices(rows, ids, tf.shape(table, tf.int64)))
+        optimizer.step([gradient], tf.constant(True))
+
+    for ids, rows in steps:
+        step(tf.constant(ids), tf.constant(rows, tf.float32))
+    np.testing.assert_allclose(table, GOLDEN["LazyAdam"], rtol=2e-5, atol=2e-5)
+
+
+def test_where_an_averaged_model_ends():
+    """SWA of weights after steps 11, 14, …; of raw ones, which training goes on from."""
+    optimizer = optimizers.SWA(optimizers.Sgd(RATE, momentum=0.9), **optimizer_problem.SWA)
+    weights, _ = optimizer_problem.problem()
+    variables = {name: tf.Variable(weight, dtype=tf.float32) for name, weight in weights.items()}
+    optimizer.build(list(variables.values()), names=list(variables))
+    raw = _train(variables, lambda gradients: optimizer.step(gradients, tf.constant(True)))
+    with optimizer.swa_weights():
+        found = {name: variable.numpy() for name, variable in variables.items()}
+    _assert_close(found, GOLDEN["SWA"], 2e-5)
+    assert any(np.abs(found[name] - raw[name]).max() > 0.01 for name in raw)
 
 
 @pytest.mark.slow
