@@ -31,8 +31,8 @@ class AudioClassification(Job):
     ``pipelines.audio.spec_augment``), ``model`` (arguments of ``models.SpectrogramClassifier``), and those of optimizer
     and export.
 
-    The words are those of espeak-ng; where that is missing, melodies take their place, which is said. A run goes on with
-    what it was begun on: the file ``melodies`` in its folder says that it is these.
+    The words are those of espeak-ng; where that is missing, melodies take their place, which is said. A run goes on
+    with what it was begun on: the file ``melodies`` in its folder says that it is these.
     """
 
     charts = ("loss", "accuracy")
@@ -61,9 +61,7 @@ class AudioClassification(Job):
                 ) from error
             print(f"Melodies of three tones in place of words, since {error}")
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(
-                "This run was begun on melodies, since there were no words.\n"
-            )  # that it exists is what counts
+            mark.write_text("This run was begun on melodies, since there were no words.\n")
             return True
         return False
 

@@ -18,8 +18,8 @@ class KerasLayer(keras.layers.Layer):
     module down.
 
     Args:
-      module: what is called, with ``training`` if it takes that, and in training with a ``key`` if it takes one, so that
-        its dropout drops; its variables must exist.
+      module: what is called, with ``training`` if it takes that, and in training with a ``key`` if it takes one, so
+        that its dropout drops; its variables must exist.
       seed: of the keys, which follow one another as in ``keras.layers.Dropout``; drawn at random by default.
       options: of ``keras.layers.Layer``.
 
