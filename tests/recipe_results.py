@@ -1,4 +1,4 @@
-"""What a finished run of a recipe must have left: the promised result, the proven files, and a report that shows them."""
+"""What a finished run of a recipe must have left: the promised result, proven files, a report that shows them."""
 
 import json
 import re

@@ -121,7 +121,7 @@ def llama(model: str, config: str, settings: dict[str, Any], **ours: Any) -> Cas
 
 
 def torchvision(kind: str, *arguments: Any, **options: Any) -> Any:
-    """With the same weights in each run: where a ReLU's input is all but 0, rounding decides whether it has a gradient."""
+    """Of the same weights in each run: where a ReLU's input is all but 0, rounding decides on its gradient."""
     torch.manual_seed(0)
     return torch_vision.randomized(getattr(torch_vision, kind)(*arguments, **options))
 

@@ -160,8 +160,7 @@ def test_half_a_file_is_one_message(tmp_path):
     for half in (whole[: len(whole) // 2], whole[:4], b""):
         path.write_bytes(half)
         with pytest.raises(
-            ValueError,
-            match=r"/net\.safetensors can't be read: net\.safetensors: .*damaged or not whole: fetch or write",
+            ValueError, match=r"/net\.safetensors can't be read: .*damaged or not whole: fetch or write"
         ):
             trainers.load_weights(Net(), path)
 
