@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tftoolkit import jobs, pipelines
+from tftoolkit.cli.data import open_pipeline
 from tftoolkit.jobs import job as job_module
 from tftoolkit.jobs.audio_classification import AudioClassification
 from tftoolkit.pipelines.datasets import spoken_words
@@ -71,6 +72,12 @@ def test_a_run_that_was_begun_on_words_does_not_go_on_with_melodies(data: Path, 
     ):
         begun(tmp_path / "run").read()
     assert not (tmp_path / "run/melodies").exists()
+
+
+def test_its_pipeline_can_be_had_without_a_run(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batch = next(iter(open_pipeline("audio")))
+    assert batch["spectrogram"].shape == (32, 63, 40)
+    assert "Melodies of three tones in place of words" in capsys.readouterr().out
 
 
 def test_the_pipelines_of_words_and_melodies_are_not_taken_for_each_other(data: Path) -> None:
