@@ -55,8 +55,8 @@ def trained(name: str, directory: Path, steps: int) -> dict[str, np.ndarray]:
 )
 def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     whole = trained(name, tmp_path / "whole", 12)
-    if name == "transfer":  # whose first run within is over when its second one fails
-        with trainers.faults.inject("step", at=2), pytest.raises(trainers.faults.FaultError):
+    if name == "transfer":  # whose first run within, of 4 steps, is over when its second one fails
+        with trainers.faults.inject("step", at=6), pytest.raises(trainers.faults.FaultError):
             trained(name, tmp_path / "parts", 6)
         assert (tmp_path / "parts/pretrained.safetensors").exists()
         assert not (tmp_path / "parts/scratch.json").exists()
