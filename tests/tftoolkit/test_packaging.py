@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import tftoolkit
+from tftoolkit import projects
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,16 @@ def test_the_sdist_holds_real_files(release, built):
         assert name.startswith("DIST-INFO") or members[name].isfile(), name
 
 
+def test_what_a_projects_readme_asks_for_is_tried(release, tmp_path):
+    projects.make("mine", "tabular", tmp_path)
+    installed, commands = release.asked(tmp_path / "mine/README.md")
+    assert installed == ["tftoolkit[export,onnx]", "pytest"]
+    assert commands == [["python", "-m", "mine"], ["python", "-m", "pytest"]]
+    (tmp_path / "mine/README.md").write_text("# mine\n")
+    with pytest.raises(release.ReleaseError, match="says no pip install, or no commands"):
+        release.asked(tmp_path / "mine/README.md")
+
+
 def test_a_python_is_found_by_its_version(release):
     here = "{}.{}".format(*sys.version_info)
     found = release.find(here)
@@ -123,6 +134,7 @@ def test_the_wheel_works_from_another_folder(built, tmp_path):
 import importlib.util
 import tensorflow as tf
 import tftoolkit
+from tftoolkit import projects
 from tftoolkit import custom_ops
 assert tftoolkit.__file__.startswith({str(target)!r}), tftoolkit.__file__
 y = tf.function(custom_ops.rms_norm, jit_compile=True)(tf.ones([2, 4]), tf.ones(4))

@@ -1,4 +1,4 @@
-"""``tftoolkit new``: packages that stand by themselves, for every recipe; one of them trained."""
+"""``tftoolkit new``: packages that stand by themselves, for every recipe; their own tests pass, and they train."""
 
 import ast
 import os
@@ -52,24 +52,32 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "did you mean digits" in capsys.readouterr().err
 
 
+def run(project: Path, *command: str) -> None:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+SLOW = {"digits_mlp", "tabular_wine"}  # cheap ones of two kinds
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(one, marks=pytest.mark.slow if one in SLOW else pytest.mark.exhaustive) for one in recipes.names()],
+)
+def test_its_own_test_passes(recipe: str, tmp_path: Path) -> None:
+    projects.make("mine", recipe, tmp_path)
+    run(tmp_path / "mine", "-m", "pytest", "-q")
+
+
 @pytest.mark.slow
-def test_its_own_test_passes_and_it_trains_what_was_changed(tmp_path: Path) -> None:
+def test_it_trains_what_was_changed(tmp_path: Path) -> None:
     projects.make("mine", "tabular_wine", tmp_path)
     model = tmp_path / "mine/mine/models/tabular_network.py"
     model.write_text(model.read_text().replace("tf.nn.relu(", "tf.nn.gelu("))
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    for command in (
-        ["-m", "pytest", "-q"],
-        ["-m", "mine", "--directory=run", "--config.steps=60", "--config.exports=('tflite',)", "--config.max_drop=1.0"],
-    ):
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path / "mine",
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    options = ["--config.steps=60", "--config.exports=('tflite',)", "--config.max_drop=1.0"]
+    run(tmp_path / "mine", "-m", "mine", "--directory=run", *options)
     assert (tmp_path / "mine/run/export/model.tflite").exists()
     assert (tmp_path / "mine/run/report.html").exists()

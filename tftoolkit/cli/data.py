@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tftoolkit.cli import UsageError, import_tensorflow
@@ -127,7 +129,9 @@ def open_pipeline(word: str) -> Any:
             raise UsageError(f"{word}: expected FILE.py:NAME or a recipe, one of {', '.join(recipes.names())}")
         config = recipes.load(word)
         job = jobs.find(config.job)(config)
-        job.read()
+        with tempfile.TemporaryDirectory() as folder:  # of a run that is not begun: some jobs keep things in it
+            job.directory = Path(folder)
+            job.read()
         return job.pipeline()
     file, _, name = word.rpartition(":")
     if not os.path.isfile(file):

@@ -31,23 +31,39 @@ class AudioClassification(Job):
     ``pipelines.audio.spec_augment``), ``model`` (arguments of ``models.SpectrogramClassifier``), and those of optimizer
     and export.
 
-    The words are those of espeak-ng; where that is missing, melodies take their place, which is said.
+    The words are those of espeak-ng; where that is missing, melodies take their place, which is said. A run goes on
+    with what it was begun on: the file ``melodies`` in its folder says that it is these.
     """
 
     charts = ("loss", "accuracy")
 
     def read(self) -> None:
         data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-        try:
-            self.folder = spoken_words.prepare(data_dir)
-            self.words: Sequence[str] = spoken_words.WORDS
-        except spoken_words.MissingVoicesError as error:
-            print(f"Melodies of three tones in place of words, since {error}")
-            self.folder = spoken_words.prepare(data_dir, tones=True)
-            self.words = [f"melody {i}" for i in range(len(spoken_words.WORDS))]
+        tones = self._takes_melodies(data_dir)
+        self.folder = spoken_words.prepare(data_dir, tones=tones)
+        self.words: Sequence[str] = spoken_words.MELODIES if tones else spoken_words.WORDS
         clips = self._clips("test").batch(128).dataset(epochs=1)
         parts = list(clips.as_numpy_iterator())
         self.test = {name: np.concatenate([part[name] for part in parts]) for name in ("waveform", "label")}
+
+    def _takes_melodies(self, data_dir: Path) -> bool:
+        mark = self.directory / "melodies"
+        if mark.exists():
+            print("Melodies of three tones, on which this run was begun; name another folder (--directory) for words")
+            return True
+        try:
+            spoken_words.prepare(data_dir)
+        except spoken_words.MissingVoicesError as error:
+            if (self.directory / "checkpoints").exists():
+                raise spoken_words.MissingVoicesError(
+                    f"the run in {self.directory} was begun on words. They are not in {data_dir}, and {error}: "
+                    "install it, or begin a run on melodies in another folder (--directory)"
+                ) from error
+            print(f"Melodies of three tones in place of words, since {error}")
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text("This run was begun on melodies, since there were no words.\n")
+            return True
+        return False
 
     def _clips(self, split: str) -> pipelines.Pipeline:
         # Every clip is a second long, and said to be, so that batches have a fixed shape.

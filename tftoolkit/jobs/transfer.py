@@ -93,7 +93,13 @@ class Transfer(ImageClassification):
         update = trainers.Update(model, trainers.optimizers.AdamW(schedule, weight_decay=self.config.weight_decay))
         step = ResNetStep(model, update, noted=True)
         trainer = trainers.Trainer(
-            step, self._augmented(data), self.directory / name, steps_per_call=20, log_every=20, seed=self.config.seed
+            step,
+            self._augmented(data),
+            self.directory / name,
+            runner=self.config.runner,
+            steps_per_call=20,
+            log_every=20,
+            seed=self.config.seed,
         )
         trainer.run(how.steps)
         return model

@@ -18,14 +18,16 @@ class KerasLayer(keras.layers.Layer):
     module down.
 
     Args:
-      module: what is called, with ``training`` if it takes that; its variables must exist.
+      module: what is called, with ``training`` if it takes that, and in training with a ``key`` if it takes one, so
+        that its dropout drops; its variables must exist.
+      seed: of the keys, which follow one another as in ``keras.layers.Dropout``; drawn at random by default.
       options: of ``keras.layers.Layer``.
 
     Raises:
       ValueError: the module has no variables (yet).
     """
 
-    def __init__(self, module: tf.Module, **options: Any) -> None:
+    def __init__(self, module: tf.Module, *, seed: int | None = None, **options: Any) -> None:
         super().__init__(**options)
         variables = named_variables(module)
         if not variables:
@@ -33,7 +35,9 @@ class KerasLayer(keras.layers.Layer):
                 f"{type(module).__name__} has no variables, so that it need not be a layer; call it as it is"
             )
         self.module = module
-        self._takes_training = "training" in inspect.signature(module).parameters
+        taken = inspect.signature(module).parameters
+        self._takes_training = "training" in taken
+        self.seed_generator = keras.random.SeedGenerator(seed) if "key" in taken else None
         for name, variable in variables.items():
             weight = keras.Variable(
                 variable, dtype=variable.dtype.name, trainable=variable.trainable, name=name.replace("/", ".")
@@ -42,7 +46,9 @@ class KerasLayer(keras.layers.Layer):
         self.built = True
 
     def call(self, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
-        """The module's call, which gets ``training`` if it has such a parameter."""
+        """The module's call, which gets ``training`` if it has such a parameter, and a ``key`` in training."""
         if self._takes_training:
             options["training"] = bool(training)
+        if self.seed_generator is not None and training and options.get("key") is None:
+            options["key"] = tf.cast(self.seed_generator.next(), tf.int32)
         return self.module(*inputs, **options)

@@ -163,6 +163,8 @@ _TEST_TEMPLATE = '''"""A few steps leave a checkpoint, an exported file and a re
 import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from {name}.{job} import JOB
 from {name}.recipes import {recipe}
 from tftoolkit import jobs
@@ -170,9 +172,18 @@ from tftoolkit import jobs
 STEPS = 4
 
 
+def shorten(config: ConfigDict) -> None:
+    """Also what is trained on the way: its settings lie within."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            shorten(value)
+        elif name == "steps":
+            config.steps = STEPS
+
+
 def short(directory: Path) -> list[dict]:
     config = {recipe}.get_config()
-    config.steps = STEPS
+    shorten(config)
     config.steps_per_call = config.log_every = config.evaluate_every = config.checkpoint_every = STEPS // 2
     config.exports = ("saved_model",)
     if "max_drop" in config:

@@ -15,6 +15,7 @@ import email.parser
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def find(version: str) -> Path | None:
 
 
 def try_out(python: Path, wheel: Path, folder: Path) -> None:
-    """The README's tour in an environment that holds the wheel and what it asks for, and in an empty folder."""
+    """The README's tour in an environment that holds the wheel and what it asks for, and in an empty folder.
+
+    Then a project of one's own, and the commands that its README says.
+    """
     empty = folder / "empty"
     empty.mkdir(parents=True)
     run([python, "-m", "venv", folder / "env"])
@@ -149,6 +153,23 @@ def try_out(python: Path, wheel: Path, folder: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TFTOOLKIT"))}
     clean |= {"TFTOOLKIT_CACHE_DIR": str(folder / "cache"), "TF_CPP_MIN_LOG_LEVEL": "2"}
     run([inside, ROOT / "tools/release/tour.py", ROOT / "README.md"], env=clean, cwd=empty)
+    run([inside, "-m", "tftoolkit", "new", "mine", "--from=tabular"], env=clean, cwd=folder)
+    project = folder / "mine"
+    wanted, commands = asked(project / "README.md")
+    # What it calls tftoolkit is the wheel.
+    run([*installer, "--quiet", *(one.replace("tftoolkit", str(wheel)) for one in wanted)], env=environment)
+    for command in commands:
+        run([inside, *command[1:]], env=clean, cwd=project)
+
+
+def asked(readme: Path) -> tuple[list[str], list[list[str]]]:
+    """(what to install, commands) of a project's README, in words."""
+    text = readme.read_text()
+    installed = re.search(r"`pip install (.+)`", text)
+    block = re.search(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    if installed is None or block is None:
+        raise ReleaseError(f"{readme} says no pip install, or no commands")
+    return shlex.split(installed[1]), [line.split() for line in block[1].splitlines()]
 
 
 def _installer() -> ModuleType:
@@ -202,7 +223,7 @@ def _tried(version: str, wheel: Path, folder: Path) -> bool:
     start = time.monotonic()
     try_out(python, wheel, folder)
     shutil.rmtree(folder)  # 1 GB or more
-    print(f"Python {version}: the README's tour runs ({time.monotonic() - start:.0f} s)", flush=True)
+    print(f"Python {version}: the README's tour and a new project run ({time.monotonic() - start:.0f} s)", flush=True)
     return True
 
 

@@ -112,7 +112,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise ValueError(f"{path.name}: {error}; it is damaged or not whole: fetch or write it anew") from error
     except AttributeError as error:  # numpy.float8_e4m3fn, for instance
         raise ValueError(f"{path.name} holds a type of numbers that NumPy doesn't have: {error}") from error
 

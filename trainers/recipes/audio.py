@@ -1,4 +1,4 @@
-"""Eight spoken words by 63 voices of espeak-ng, twelve of which are held out for the test."""
+"""Eight spoken words by 62 voices of espeak-ng, twelve of which are held out for the test."""
 
 from ml_collections import ConfigDict
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
 
     # Clips per step.
     config.batch_size = 32
-    # How many steps to train; 765 are 15 epochs.
+    # How many steps to train; 25 are an epoch.
     config.steps = 765
     config.model = ConfigDict(
         {

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import scipy.signal
 from tftoolkit.pipelines.errors import SourceError
 
 WORDS = ("down", "go", "left", "no", "right", "stop", "up", "yes")
+MELODIES = tuple(f"melody_{number}" for number in range(len(WORDS)))
 SAMPLE_RATE, SAMPLES = 8000, 8000  # in Hz; a second
 # Variants of espeak-ng's voice: how the speaker sounds. Each has read every word with each accent.
 _TRAIN_VOICES = (
@@ -26,10 +27,10 @@ _TRAIN_VOICES = (
     *("aunty", "belinda", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma", "grandpa"),
     *("gustave", "iven", "john", "linda", "marcelo", "max", "michel", "miguel", "norbert", "pablo"),
     *("paul", "pedro", "quincy", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac"),
-    *(),
 )
 _TEST_VOICES = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7")
 _ACCENTS = ("en-us", "en-gb-scotland")
+_PROGRAM = "espeak-ng"
 
 
 class MissingVoicesError(SourceError):
@@ -42,7 +43,8 @@ def prepare(data_dir: Path, *, tones: bool = False) -> Path:
     """Writes the clips below ``data_dir`` unless they are there; several processes may call it at once.
 
     Args:
-      tones: eight melodies of three tones, in the timbres of many instruments, in place of words.
+      tones: eight melodies of three tones, in the timbres of many instruments, in place of words. Their folders are
+        called ``MELODIES``, so that what was begun on one of the two is not taken for the other.
 
     Returns:
       The folder: ``train/WORD/VOICE.wav`` and ``test/WORD/VOICE.wav``, of other voices; 16 bits, mono, 8 kHz, a second
@@ -52,15 +54,15 @@ def prepare(data_dir: Path, *, tones: bool = False) -> Path:
       MissingVoicesError: espeak-ng is not installed (Debian: apt install espeak-ng).
       SourceError: ``data_dir`` cannot be written to.
     """
-    folder = data_dir / ("tones" if tones else "spoken_words") / "1.0.0"
+    folder = data_dir / ("tones/1.1.0" if tones else "spoken_words/1.0.0")
     if folder.exists():
         return folder
-    speak = _sing if tones else _espeak()
+    words, speak = (MELODIES, _sing) if tones else (WORDS, _espeak())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / ".lock"):
             if not folder.exists():
-                _write_all(folder, speak)
+                _write_all(folder, words, speak)
     except MissingVoicesError:  # an OSError, too, but not of the folder
         raise
     except OSError as error:
@@ -75,11 +77,11 @@ def prepare(data_dir: Path, *, tones: bool = False) -> Path:
 _Speaker = Callable[[str, str, str], np.ndarray]
 
 
-def _write_all(folder: Path, speak: _Speaker) -> None:
+def _write_all(folder: Path, words: Sequence[str], speak: _Speaker) -> None:
     tasks = [
         (split, word, voice, accent)
         for split, voices in (("train", _TRAIN_VOICES), ("test", _TEST_VOICES))
-        for word in WORDS
+        for word in words
         for voice in voices
         for accent in _ACCENTS
     ]
@@ -119,7 +121,7 @@ def _fitted(samples: np.ndarray) -> np.ndarray:
 
 
 def _espeak() -> _Speaker:
-    program = shutil.which("espeak-ng")
+    program = shutil.which(_PROGRAM)
     if program is None:
         raise MissingVoicesError("espeak-ng, which speaks the words, is not installed (Debian: apt install espeak-ng)")
 
@@ -146,7 +148,7 @@ def _sing(word: str, voice: str, accent: str) -> np.ndarray:
     overtones = rng.uniform(0, 1, 5) / np.arange(1, 6)
     time = np.arange(length) / SAMPLE_RATE
     fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.02)
-    number = WORDS.index(word)
+    number = MELODIES.index(word)
     tones = [base * (1.5 if number >> place & 1 else 1.0) for place in range(3)]
     waves = [
         fade * sum(weight * np.sin(2 * np.pi * tone * (i + 1) * time) for i, weight in enumerate(overtones))

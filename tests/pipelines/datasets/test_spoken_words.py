@@ -33,7 +33,7 @@ def test_melodies_differ_and_are_told_apart_by_their_tones(monkeypatch: pytest.M
     assert (len(train), len(test)) == (8 * 2 * 2, 8 * 2)
     assert len({*train.values(), *test.values()}) == 48
     source = pipelines.sources.audio(folder / "train", frames=8000)
-    assert source.classes == spoken_words.WORDS
+    assert source.classes == spoken_words.MELODIES
     batch = next(iter(pipelines.Pipeline(source).batch(4)))
     assert batch["waveform"].shape == (4, 8000)
     assert float(np.abs(batch["waveform"]).max()) == pytest.approx(0.9, abs=1e-3)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import recipe_results
 import tensorflow as tf
 
 from tftoolkit import jobs, models, trainers
@@ -158,10 +159,6 @@ def train(directory, name, *options, **environment):
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
-def evaluated(directory):
-    return [row for row in map(json.loads, (directory / "metrics.jsonl").open()) if row["kind"] == "eval"]
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, tmp_path):
     options = [f"--config.{key}={value}" for key, value in TINY["text_rnn"].items()]
@@ -180,6 +177,20 @@ def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, t
     assert page.count("Temperature") == 2
 
 
+@pytest.mark.parametrize(  # what is killed above has an LSTM
+    "cell", [pytest.param("gru", marks=pytest.mark.slow), pytest.param("simple", marks=pytest.mark.exhaustive)]
+)
+def test_other_cells_learn_and_their_file_writes_the_same(cell, corpus, tmp_path):
+    changes = {"model.cell": cell, "steps": 30, "evaluate_every": 10, "checkpoint_every": 30}
+    changes |= {"exports": ("tflite",), "web_page": False, "max_drop": 0.5}
+    job = tiny("text_rnn", corpus, **changes)
+    jobs.run(job, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [line["bits_per_character"] for line in lines if line["kind"] == "eval"]
+    assert found[-1] < found[0] - 0.3
+    assert "the first 200 of 200 as in TensorFlow" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_carried_state_beats_a_zeroed_one(tmp_path):
     found = {}
@@ -195,14 +206,18 @@ def test_a_carried_state_beats_a_zeroed_one(tmp_path):
     assert found[True] < found[False] - 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seed", recipe_results.SEEDS)
 @pytest.mark.parametrize("name", ["text_rnn", "text_gpt"])
-def test_the_recipe_reaches_what_it_expects(name, tmp_path):
-    done = train(tmp_path, name)
+def test_the_recipe_reaches_what_it_expects(name, seed, tmp_path):
+    config = recipes.load(name)
+    config.seed = seed
+    more = [] if not seed else ["--config.exports=('tflite',)", "--config.web_page=False"]
+    done = train(tmp_path, name, f"--config.seed={seed}", *more)
     assert done.returncode == 0, done.stderr
     assert "NOT REACHED" not in done.stdout
-    bound = recipes.load(name).at_most.bits_per_character
-    assert evaluated(tmp_path)[-1]["bits_per_character"] <= bound
+    if seed:
+        config.update({"exports": ("tflite",), "web_page": False})
+    recipe_results.check(tmp_path, LanguageModelling(config))
 
 
 def test_the_job_is_found_by_name():

@@ -12,6 +12,8 @@ from tftoolkit.jobs.detection import scenes
 from tftoolkit.jobs.exports import export_all
 from tftoolkit.jobs.gan import sliced_wasserstein
 from tftoolkit.jobs.job import judged
+from tftoolkit.jobs.tabular import Tabular
+from tftoolkit.trainers import recipes
 
 
 def test_scenes_hold_ink_within_their_boxes_and_no_two_overlap_much() -> None:
@@ -97,6 +99,24 @@ def test_a_table_network_embeds_categories() -> None:
     assert logits.shape == (2, 5)
     assert not np.allclose(logits[0], logits[1])
     assert network(tf.zeros([4, 2]), tf.zeros([4, 2], tf.int32), tf.constant([1, 2])).shape == (4, 5)
+
+
+def test_a_rare_class_counts_as_much_as_the_others() -> None:
+    config = recipes.load("tabular")
+    config.model.dropout = 0.0
+    job = Tabular(config)
+    job.read()
+    rows = np.concatenate([np.flatnonzero(job.train["target"] == label)[:count] for label, count in ((0, 4), (1, 60))])
+    job.train = {name: column[rows] for name, column in job.train.items()}
+    batch = {name: tf.constant(column) for name, column in job.train.items()}
+    batch["numbers"] = tf.nn.l2_normalize(batch["numbers"], axis=0)
+    step = job.step()
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        batch["target"], step.model(batch["numbers"], batch["categories"])
+    ).numpy()
+    means = [losses[job.train["target"] == label].mean() for label in (0, 1)]
+    assert abs(means[0] - means[1]) > 0.01
+    assert float(step(batch, tf.zeros([2], tf.int32))["loss"]) == pytest.approx(np.mean(means), rel=1e-5)
 
 
 def test_bounds_are_judged_from_the_right_side() -> None:

@@ -26,8 +26,11 @@ def in_tensorflow(model, capacity):
 
 @pytest.mark.parametrize(
     "model",
-    [models.Recurrent(50, width=24, seed=1), models.Llama(50, width=32, layers=1, heads=4, kv_heads=2, seed=1)],
-    ids=lambda model: type(model).__name__,
+    [
+        *(models.Recurrent(50, width=24, cell=cell, seed=1) for cell in ("lstm", "gru", "simple")),
+        models.Llama(50, width=32, layers=1, heads=4, kv_heads=2, seed=1),
+    ],
+    ids=["lstm", "gru", "simple", "llama"],
 )
 def test_a_prompt_is_read_in_whole_parts_and_the_rest_token_by_token(model):
     prompt = np.random.default_rng(0).integers(0, 50, 10).tolist()

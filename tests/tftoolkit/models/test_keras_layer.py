@@ -46,6 +46,40 @@ def test_it_trains_and_is_saved(tmp_path, jit):
     np.testing.assert_allclose(other.predict(X, verbose=0), whole.predict(X, verbose=0), rtol=0, atol=1e-6)
 
 
+def dropping(seed):
+    block = models.TransformerBlock(
+        models.Attention(16, 2), models.Mlp(16, 32), *(models.LayerNorm(16) for _ in "12"), dropout=0.5
+    )
+    return models.KerasLayer(block, seed=seed)
+
+
+def test_dropout_drops_in_training_and_repeats_with_its_seed():
+    layer = dropping(3)
+    kept = layer(X)
+    np.testing.assert_array_equal(layer(X), kept)
+    first, second = layer(X, training=True), layer(X, training=True)
+    assert np.abs(first - kept).max() > 0.1
+    assert np.abs(first - second).max() > 0.1
+    again, other = dropping(3), dropping(4)
+    np.testing.assert_array_equal([again(X, training=True), again(X, training=True)], [first, second])
+    assert np.abs(other(X, training=True) - first).max() > 0.1
+    key = [1, 2]
+    np.testing.assert_array_equal(layer(X, training=True, key=key), layer.module(X, key=tf.constant(key)))
+    # The place in the sequence of keys is of the layer's state, so that what saves it goes on with the third.
+    assert np.array(layer.seed_generator.state).tolist() == [3, 2]
+    assert "seed_generator_state" in [variable.name for variable in layer.variables]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True])
+def test_dropout_in_a_compiled_step_is_another_one_each_time(jit):
+    inputs = keras.Input([10, 16])
+    whole = keras.Model(inputs, dropping(0)(inputs))
+    whole.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=jit)
+    losses = whole.fit(X, np.zeros_like(X), batch_size=8, epochs=3, verbose=0).history["loss"]
+    assert len({*losses, whole.evaluate(X, np.zeros_like(X), verbose=0)}) == 4
+
+
 def test_moving_statistics_are_not_trained():
     layer = models.KerasLayer(models.ResNet((1, 1, 1, 1), classes=2, width=4))
     assert len(layer.non_trainable_weights) == 2 * (1 + 4 * 2 + 3)

@@ -120,6 +120,12 @@ def llama(model: str, config: str, settings: dict[str, Any], **ours: Any) -> Cas
     )
 
 
+def torchvision(kind: str, *arguments: Any, **options: Any) -> Any:
+    """Of the same weights in each run: where a ReLU's input is all but 0, rounding decides on its gradient."""
+    torch.manual_seed(0)
+    return torch_vision.randomized(getattr(torch_vision, kind)(*arguments, **options))
+
+
 def images_first(x: np.ndarray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
@@ -127,7 +133,7 @@ def images_first(x: np.ndarray) -> Any:
 def resnet(depths: tuple[int, ...], block: str) -> Case:
     return Case(
         "resnet",
-        lambda: torch_vision.randomized(torch_vision.ResNet(getattr(torch_vision, block), depths, classes=5, width=8)),
+        lambda: torchvision("ResNet", getattr(torch_vision, block), depths, classes=5, width=8),
         lambda: models.ResNet(depths, bottleneck=block == "Bottleneck", classes=5, width=8, seed=1),
         lambda model: (
             model(images_first(IMAGES)),
@@ -144,10 +150,12 @@ def vit_of_hugging_face(model: Any) -> tuple[Any, list[Any]]:
 
 CASES = {
     "resnet18": resnet((2, 2, 2, 2), "Basic"),
+    "resnet34": resnet((3, 4, 6, 3), "Basic"),
     "resnet of bottlenecks": resnet((1, 2, 1, 1), "Bottleneck"),
+    "resnet50": resnet((3, 4, 6, 3), "Bottleneck"),
     "vit of torchvision": Case(
         "vit_b_16",
-        lambda: torch_vision.randomized(torch_vision.ViT(32, 8, 2, 4, 32, 64, classes=5)),
+        lambda: torchvision("ViT", 32, 8, 2, 4, 32, 64, classes=5),
         lambda: models.ViT(**SIZES, patch=8, image=32, classes=5, seed=1),
         lambda model: (model(images_first(IMAGES)), model.states(images_first(IMAGES))),
         lambda model: (model(IMAGES), model.hidden_states(IMAGES)),

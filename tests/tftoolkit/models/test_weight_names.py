@@ -1,11 +1,13 @@
 """Weights under PyTorch's names: out and in again, and what doesn't fit. With PyTorch itself: test_torch_parity.py."""
 
+import functools
 import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
 from tftoolkit import models, trainers
@@ -20,6 +22,7 @@ MAKE = {
     "gpt2": lambda **options: models.Gpt2(20, **SIZES, context=8, **options),
     "llama": lambda **options: models.Llama(20, **SIZES, kv_heads=1, **options),
 }
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 TORCHVISION = json.loads((Path(__file__).parents[2] / "torchvision_names.json").read_text())
 
 
@@ -65,11 +68,47 @@ def test_all_names_of_torchvision_are_known():
             assert names.is_ignored(name) == name.endswith("num_batches_tracked")
 
 
-def test_shapes_are_those_of_torchvision(tmp_path):
-    trainers.save_weights(models.resnet18(), tmp_path / "m.safetensors", names=models.torch_names("resnet18"))
+@pytest.mark.parametrize("name", [name if name == "resnet18" else slow(name) for name in TORCHVISION])
+def test_shapes_are_those_of_torchvision(name, tmp_path):
+    model = models.ViT.preset(name) if name.startswith("vit") else getattr(models, name)()
+    trainers.save_weights(model, tmp_path / "m.safetensors", names=models.torch_names(name))
     found = {name: list(array.shape) for name, array in load_file(tmp_path / "m.safetensors").items()}
-    golden = {name: shape for name, shape in TORCHVISION["resnet18"].items() if "num_batches" not in name}
+    golden = {name: shape for name, shape in TORCHVISION[name].items() if "num_batches" not in name}
     assert found == golden
+
+
+# Of their publishers' models: torchvision's, and without heads those of Hugging Face's names.
+PARAMETERS = {
+    **{"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032},
+    **{"vit_b_16": 86_567_656, "vit_b_32": 88_224_232, "vit_l_16": 304_326_632, "vit_l_32": 306_535_400},
+    **{"vit_h_14": 632_045_800, "vit-base-patch16-224": 86_567_656},
+    **{"bert-base-uncased": 109_482_240, "bert-base-cased": 108_310_272},
+    **{"bert-large-uncased": 335_141_888, "bert-large-cased": 333_579_264},
+    **{"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200},
+    **{"distilgpt2": 81_912_576, "llama-2-7b": 6_738_415_616, "llama-3-8b": 8_030_261_248},
+    **{"llama-3.2-1b": 1_235_814_400, "tinyllama-1.1b": 1_100_048_384},
+    **{"smollm2-135m": 134_515_008, "qwen2-0.5b": 494_032_768},
+}
+RESNETS = {name: getattr(models, name) for name in PARAMETERS if name.startswith("resnet")}
+PRESETS = {name: kind for kind in (models.ViT, models.Bert, models.Gpt2, models.Llama) for name in kind.PRESETS}
+
+
+FAST = ("resnet50", "vit_b_16", "bert-base-uncased", "gpt2", "qwen2-0.5b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive) for name in [*RESNETS, *PRESETS]],
+)
+def test_known_models_have_as_many_parameters_as_their_publishers(name, monkeypatch):
+    def unfilled(rng, shape, deviation, dtype):
+        return tf.Variable(tf.zeros(shape, dtype))
+
+    for module in ("blocks", "resnet", "vit"):
+        monkeypatch.setattr(f"tftoolkit.models.{module}.normal", unfilled)
+    with tf.Graph().as_default():  # where variables hold nothing yet: the largest would take 32 GB
+        model = RESNETS[name]() if name in RESNETS else PRESETS[name].preset(name)
+    assert sum(variable.shape.num_elements() for variable in model.trainable_variables) == PARAMETERS[name]
 
 
 def test_prefixes_and_older_spellings(tmp_path, written):

@@ -153,6 +153,16 @@ def test_damaged_files_are_errors_that_change_nothing_wrongly(tmp_path_factory, 
         trainers.load_weights(Net(1), path)
 
 
+def test_half_a_file_is_one_message(tmp_path):
+    path = tmp_path / "net.safetensors"
+    trainers.save_weights(Net(), path)
+    whole = path.read_bytes()
+    for half in (whole[: len(whole) // 2], whole[:4], b""):
+        path.write_bytes(half)
+        with pytest.raises(ValueError, match=r"/net\.safetensors can't be read: .*not whole: fetch or write it anew"):
+            trainers.load_weights(Net(), path)
+
+
 def test_numbers_that_numpy_does_not_have(tmp_path):
     header = b'{"head":{"dtype":"F8_E4M3","shape":[4,3],"data_offsets":[0,12]}}'
     (tmp_path / "net.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
