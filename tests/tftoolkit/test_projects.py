@@ -60,12 +60,12 @@ def run(project: Path, *command: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-SLOW = {"digits_mlp", "tabular_wine"}  # cheap ones of two kinds
-
-
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(one, marks=pytest.mark.slow if one in SLOW else pytest.mark.exhaustive) for one in recipes.names()],
+    [
+        pytest.param(one, marks=pytest.mark.slow if one == "tabular_wine" else pytest.mark.exhaustive)
+        for one in recipes.names()
+    ],
 )
 def test_its_own_test_passes(recipe: str, tmp_path: Path) -> None:
     projects.make("mine", recipe, tmp_path)

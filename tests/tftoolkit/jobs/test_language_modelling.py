@@ -177,9 +177,8 @@ def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, t
     assert page.count("Temperature") == 2
 
 
-@pytest.mark.parametrize(  # what is killed above has an LSTM
-    "cell", [pytest.param("gru", marks=pytest.mark.slow), pytest.param("simple", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cell", ["gru", "simple"])  # what is killed above has an LSTM
 def test_other_cells_learn_and_their_file_writes_the_same(cell, corpus, tmp_path):
     changes = {"model.cell": cell, "steps": 30, "evaluate_every": 10, "checkpoint_every": 30}
     changes |= {"exports": ("tflite",), "web_page": False, "max_drop": 0.5}

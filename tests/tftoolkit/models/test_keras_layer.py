@@ -66,7 +66,7 @@ def test_dropout_drops_in_training_and_repeats_with_its_seed():
     key = [1, 2]
     np.testing.assert_array_equal(layer(X, training=True, key=key), layer.module(X, key=tf.constant(key)))
     # The place in the sequence of keys is of the layer's state, so that what saves it goes on with the third.
-    assert np.array(layer.seed_generator.state).tolist() == [3, 2]
+    assert layer.seed_generator.state.value.numpy().tolist() == [3, 2]
     assert "seed_generator_state" in [variable.name for variable in layer.variables]
 
 

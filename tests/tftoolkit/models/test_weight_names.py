@@ -22,7 +22,7 @@ MAKE = {
     "gpt2": lambda **options: models.Gpt2(20, **SIZES, context=8, **options),
     "llama": lambda **options: models.Llama(20, **SIZES, kv_heads=1, **options),
 }
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 TORCHVISION = json.loads((Path(__file__).parents[2] / "torchvision_names.json").read_text())
 
 
@@ -68,7 +68,7 @@ def test_all_names_of_torchvision_are_known():
             assert names.is_ignored(name) == name.endswith("num_batches_tracked")
 
 
-@pytest.mark.parametrize("name", [name if name == "resnet18" else slow(name) for name in TORCHVISION])
+@pytest.mark.parametrize("name", [one if one == "resnet18" else exhaustive(one) for one in TORCHVISION])
 def test_shapes_are_those_of_torchvision(name, tmp_path):
     model = models.ViT.preset(name) if name.startswith("vit") else getattr(models, name)()
     trainers.save_weights(model, tmp_path / "m.safetensors", names=models.torch_names(name))
@@ -98,7 +98,7 @@ FAST = ("resnet50", "vit_b_16", "bert-base-uncased", "gpt2", "qwen2-0.5b")
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive) for name in [*RESNETS, *PRESETS]],
+    [name if name in FAST else exhaustive(name) for name in [*RESNETS, *PRESETS]],
 )
 def test_known_models_have_as_many_parameters_as_their_publishers(name, monkeypatch):
     def unfilled(rng, shape, deviation, dtype):
