@@ -23,6 +23,7 @@ from tftoolkit.trainers import recipes
 
 # Beside the recipes as they are, what they are to be compared with.
 VARIANTS = {
+    "text_rnn, GRU": ("text_rnn", "--config.model.cell=gru"),
     "text_rnn, zeroed state": ("text_rnn", "--config.carry_state=False"),
     "digits_mlp, as in tutorials": (
         "digits_mlp", "--config.model.dropout=0.3", "--config.model.batch_norm=True", "--config.model.leaky=True",
