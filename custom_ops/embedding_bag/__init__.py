@@ -191,7 +191,7 @@ def _looked_up(table: tf.Tensor, values: tf.Tensor, padded: bool) -> tf.Tensor:
 
     rows, ids = tf.shape(table, tf.int64)[0], tf.cast(values, tf.int64)
     none = (ids == -1) & padded
-    ids, bad = fitting(tf.where(none, 0, ids), rows - 1)
+    ids, bad = fitting(tf.where(none, tf.zeros_like(ids), ids), rows - 1)
     found = tf.gather(_with_zeros(tf.cast(table, tf.float32)), tf.where(none, rows, ids))
     return spoilt(found, bad)
 
