@@ -237,6 +237,35 @@ def test_nothing(case):
     assert all(np.all(one == 0) for one in gradients)
 
 
+@pytest.mark.parametrize("mode", op_values.MODES)
+def test_bad_tags_and_lengths(mode):
+    def run(tags, lengths):
+        call = op_values.MODES[mode](
+            lambda tags, lengths: custom_ops.crf_log_likelihood(tf.zeros([2, 3, 4]), tags, lengths, tf.zeros([4, 4]))
+        )
+        return call(tf.constant(tags), tf.constant(lengths))
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"tags holds 4 \(sequence 1, place 2\), but must hold"):
+        run([[0, 1, 9], [0, 3, 4]], [2, 3])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"lengths holds 4 \(element 1\), but must be from 0 to 3"):
+        run([[0, 1, 2], [0, 1, 2]], [0, 4])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"lengths holds -1 \(element 0\)"):
+        run([[0, 1, 2], [0, 1, 2]], [-1, 9])
+
+
+@pytest.mark.parametrize("mode", op_values.MODES)
+@pytest.mark.parametrize("bad", [-1, 6])
+def test_bad_lengths_of_decode_and_marginals(mode, bad):
+    x, _, lengths, *scores = problem()
+    lengths[[2, 4]] = bad
+    for call in (custom_ops.crf_decode, custom_ops.crf_marginals):
+        run = op_values.MODES[mode](lambda lengths, call=call: call(x, lengths, *scores))
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=rf"holds {bad} \(element 2\), but must be from 0 to 5"
+        ):
+            run(tf.constant(lengths))
+
+
 @pytest.mark.parametrize("mode", [mode for mode in op_values.MODES if mode != "eager"])
 def test_best_paths_in_graphs(mode):
     x, _, lengths, *scores = problem(scale=3.0)
