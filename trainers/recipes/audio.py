@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     # How much accuracy on the voices of the test an exported file may lose.
     config.max_drop = 0.01
     # What to export; see tftoolkit.jobs.exports.
-    config.exports = ("saved_model", "tflite", "tflite_float16", "onnx")
+    config.exports = ("saved_model", "tflite", "tflite_float16", "tflite_dynamic", "onnx")
 
     # On voices that were not heard in training: what every run must reach.
     config.at_least = ConfigDict({"accuracy": 0.93})

@@ -13,5 +13,6 @@ def get_config() -> ConfigDict:
     config.steps = 400
     # Sizes of the hidden layers.
     config.model.hidden = (64, 64)
+    config.exports = ("saved_model", "tflite", "tflite_float16", "tflite_dynamic", "onnx")
     config.at_least = ConfigDict({"accuracy": 0.96})
     return config
