@@ -20,7 +20,7 @@ TINY = {
     "text_rnn": {"model.width": 24, "model.embedding": 8, "batch_size": 4, "length": 8, "evaluation_rows": 2},
     "text_gpt": {
         **{"model.width": 32, "model.layers": 1, "model.heads": 2, "model.hidden": 64, "model.context": 64},
-        **{"batch_size": 4, "length": 32, "evaluation_rows": 2, "vocabulary": 300},
+        **{"batch_size": 4, "length": 32, "evaluation_rows": 2, "vocabulary": 300, "sample_tokens": 20},
     },
 }
 
