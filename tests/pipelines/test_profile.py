@@ -148,9 +148,14 @@ LADEN = {
 
 @pytest.mark.parametrize("name", slow_but(LADEN, "batch"))
 def test_a_stage_with_much_to_do_is_named(name: str, tmp_path: Path) -> None:
+    """In one of three profiles: what else the machine does takes from any stage."""
     make_one, start = LADEN[name]
-    profile = make_one(tmp_path / "cache").profile(batches=5)
-    assert profile.slowest.startswith(start), str(profile)
+    profiles = []
+    for number in range(3):
+        profiles.append(make_one(tmp_path / f"cache {number}").profile(batches=5))
+        if profiles[-1].slowest.startswith(start):
+            return
+    raise AssertionError("\n".join(map(str, profiles)))
 
 
 def test_every_stage_has_its_line() -> None:
