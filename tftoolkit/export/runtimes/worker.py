@@ -51,7 +51,8 @@ def call_within(seconds: float | None, function: Callable[P, T], *args: P.args, 
             answer = None
             while answer is None:  # once; twice where the child has just ended for lack of work
                 if _child is None or _child.process.poll() is not None:
-                    _child = _Child()
+                    # What has to be done in time does not wait for TensorFlow, which most of it does not need.
+                    _child = _Child(with_tensorflow=seconds is None and "tensorflow" in sys.modules)
                 answer = _child.ask(request, seconds)
         except BaseException:  # KeyboardInterrupt too: a late answer would be taken for that to the next request
             _forget()
@@ -63,9 +64,9 @@ def call_within(seconds: float | None, function: Callable[P, T], *args: P.args, 
 
 
 class _Child:
-    def __init__(self) -> None:
+    def __init__(self, with_tensorflow: bool) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
-        start = "startup.import_tensorflow(optional=False)" if "tensorflow" in sys.modules else ""
+        start = "startup.import_tensorflow(optional=False)" if with_tensorflow else ""
         code = f"import sys; sys.path[:] = {sys.path!r}; from tftoolkit import startup; {start}\n"
         code += f"from {__name__} import serve; serve({IDLE})"
         self.process = subprocess.Popen(
