@@ -14,8 +14,7 @@ namespace tftoolkit {
 namespace embedding_bag {
 
 // Asks for a row long before it is used: rows lie anywhere in memory, and the processor would wait for each. Into the
-// second-level cache: of lines for the first, a core can ask for fewer at once (1.25 ms for the rows of the floor's
-// example on two cores of a Zen 4, 1.05 so).
+// second-level cache: of lines for the first, a core can ask for fewer at once.
 TK_INLINE void Prefetch(const void* row, int64_t bytes) {
   constexpr int64_t kLine = 64, kMost = 1024;  // what comes behind, the processor fetches by itself
   const char* from = static_cast<const char*>(row);

@@ -1,7 +1,7 @@
 """Python runs this first in the tests' processes, and in those that they start (tests/conftest.py says where it is).
 
-Importing TensorFlow makes a million objects. Python looks for garbage among them ten times, and again when the process
-ends: 1.8 of the 5 CPU seconds of a program that only imports it, in some three hundred programs of the slow tests.
+Python looks for garbage among all that importing TensorFlow makes, again and again, and once more when the process ends.
+Hundreds of the tests' processes do little else (benchmarks/startup.py measures what is saved in processes of ours).
 """
 
 import atexit
