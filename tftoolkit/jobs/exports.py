@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tftoolkit import export
+from tftoolkit.jobs import settings
 
 _Exporter = Callable[..., export.ExportReport]
 # A recipe of ai-edge-quantizer.
@@ -37,6 +38,12 @@ TARGETS: dict[str, tuple[str, _Exporter, dict[str, Any]]] = {
 _NEEDED = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "export": ("ai_edge_litert",)}
 
 
+def check(targets: Sequence[str]) -> None:
+    """Raises ValueError for an unknown target."""
+    for target in targets:
+        settings.one_of("exports", target, TARGETS)
+
+
 def left_out(folder: Path, targets: Sequence[str]) -> list[str]:
     """The targets without a file in ``folder``, of which all that they need is installed: by now."""
     return [one for one in targets if not (folder / TARGETS[one][0]).exists() and not _not_installed(one)]
@@ -57,9 +64,7 @@ def export_all(model: Any, folder: Path, targets: Sequence[str], **arguments: An
 
     Raises ValueError for an unknown target, and what the exporters raise.
     """
-    unknown = sorted(set(targets) - TARGETS.keys())
-    if unknown:
-        raise ValueError(f"unknown export targets {', '.join(unknown)}: there are {', '.join(TARGETS)}")
+    check(targets)
     proof = export.ExportReport(())
     for target in targets:
         if missing := _not_installed(target):

@@ -12,8 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tftoolkit import export, models, pipelines, report, trainers
-from tftoolkit.jobs import run_folder, settings
-from tftoolkit.jobs.exports import TARGETS, left_out
+from tftoolkit.jobs import exports, run_folder, settings
 from tftoolkit.trainers.console import phase
 from tftoolkit.trainers.distribution.replicas import Workers
 
@@ -46,8 +45,7 @@ class Job(abc.ABC):
         for name in ("steps", "batch_size"):
             if name in self.config:
                 settings.between(self.config, name, 1)
-        for target in self.config.get("exports", ()):
-            settings.one_of("exports", target, TARGETS)
+        exports.check(self.config.get("exports", ()))
         if "name" in self.config.get("model", {}):
             settings.one_of("model.name", self.config.model.name, models.__all__)
 
@@ -143,7 +141,7 @@ def _finish(job: Job, directory: Path, trainer: trainers.Trainer, summary: train
     table_file = directory / "export" / "report.txt"
     page = directory / "report.html"
     results = judged(job.config, summary.evaluation)
-    later = left_out(directory / "export", job.config.get("exports", ())) if table_file.exists() else []
+    later = exports.left_out(directory / "export", job.config.get("exports", ())) if table_file.exists() else []
     if later or not table_file.exists():
         page.unlink(missing_ok=True)
         why = f" all formats again, since {', '.join(later)} can be made by now" if later else ""

@@ -137,5 +137,5 @@ def test_a_target_whose_runtime_is_not_installed_is_left_out(tmp_path, monkeypat
 
 
 def test_an_unknown_target_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match="unknown export targets tflit: there are saved_model"):
+    with pytest.raises(ValueError, match="exports='tflit': did you mean tflite"):
         export_all(None, tmp_path, ["tflit", "onnx"])
