@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -73,16 +74,30 @@ class Availability:
     __repr__ = __str__
 
 
-def available() -> Availability:
+def available(*folders: str) -> Availability:
     """Ops × hosts × dtypes on this machine, with the reason where one is missing.
 
-    Covers the built-in ops (whose libraries are compiled first if they were not yet) and all libraries opened in this
-    process. "yes" means that there is a kernel and all that its host needs; it is not run here, ``opcheck`` does that.
+    Covers the built-in ops (whose libraries are compiled first, side by side, if they were not yet) and all libraries
+    opened in this process. "yes" means that there is a kernel and all that its host needs; it is not run here,
+    ``opcheck`` does that.
+
+    Args:
+      folders: of built-in ops ("rms_norm"): these alone.
+
+    Raises:
+      ValueError: no built-in op has a folder of this name.
     """
+    for folder in folders:
+        if folder not in library.builtin_folders():
+            known = ", ".join(library.builtin_folders())
+            raise ValueError(f"folders: there is no built-in op {folder!r}; those there are: {known}")
+    wanted = folders or library.builtin_folders()
+    with contextlib.suppress(BuildError):  # each is told below, with its own error
+        builder.build_all([library.builtin_recipe(folder) for folder in wanted])
     rows: list[Row] = []
     hosts = _Hosts()
     builtin: list[OpLibrary] = []
-    for folder in library.builtin_folders():
+    for folder in wanted:
         try:
             opened = library.load_builtin(folder)
             importlib.import_module(f"tftoolkit.custom_ops.{folder}")  # attaches the references
@@ -92,6 +107,8 @@ def available() -> Availability:
             continue
         builtin.append(opened)
         rows += _rows(opened, hosts, has_cuda_source=any((Path(__file__).parents[1] / folder).glob("*.cu")))
+    if folders:
+        return Availability(rows)
     for opened in library.opened():
         if opened not in builtin:
             rows += _rows(opened, hosts, has_cuda_source=False)

@@ -193,7 +193,7 @@ def jax_checks(grammar: Any) -> dict[str, Callable[[], None]]:
 
 def check_available(host: str) -> None:
     """What ``custom_ops.available`` says about this environment is what is found out here by running."""
-    reasons = {row.host: row.reason for row in custom_ops.available() if row.op == "TfToolkit>RmsNorm"}
+    reasons = {row.host: row.reason for row in custom_ops.available("rms_norm") if row.op == "TfToolkit>RmsNorm"}
     installed = {name: importlib.util.find_spec(name) is not None for name in ("tensorflow", "jax")}
     assert installed[host]
     obstacle = (toolchain.xla_obstacle() or "") if installed["tensorflow"] else "TensorFlow is not installed"

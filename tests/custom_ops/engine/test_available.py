@@ -46,6 +46,14 @@ def test_every_op_has_a_row_for_every_host():
     assert {dtype for op, dtype in hosts if op == "Grammar>Affine"} == {"f32"}
 
 
+def test_of_some_folders():
+    custom_ops.load("Grammar", [GRAMMAR])
+    found = {row.op for row in custom_ops.available("roi_align", "roi_pool")}
+    assert found == {f"TfToolkit>{name}" for name in ("RoiAlign", "RoiAlignGrad", "RoiPool", "RoiPoolGrad")}
+    with pytest.raises(ValueError, match="there is no built-in op 'norm'; those there are: .*, rms_norm"):
+        custom_ops.available("norm")
+
+
 def test_on_this_machine():
     assert rows("TfToolkit>RmsNorm", "TF CPU") == dict.fromkeys(("f32", "bf16", "f16"), "")
     assert rows("TfToolkit>RmsNorm", "XLA Host") == dict.fromkeys(("f32", "bf16", "f16"), "")
@@ -70,6 +78,8 @@ def test_why_cuda_is_missing(monkeypatch, gpu, nvcc, reason):
     """The true reason, in each kind of machine."""
     path = builder.build(library.builtin_recipe("rms_norm", cuda=False))
     monkeypatch.setattr(library, "load_builtin", lambda folder: library.OpLibrary("TfToolkit", path))
+    monkeypatch.setattr(library, "builtin_recipe", lambda folder: None)
+    monkeypatch.setattr(builder, "build_all", lambda recipes: None)
     monkeypatch.setattr(library, "builtin_folders", lambda: ["rms_norm"])
     monkeypatch.setattr(library, "opened", list)  # other tests may have opened it with CUDA
     monkeypatch.setattr(toolchain, "has_gpu", lambda: gpu)
