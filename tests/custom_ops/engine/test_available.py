@@ -50,7 +50,7 @@ def test_of_some_folders():
     custom_ops.load("Grammar", [GRAMMAR])
     found = {row.op for row in custom_ops.available("roi_align", "roi_pool")}
     assert found == {f"TfToolkit>{name}" for name in ("RoiAlign", "RoiAlignGrad", "RoiPool", "RoiPoolGrad")}
-    with pytest.raises(ValueError, match="there is no built-in op 'norm'; those there are: .*, rms_norm"):
+    with pytest.raises(ValueError, match=r"there is no built-in op 'norm'; those there are: .*, rms_norm"):
         custom_ops.available("norm")
 
 
