@@ -12,9 +12,6 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-_STARTUP = str(Path(__file__).with_name("startup"))  # which says what it is good for
-if _STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_STARTUP, os.environ.get("PYTHONPATH")]))
 SEED = "TFTOOLKIT_SEED"  # of what is drawn at random; xdist's workers inherit it
 os.environ.setdefault(SEED, str(random.randrange(10**6)))
 
@@ -62,8 +59,17 @@ class _Failures:
             self.reporter.write_line(text, red=True)
 
 
+def _start_fast() -> None:
+    """Processes that start from here on run startup/sitecustomize.py, which says what it is good for."""
+    folder = str(Path(__file__).with_name("startup"))
+    if folder not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--all"):
+        _start_fast()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):  # xdist's workers report to the main process
         config.pluginmanager.register(_Failures(reporter))
