@@ -123,7 +123,9 @@ def only_i(example: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("planted_clock")
 def test_a_slow_order_is_named() -> None:
-    assert Pipeline(SlowOrder(False)).map(only_i).window(2).batch(2).profile(batches=3).slowest == "order"
+    profile = Pipeline(SlowOrder(False)).map(only_i).window(2).batch(2).profile(batches=3)
+    assert profile.slowest == "order"
+    assert profile.stages[0].seconds > SECONDS / 100  # a batch's share of a block
 
 
 @pytest.mark.slow
@@ -179,6 +181,7 @@ def test_a_stage_with_much_to_do_is_named(name: str, tmp_path: Path, monkeypatch
     make_one, start = LADEN[name]
     profile = make_one(tmp_path / "cache").profile(batches=5)
     assert profile.slowest.startswith(start), str(profile)
+    assert max(stage.seconds for stage in profile.stages) > 3e-4  # megabytes take longer, whatever the machine
 
 
 def test_every_stage_has_its_line() -> None:
