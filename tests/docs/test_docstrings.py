@@ -43,6 +43,7 @@ class Found(NamedTuple):
         return [Found(self.module, one, self.node) for one in own]
 
 
+@functools.cache
 def file_of(module: str) -> Path:
     base = ROOT.joinpath(*module.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
