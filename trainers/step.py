@@ -42,7 +42,10 @@ class Step(tf.Module):
 
     @property
     def variables(self) -> tuple[tf.Variable, ...]:
-        """All of them; unlike ``tf.Module``'s own property it sees into Keras 3 models."""
+        """All of them; unlike ``tf.Module``'s own property it sees into Keras 3 models.
+
+        Raises ValueError as :meth:`named_variables` does.
+        """
         return tuple(self.named_variables().values())
 
 

@@ -68,7 +68,8 @@ def adamw_rows(
     Raises:
       ValueError: a beta out of range.
       tf.errors.InvalidArgumentError: an index that is no row of the weight, the first of which is named, also where
-        ``apply`` is False (nothing has moved then); shapes that do not fit together.
+        ``apply`` is False (nothing has moved then); shapes that do not fit together. On a GPU, where plain TensorFlow
+        runs, such an index is not refused: with ``apply`` the new weight, m and v are NaN everywhere.
     """
     for label, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
         if not 0 <= beta < 1:
@@ -140,16 +141,22 @@ def _(
 ) -> list[tf.Tensor]:
     import tensorflow as tf
 
+    from tftoolkit.custom_ops.engine import refusing
+
     t = tf.stop_gradient(t)  # a number of steps
     count = tf.shape(w)[0]
-    g = tf.math.unsorted_segment_sum(gradients, indices, count)
-    used = tf.math.unsorted_segment_sum(tf.ones_like(indices, tf.float32), indices, count) > 0
+    _, bad = refusing.fitting(indices, count - 1)
+    indices = tf.where(bad, tf.constant(-1, indices.dtype), indices)  # which is left out of sums
+    room = tf.maximum(count, 1)  # sums of no rows have no gradient
+    g = tf.math.unsorted_segment_sum(gradients, indices, room)[:count]
+    used = tf.math.unsorted_segment_sum(tf.ones_like(indices, tf.float32), indices, room)[:count] > 0
     moves = _rows_of(used & apply, w)
     new_m = beta_1 * m + (1 - beta_1) * g
     new_v = tf.where(moves, beta_2 * v + (1 - beta_2) * tf.square(g), 1.0)  # 1: else the root has no derivative
     root = tf.sqrt(new_v / _one_minus_power(beta_2, t)) + epsilon
     new_w = w - rate * (new_m / _one_minus_power(beta_1, t) / root + weight_decay * w)
-    return [tf.where(moves, new, old) for new, old in ((new_w, w), (new_m, m), (new_v, v))]
+    found = [tf.where(moves, new, old) for new, old in ((new_w, w), (new_m, m), (new_v, v))]
+    return [tf.where(tf.reduce_any(bad) & apply, tf.constant(math.nan, x.dtype), x) for x in found]
 
 
 def _one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:

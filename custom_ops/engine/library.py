@@ -204,7 +204,8 @@ def load(
       cache_dir: where the result is kept; see ``builder.cache_folder``.
       verbose: prints the commands and all the compiler says.
 
-    Raises ValueError for a bad name, BuildError when compiling fails, LoadError or SchemaError for a bad library.
+    Raises ValueError for a bad name or no source, TypeError for a string in place of a list, BuildError when compiling
+    fails, LoadError or SchemaError for a bad library.
     """
     name = _namespace(name)
     recipe = builder.library_recipe(
@@ -253,7 +254,8 @@ def load_inline(
       cuda: CUDA source, or None. It insists on a CUDA toolkit.
       cache_dir, options: as for ``load``.
 
-    Raises what ``load`` raises; compile errors count lines as the text does.
+    Raises what ``load`` raises: ValueError, TypeError, BuildError, LoadError, SchemaError; compile errors count lines
+    as the text does.
     """
     name = _namespace(name)
     texts = {".cc": cpp} if cuda is None else {".cc": cpp, ".cu": cuda}

@@ -32,6 +32,7 @@ def read_records(path: Any, offsets: Any, lengths: Any, numbers: Any = None, *, 
       tf.errors.OutOfRangeError: a record would end behind the end of its file.
       tf.errors.DataLossError: a checksum does not match: the record is damaged, or none begins at this offset.
       tf.errors.InvalidArgumentError: negative offset or length, a record of another length, shapes that do not agree.
+      BuildError, LoadError: the op host cannot be built, or not be loaded.
 
     Those about a record name the file, its number and its offset. Under ``jit_compile=True``: InvalidArgumentError,
     since XLA knows no strings.
@@ -63,5 +64,6 @@ def index_records(
       tf.errors.DataLossError: a length field is damaged, or the file ends inside a record: all that follows is lost.
         Names the file, the record and its offset.
       tf.errors.InvalidArgumentError: a negative number.
+      BuildError, LoadError: as of ``read_records``.
     """
     return tf_host.plain_ops().tf_toolkit_index_records(path, offset, number, limit, name=name)

@@ -70,6 +70,7 @@ def flash_attention(
     Raises:
       tf.errors.InvalidArgumentError: shapes that do not fit together, or a length below 0 or above the number of keys.
       ValueError: scale, window or softcap out of range, or an unknown depth without a scale.
+      TypeError: scale, window or softcap is no number.
     """
     settings = _settings(q, causal, scale, window, softcap)
     found = _forward(q, k, v, bias, lengths, **settings, has_lse=bool(return_lse), name=name)
@@ -106,7 +107,7 @@ def flash_attention_varlen(
     Raises:
       tf.errors.InvalidArgumentError: shapes that do not fit together, or borders that do not begin with 0, fall, or do
         not end with the number of rows.
-      ValueError: as of ``flash_attention``.
+      ValueError, TypeError: as of ``flash_attention``.
     """
     settings = _settings(q, causal, scale, window, softcap)
     found = _forward_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **settings, has_lse=bool(return_lse), name=name)

@@ -87,7 +87,8 @@ def rnnt_loss_additive(
       with their product. (Cells where both are large at classes so different that less than e^-50 of their product is
       left cost an exponential for each class, as of a joint tensor.)
 
-    Raises what ``rnnt_loss`` raises.
+    Raises:
+      tf.errors.InvalidArgumentError, ValueError: as of ``rnnt_loss``.
     """
     options = {"blank": blank, "fastemit": _checked(fastemit)}
     return _forward_additive(encoder, predictor, labels, logit_lengths, label_lengths, **options, name=name).loss

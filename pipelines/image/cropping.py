@@ -46,7 +46,10 @@ def center_crop(height: int, width: int) -> Vectorized:
 def random_crop(height: int, width: int) -> Vectorized:
     """height × width pixels from a random place; all places are equally likely.
 
-    A stage for ``Pipeline.map``. dtype and channels are kept; errors as in ``center_crop``.
+    A stage for ``Pipeline.map``. dtype and channels are kept.
+
+    Raises:
+      TypeError, ValueError: as of ``center_crop``; while reading, too.
     """
     integer("height", height, 1)
     integer("width", width, 1)

@@ -38,7 +38,10 @@ def random_shift(max_pixels: int) -> Vectorized:
 
 
 def flip_horizontal() -> Vectorized:
-    """Mirrors the image left to right. A stage for ``Pipeline.map``; shape and dtype are kept."""
+    """Mirrors the image left to right. A stage for ``Pipeline.map``; shape and dtype are kept.
+
+    Raises ValueError where the image is missing or not of rank 3.
+    """
 
     def over_rows(batch: Example) -> Example:
         return {**batch, "image": tf.reverse(pictures("flip_horizontal", batch), [2])}
@@ -47,7 +50,10 @@ def flip_horizontal() -> Vectorized:
 
 
 def flip_vertical() -> Vectorized:
-    """Turns the image upside down. A stage for ``Pipeline.map``; shape and dtype are kept."""
+    """Turns the image upside down. A stage for ``Pipeline.map``; shape and dtype are kept.
+
+    Raises ValueError where the image is missing or not of rank 3.
+    """
 
     def over_rows(batch: Example) -> Example:
         return {**batch, "image": tf.reverse(pictures("flip_vertical", batch), [1])}
@@ -109,7 +115,10 @@ def resize_shorter_side(pixels: int, method: str = "bilinear") -> Callable[..., 
     With ``center_crop`` after it this is the usual preprocessing for evaluation (He et al., 2016). The longer side is
     rounded down, as in torchvision.
 
-    A stage for ``Pipeline.map``; ``method``, dtypes and errors as in ``resize``.
+    A stage for ``Pipeline.map``; ``method`` and dtypes as in ``resize``.
+
+    Raises:
+      TypeError, ValueError: as of ``resize``.
     """
     integer("pixels", pixels, 1)
     check_method(method)

@@ -48,7 +48,8 @@ def cutmix(num_classes: int, alpha: float = 1.0) -> Paired:
       num_classes: labels become float32[num_classes].
       alpha: above 0; 1 makes every share as likely.
 
-    Raises what ``mixup`` raises.
+    Raises:
+      TypeError, ValueError: as of ``mixup``.
     """
     _check(num_classes, alpha)
 

@@ -83,6 +83,7 @@ def array_record(
     Raises:
       TypeError, ValueError: no file, no record, or wrong features.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      IsADirectoryError, PermissionError: a folder in place of its files; what this user must not read.
       SourceError: a file is no ArrayRecord file. While iterating: a record is damaged, or no Example with these
         features.
     """

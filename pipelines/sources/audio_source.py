@@ -194,6 +194,7 @@ def audio(
       TypeError, ValueError: no file, files with different sample rates or channels, none that has ``frames``, or
         ``classes`` that do not fit the folder.
       FileNotFoundError, PermissionError: a file or a folder cannot be read.
+      IsADirectoryError: a folder in a list of files.
       SourceError: no file is a sound file. While iterating: a file is damaged, truncated or gone.
     """
     for name, value in (("sample_rate", sample_rate), ("channels", channels), ("frames", frames)):

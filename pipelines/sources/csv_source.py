@@ -132,6 +132,7 @@ def csv(
     Raises:
       TypeError, ValueError: arguments that do not fit, no row, headers that differ, or no row that can be read.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      IsADirectoryError, PermissionError: a folder in place of its files; what this user must not read.
       SourceError: a file is compressed, or in another encoding; or quotes are not closed, so that the rows behind
         cannot be told apart; names file and line. While iterating: a bad row; names file, line and column.
     """

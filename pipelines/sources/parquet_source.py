@@ -144,6 +144,7 @@ def parquet(
       TypeError: a column of another type (dates, decimals, structs, maps), or a default of another; names it.
       ValueError: no row, an unknown column, files whose columns differ, or a default that the column cannot hold.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      IsADirectoryError, PermissionError: a folder in place of its files; what this user must not read.
       SourceError: a file is no Parquet file. While iterating: a damaged row group, or a row with a missing value.
     """
     if row_groups_in_memory is not None and row_groups_in_memory < 1:

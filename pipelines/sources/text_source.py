@@ -85,6 +85,7 @@ def text(files: FilePath | Sequence[FilePath], by: str = "line") -> TextSource:
     Raises:
       ValueError: no file, no example, or another ``by``.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      IsADirectoryError, PermissionError: a folder in place of its files; what this user must not read.
       SourceError: while iterating: an example is no UTF-8 (names file and line), or a file has changed.
     """
     if by not in _SPANS:

@@ -99,6 +99,7 @@ def tfrecord(
     Raises:
       TypeError, ValueError: no file, no record, or features that the first record does not have.
       FileNotFoundError: a file, or a shard of name-00000-of-00004, is missing.
+      IsADirectoryError, PermissionError: a folder in place of its files; what this user must not read.
       SourceError: a file ends inside a record, or so much is damaged that the way to the records behind is lost; names
         file, record and offset. While iterating: a record is damaged, or is no Example with these features (named too).
     """

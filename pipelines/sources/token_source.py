@@ -22,6 +22,7 @@ def tokens(file: str | os.PathLike[str]) -> "DocumentSource":
 
     Raises:
       FileNotFoundError: there is no such file.
+      ValueError: the file lies in a remote store (``gs://…``).
       SourceError: it is no token file, or a damaged one. While iterating: a document lies in a damaged block.
     """
     need_local("file", file)

@@ -118,7 +118,9 @@ def fit_vocabulary(data: Source | Pipeline, feature: str) -> list[Any]:
       data: read once, as in ``fit``.
       feature: the column's name.
 
-    Raises what ``fit`` raises.
+    Raises:
+      TypeError, ValueError: not such data, or no feature of this name.
+      SourceError: an example cannot be read.
     """
     seen: set[Any] = set()
     for batch in _batches(data, [feature]):

@@ -47,7 +47,10 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` of each text, on all cores."""
+        """``encode`` of each text, on all cores.
+
+        Raises TypeError and ValueError as that does, for the first such text.
+        """
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"text: expected a string, got {text!r}")
@@ -88,6 +91,7 @@ class Tokenizer:
         Raises:
           FileNotFoundError: there is no such file.
           ValueError: it is no tokeniser.
+          ImportError: ``tokenizers`` is not installed.
         """
         read = library().Tokenizer.from_str
         data = Path(path).expanduser().read_bytes()
@@ -103,6 +107,10 @@ def byte_tokenizer(special_tokens: Sequence[str] = (), normalizer: Any = None) -
     Args:
       special_tokens: their names, e.g. ``["<pad>", "<end>"]``.
       normalizer: see ``text.normalizer``; applied before encoding.
+
+    Raises:
+      TypeError, ValueError: ``special_tokens`` is no list of names, or a name appears twice.
+      ImportError: ``tokenizers`` is not installed.
     """
     tokenizers = library()
     names = {letter: byte for byte, letter in enumerate(_byte_letters())}
@@ -125,6 +133,7 @@ def train_bpe_tokenizer(
 
     Raises:
       TypeError, ValueError: not such arguments.
+      SourceError: an example of the source cannot be read, or is not UTF-8.
       ImportError: ``tokenizers`` is not installed.
     """
     tokenizers = library()
@@ -151,8 +160,11 @@ def train_word_tokenizer(
 ) -> Tokenizer:
     r"""The most frequent words and runs of punctuation (``\w+|[^\w\s]+``) of a corpus; white space is not kept.
 
-    ``unknown`` has id 0 and stands for every other word; the special tokens follow. For the arguments and errors see
+    ``unknown`` has id 0 and stands for every other word; the special tokens follow. For the other arguments see
     ``train_bpe_tokenizer``.
+
+    Raises:
+      TypeError, ValueError, SourceError, ImportError: as of ``train_bpe_tokenizer``; a vocabulary needs no bytes here.
     """
     tokenizers = library()
     names = _checked_names([unknown, *special_tokens])

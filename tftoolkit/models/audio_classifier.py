@@ -18,6 +18,8 @@ class LogMel(tf.Module):
     The windowed discrete Fourier transform is one convolution.
 
     Args: as those of ``pipelines.audio.log_mel``, whose defaults for the rest hold (Slaney's scale, centred frames).
+
+    Raises ValueError where a mel band holds no frequency of the transform.
     """
 
     def __init__(

@@ -150,6 +150,8 @@ class Attention(tf.Module):
       causal: a token sees those before it and itself.
       rotary: turns queries and keys by their positions; None: positions come in another way.
       deviation, out_deviation: of the first weights; 1 / sqrt(inputs) by default.
+
+    Raises ValueError where width is no multiple of heads, or heads none of kv_heads.
     """
 
     def __init__(
@@ -232,6 +234,8 @@ class Mlp(tf.Module):
       activation: "gelu", "gelu_tanh" (GPT-2's), "relu", or "swiglu", for which there are two products up.
       bias: of the products.
       deviation, out_deviation: of the first weights; 1 / sqrt(inputs) by default.
+
+    Raises ValueError where there is no such activation.
     """
 
     def __init__(

@@ -81,6 +81,7 @@ def detections(
       max_output: most things in a picture; shorter lists end in boxes of 0, labels of -1 and scores of 0.
       candidates: how many of the highest cells are looked at.
       iou_threshold: a box that overlaps a higher one of its class by more is left out.
+    Raises ValueError where ``iou_threshold`` or ``max_output`` is out of range.
     """
     batch, classes = tf.shape(heat)[0], heat.shape[-1]
     scores, places = tf.math.top_k(tf.reshape(tf.sigmoid(heat), [batch, -1]), candidates)

@@ -125,6 +125,8 @@ class ResNet(tf.Module):
       width: of the first stage; each next one is twice as wide.
       channels: of the images.
       seed: of the first weights.
+
+    Raises ValueError where depths are not four.
     """
 
     def __init__(

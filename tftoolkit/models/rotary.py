@@ -19,6 +19,8 @@ class Rotary(tf.Module):
       scaling: how the wavelengths of Llama 3.1 and later were stretched, as in their files of settings: ``factor``,
         ``low_freq_factor``, ``high_freq_factor`` and ``original_max_position_embeddings``; others are not looked at.
         With it plain operations turn.
+
+    Raises ValueError where ``scaling`` lacks one of the four.
     """
 
     def __init__(

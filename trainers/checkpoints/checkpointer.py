@@ -76,6 +76,8 @@ class Checkpointer:
         keep_every: keep also the checkpoints of steps that are multiples of this.
         asynchronous: let :meth:`save` copy the variables and write them in a thread. An error then comes with the next
             ``save`` or ``wait``, or when the folder is left.
+
+    Raises ValueError where one of the numbers is too small.
     """
 
     def __init__(

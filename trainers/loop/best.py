@@ -17,6 +17,8 @@ class Best:
         mode: "max" if higher is better, "min" if lower is.
         patience: stop after this many evaluations in a row without a new best; None: never.
         min_delta: how much better a new best must be to count for ``patience``.
+
+    Raises ValueError where an argument is out of range; its methods, where an evaluation lacks the metric.
     """
 
     metric: str

@@ -63,7 +63,8 @@ def graph(trainer: Run) -> None:
 def profile(*, calls: int = 2) -> Callable[[Run], None]:
     """A window of TensorFlow's profiler, for TensorBoard: from the first time it is called to the ``calls``-th.
 
-    So ``(every(steps=50), profile())`` traces the steps 50 to 100. Later calls do nothing.
+    So ``(every(steps=50), profile())`` traces the steps 50 to 100. Later calls do nothing. Raises ValueError where
+    ``calls`` is below 2.
     """
     if calls < 2:
         raise ValueError(f"profile: calls must be at least 2, where it begins and where it ends, but is {calls}")

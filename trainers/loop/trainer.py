@@ -101,6 +101,8 @@ class Trainer:
     Attributes:
         finished_steps: number of finished steps.
         last_metrics: the latest line of each kind ("train", "eval", "rollback") in ``metrics.jsonl``.
+
+    Raises TypeError without a step and a pipeline; ValueError where something is out of range, or batches are missing.
     """
 
     def __init__(

@@ -34,7 +34,9 @@ def linear(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float
 def cosine(peak: float, steps: int, *, warmup_steps: int | float = 0, end: float = 0.0) -> Schedule:
     """Rise linearly to ``peak`` over ``warmup_steps``, follow half a cosine to ``end`` at step ``steps``, then stay.
 
-    The decay is that of SGDR without restarts (Loshchilov & Hutter 2017, equation 5). Errors are those of ``linear``.
+    The decay is that of SGDR without restarts (Loshchilov & Hutter 2017, equation 5).
+
+    Raises ValueError where ``linear`` does.
     """
     return _warmed_up(peak, steps, warmup_steps, 0, end, lambda fraction: 0.5 * (1.0 + tf.cos(math.pi * fraction)))
 
@@ -91,6 +93,8 @@ class Adjustable(tf.Module):
 
     Attributes:
         rate: float32 variable.
+
+    Raises ValueError where the rate is negative or not finite.
     """
 
     def __init__(self, learning_rate: float) -> None:
@@ -122,6 +126,8 @@ class Plateau(Adjustable):
         cooldown: how many observations after that don't count.
         lowest: the rate never falls below this.
         kind: "eval" or "train".
+
+    Raises ValueError where an argument is out of range.
     """
 
     def __init__(

@@ -80,6 +80,11 @@ class Update(tf.Module):
         compute_dtype: the type of ``precision``.
         compile_parts: compile the two halves of an update that don't communicate, ``gradients`` on a replica's own rows
             and ``apply``, with XLA. Set by the runner under a strategy, where the whole step can't be compiled.
+
+    Raises:
+        ValueError: an argument out of range, arguments that exclude each other, a pattern that matches no weight, a
+            model without weights to train, or one of Keras with another ``precision`` or generation than asked for.
+        TypeError: the optimizer is none of these, or patterns are one string in place of a sequence.
     """
 
     _TF_MODULE_IGNORED_PROPERTIES = frozenset({"weights", "_model", *tf.Module._TF_MODULE_IGNORED_PROPERTIES})

@@ -68,7 +68,8 @@ def test_any_numbers_are_indices_of_sums(dtype):
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     indices = np.array([most, -1, least, 0, -1, most, most - 1, least], dtype)
     rows = 2.0 ** np.arange(8, dtype=np.float32)
-    np.testing.assert_array_equal(custom_ops.sum_rows(rows, indices), [33, 18, 132, 8, 0, 0, 64, 0])
+    for sums in (custom_ops.sum_rows, REFERENCES["SumRows"]):
+        np.testing.assert_array_equal(sums(rows, tf.constant(indices)), [33, 18, 132, 8, 0, 0, 64, 0])
 
 
 @MODE
@@ -93,6 +94,19 @@ def test_what_is_not_applied_keeps_every_bit(mode):
     )
     for tensor, kept in zip(new, (w, m, v), strict=True):
         assert tensor.numpy().tobytes() == kept.tobytes()
+
+
+@MODE
+def test_a_rate_that_is_no_number_spoils_the_weights_of_used_rows_alone(mode):
+    tensors = arrays(CASES[0])
+    found = mode(lambda *each: custom_ops.adamw_rows(True, np.float32(np.nan), T, *each, **OPTIONS))(*tensors)
+    plain = REFERENCES["AdamWRows"](*map(tf.constant, tensors), True, np.float32(np.nan), T, **OPTIONS)
+    for w, *moments in (found, plain):
+        used = np.isnan(w).all(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(used), np.unique(tensors[3]))
+        assert not np.isnan(w[~used]).any()
+        for moment, right in zip(moments, by_hand(*tensors)[1:], strict=True):
+            np.testing.assert_allclose(moment, right, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -207,3 +221,20 @@ def test_the_same_in_jax():
 def test_opcheck(name):
     inputs, attributes = ARGUMENTS[name]()
     custom_ops.opcheck(ops.find(f"TfToolkit>{name}"), *inputs, **attributes)
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bad", [-1, 300, 2**40])
+def test_where_no_kernel_runs_a_bad_index_makes_everything_nan(bad, jit_compile):
+    *kept, indices, gradients = arrays(CASES[2])
+    update = tf.function(REFERENCES["AdamWRows"], autograph=False, jit_compile=jit_compile)
+    assert np.isfinite(update(*kept, indices, gradients, True, RATE, T, **OPTIONS)).all()
+    indices[70] = bad
+    assert np.isnan(update(*kept, indices, gradients, True, RATE, T, **OPTIONS)).all()
+    np.testing.assert_array_equal(update(*kept, indices, gradients, False, RATE, T, **OPTIONS), kept)
+
+
+def test_a_table_without_rows_has_none_to_name():
+    *kept, indices, gradients = arrays(CASES[2])
+    for new in REFERENCES["AdamWRows"](*(x[:0] for x in kept), indices, gradients, True, RATE, T, **OPTIONS):
+        assert new.shape == [0, 3, 11]

@@ -64,7 +64,8 @@ def verify(
       native: run the native code in ``NAME.tflite.delegate``, which a file exported with ``ops="native"`` needs; only
         for files that you trust.
 
-    Raises ExportError naming stage, signature, tensor and reason; ValueError for unusable arguments.
+    Raises ExportError naming stage, signature, tensor and reason; FileNotFoundError, ValueError for unusable arguments;
+    RuntimeError where the process that measures the file's memory fails.
     """
     check_metric(metric, max_drop)
     if max_drop is not None and golden is None:

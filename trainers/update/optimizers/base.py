@@ -29,6 +29,8 @@ class Optimizer(PerWeight):
         rate_factors: one number per weight, by which its learning rate is multiplied.
         decays: one truth value per weight, whether weight decay applies to it.
         names: one name per weight, that below the model.
+
+    Raises ValueError where the learning rate is a number that is negative or not finite.
     """
 
     weight_decay: float | None = None
@@ -112,7 +114,10 @@ class Optimizer(PerWeight):
 
     @property
     def learning_rate(self) -> tf.Tensor:
-        """The learning rate of the next update (float32 scalar tensor)."""
+        """The learning rate of the next update (float32 scalar tensor).
+
+        It can be assigned where the schedule is a ``schedules.Adjustable``; elsewhere that raises AttributeError.
+        """
         return as_written(self.schedule)(self.iterations.read_value())
 
     @learning_rate.setter

@@ -48,6 +48,7 @@ class Muon(Moments):
 
     Raises:
         ValueError: a number out of range; another ``adjust``; from ``build``: a pattern that matches nothing.
+        TypeError: ``others`` is a string.
     """
 
     def __init__(

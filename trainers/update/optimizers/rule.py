@@ -27,6 +27,8 @@ class Rule(Optimizer):
         master_weights: keep a float32 copy of each bfloat16 or float16 weight, update that, and round the weight from
             it: otherwise updates below half a step of the weight's type are lost, which with bfloat16 are those below
             0.2 % of the weight. A weight that is assigned (loaded, say) between two updates takes its copy along.
+
+    Raises ValueError where the rate or the decay is negative or not finite.
     """
 
     takes_turns = False
