@@ -61,11 +61,11 @@ class Job(abc.ABC):
     def step(self) -> trainers.Step:
         """Makes the model and the step that trains it; called in the scope of the strategy, if there is one."""
 
-    def optimizer(self, **options: Any) -> trainers.optimizers.AdamW:
-        """AdamW with the recipe's rates: a cosine behind a warm-up; for ``step``."""
+    def optimizer(self, kind: Any = trainers.optimizers.AdamW, **options: Any) -> Any:
+        """AdamW, or another that decays weights, with the recipe's rates: a cosine behind a warm-up; for ``step``."""
         config = self.config
         schedule = trainers.schedules.cosine(config.learning_rate, config.steps, warmup_steps=config.warmup_steps)
-        return trainers.optimizers.AdamW(schedule, weight_decay=config.weight_decay, **options)
+        return kind(schedule, weight_decay=config.weight_decay, **options)
 
     @abc.abstractmethod
     def evaluate(self) -> dict[str, float]:

@@ -89,6 +89,9 @@ class LanguageModelling(Job):
         between(config, "vocabulary", 256)
         between(config, "length", 2)
         between(config, "evaluation_rows", 1)
+        settings.one_of("optimizer", config.optimizer, ("adamw", "muon"))
+        if config.fused and config.optimizer != "adamw":
+            raise ValueError(f"fused=True is for optimizer='adamw', but optimizer={config.optimizer!r}")
         between(config, "capacity", 1, config.model.get("context"), "the model's context")
         room = "what is written must fit into a file's cache, behind a prompt of prefill + 3 tokens"
         between(config, "prefill", 1, config.capacity - 5, room)
@@ -151,7 +154,11 @@ class LanguageModelling(Job):
         options = config.model.to_dict()
         make = getattr(models, options.pop("name"))
         self.model = make(self.tokenizer.vocabulary_size, **options, seed=config.seed)
-        update = trainers.Update(self.model, self.optimizer(fused=config.fused), clip_norm=config.clip_norm)
+        if config.optimizer == "muon":
+            optimizer = self.optimizer(trainers.optimizers.Muon)
+        else:
+            optimizer = self.optimizer(fused=config.fused)
+        update = trainers.Update(self.model, optimizer, clip_norm=config.clip_norm)
         if self._is_recurrent:
             return CarriedState(self.model, update, config.batch_size, config.carry_state)
         return PackedDocuments(self.model, update)

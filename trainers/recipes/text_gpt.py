@@ -8,12 +8,12 @@ from tftoolkit.trainers.recipes import text_rnn
 def get_config() -> ConfigDict:
     """As the recipe ``text_rnn``, but for what stands here."""
     config = text_rnn.get_config()
-    config.vocabulary = 1024
+    config.vocabulary = 2048
     # Windows per step, each of as many whole documents as fit, or of a piece of one.
     config.batch_size = 8
     # Tokens per window.
     config.length = 256
-    config.steps = 450
+    config.steps = 300
     config.steps_per_call = 10
     config.log_every = 10
     config.model = ConfigDict(
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
         }
     )
     del config.carry_state  # there is none
-    config.learning_rate = 3e-3
+    config.optimizer = "muon"
+    config.learning_rate = 1e-2
     config.weight_decay = 0.1
-    config.fused = True
-    config.evaluate_every = 90
-    config.checkpoint_every = 90
+    config.evaluate_every = 60
+    config.checkpoint_every = 60
     config.sample_tokens = 250
     config.prefill = 16
-    config.at_most = ConfigDict({"bits_per_character": 2.25})
+    config.at_most = ConfigDict({"bits_per_character": 2.1})
     return config

@@ -40,11 +40,13 @@ def get_config() -> ConfigDict:
             "dropout": 0.0,
         }
     )
-    # Of AdamW, at its highest; it rises during the warm-up and falls along a cosine.
+    # "adamw", or "muon": that for matrices of hidden layers, AdamW for the other weights.
+    config.optimizer = "adamw"
+    # At its highest; it rises during the warm-up and falls along a cosine.
     config.learning_rate = 5e-3
     # Steps in which the learning rate rises.
     config.warmup_steps = 50
-    # Of AdamW: how much of each weight is taken off per step, times the learning rate.
+    # How much of each weight is taken off per step, times the learning rate.
     config.weight_decay = 1e-2
     # AdamW as one compiled op; False needs no C++ compiler.
     config.fused = False

@@ -21,6 +21,8 @@ WRONG = [
     ("text_rnn", {"vocabulary": 255}, r"config\.vocabulary=255 must be at least 256"),
     ("text_rnn", {"length": 1}, r"config\.length=1 must be at least 2"),
     ("text_rnn", {"compared_tokens": 300}, r"config\.compared_tokens=300 must be from 1 to 244: .* file's cache"),
+    ("text_rnn", {"optimizer": "sgd"}, r"config\.optimizer='sgd'"),
+    ("text_gpt", {"fused": True}, r"fused=True is for optimizer='adamw', but optimizer='muon'"),
     ("text_gpt", {"capacity": 1024}, r"config\.capacity=1024 must be from 1 to 512: the model's context"),
     ("text_gpt", {"prefill": 256}, r"config\.prefill=256 must be from 1 to 251"),
 ]
