@@ -23,7 +23,7 @@ NOT_SAID = {"NotImplementedError"}  # that a subclass has it
 # Raised further down for arguments that never come from there.
 IMPOSSIBLE = {
     "custom_ops.OpLibrary.register": {"KeyError"},  # its own names
-    "custom_ops.available": {"TypeError", "ValueError"},  # our own sources
+    "custom_ops.available": {"TypeError"},  # our own sources
     "models.resnet18": {"ValueError"},  # their depths are four
     "models.resnet34": {"ValueError"},
     "models.resnet50": {"ValueError"},
@@ -85,12 +85,12 @@ def leaving(node: ast.AST, of_call: Callable[[ast.expr], set[str]]) -> set[str]:
     """The exceptions that ``node`` raises and does not catch; ``of_call`` gives those of a function that it calls."""
     names: set[str] = set()
     children = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.Try):
+    if isinstance(node, ast.Try | ast.With):
         tried = set().union(*(leaving(one, of_call) for one in node.body))
-        types = [one for handler in node.handlers for one in ast.walk(handler.type or handler)]
+        types = [one for part in catching(node) for one in ast.walk(part)]
         caught = {one.id for one in types if isinstance(one, ast.Name)}
         names = {name for name in tried if caught.isdisjoint(kinds(name))}
-        children = [*node.handlers, *node.orelse, *node.finalbody]
+        children = [*node.items] if isinstance(node, ast.With) else [*node.handlers, *node.orelse, *node.finalbody]
     elif isinstance(node, ast.Raise) and node.exc is not None:
         error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         name = error.attr if isinstance(error, ast.Attribute) else getattr(error, "id", "")
@@ -98,6 +98,14 @@ def leaving(node: ast.AST, of_call: Callable[[ast.expr], set[str]]) -> set[str]:
     elif isinstance(node, ast.Call):
         names = of_call(node.func)
     return names.union(*(leaving(one, of_call) for one in children))
+
+
+def catching(node: ast.Try | ast.With) -> list[ast.expr]:
+    """What names the exceptions that end here: in ``except``, or in ``contextlib.suppress``."""
+    if isinstance(node, ast.Try):
+        return [handler.type for handler in node.handlers if handler.type]
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return [one for call in calls if ast.unparse(call.func) == "contextlib.suppress" for one in call.args]
 
 
 def called(one: Found, function: ast.expr) -> list[Found]:

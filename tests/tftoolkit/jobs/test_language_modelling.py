@@ -163,7 +163,8 @@ def train(directory, name, *options, **environment):
 def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, tmp_path):
     options = [f"--config.{key}={value}" for key, value in TINY["text_rnn"].items()]
     options += [f"--config.corpus={corpus}", "--config.steps=60", "--config.evaluate_every=20"]
-    options += ["--config.checkpoint_every=20", "--config.exports=('tflite',)", "--config.max_drop=0.5", "--config.web_page=False"]
+    options += ["--config.checkpoint_every=20", "--config.exports=('tflite',)", "--config.max_drop=0.5"]
+    options += ["--config.web_page=False"]
     whole = train(tmp_path / "whole", "text_rnn", *options)
     assert whole.returncode == 0, whole.stderr
     killed = train(tmp_path / "parts", "text_rnn", *options, TFTOOLKIT_FAULTS="save:kill:2")
