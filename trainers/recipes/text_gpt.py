@@ -8,12 +8,12 @@ from tftoolkit.trainers.recipes import text_rnn
 def get_config() -> ConfigDict:
     """As the recipe ``text_rnn``, but for what stands here."""
     config = text_rnn.get_config()
-    config.vocabulary = 2048
+    config.vocabulary = 4096
     # Windows per step, each of as many whole documents as fit, or of a piece of one.
     config.batch_size = 8
     # Tokens per window.
     config.length = 256
-    config.steps = 300
+    config.steps = 240
     config.steps_per_call = 10
     config.log_every = 10
     config.model = ConfigDict(
@@ -46,5 +46,5 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 60
     config.sample_tokens = 250
     config.prefill = 16
-    config.at_most = ConfigDict({"bits_per_character": 2.1})
+    config.at_most = ConfigDict({"bits_per_character": 2.05})
     return config
