@@ -53,6 +53,9 @@ class Job(abc.ABC):
     def read(self) -> None:
         """Reads what the other methods need: the examples of the evaluation, a vocabulary."""
 
+    def prepare(self) -> None:
+        """Makes what the step begins with, where that takes a training of its own; nothing of the pipeline needs it."""
+
     @abc.abstractmethod
     def pipeline(self) -> pipelines.Pipeline:
         """The batches to train on."""
@@ -111,6 +114,7 @@ def run(job: Job, directory: Path, recipe: str | None = None) -> None:
     said = phase if is_chief else contextlib.nullcontext
     with said("reading the data"):
         job.read()
+    job.prepare()
     with said("tracing the training step"):
         with strategy.scope() if strategy else contextlib.nullcontext():
             step = job.step()
