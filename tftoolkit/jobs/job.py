@@ -53,7 +53,7 @@ class Job(abc.ABC):
     def read(self) -> None:
         """Reads what the other methods need: the examples of the evaluation, a vocabulary."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most begin with nothing
         """Makes what the step begins with, where that takes a training of its own; nothing of the pipeline needs it."""
 
     @abc.abstractmethod
