@@ -19,6 +19,10 @@ from tftoolkit.pipelines.datasets.python_texts import HELD_OUT, python_texts
 
 END = "<end>"  # of a document
 _IGNORED = -100
+_FILES_NOTE = (
+    "Each token is the likeliest one, behind a held-out text. In the table of files, milliseconds are those of a "
+    "token, and bits per character those of the beginning of the held-out text."
+)
 
 
 class CarriedState(trainers.Step):
@@ -197,13 +201,10 @@ class LanguageModelling(Job):
             (f"Temperature {value}", config.prompt + self._written(value, config.sample_tokens))
             for value in config.temperatures
         ]
-        lines = "\n".join(self._writing.lines)
         note = f"Each text begins with “{config.prompt.strip()}”, which was given."
         return [
             report.Section("What it writes", note, texts=texts),
-            report.Section(
-                "Files that write", "Greedily, behind a held-out text.", texts=[("Tokens per second", lines)]
-            ),
+            report.Section("Files that write", _FILES_NOTE, table=self._writing.table),
         ]
 
     def _written(self, temperature: float, count: int) -> str:

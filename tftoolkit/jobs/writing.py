@@ -75,12 +75,12 @@ class Writing:
         self._tokenizer = tokenizer
         # Through both signatures; encoded again, since a text's tokens may end otherwise where the text is cut off.
         self._prompt = tokenizer.encode(tokenizer.decode(held_out[: config.prefill + 3])).tolist()
-        self.lines: list[str] = []
+        self.table: list[tuple[str, ...]] = []
 
     def write_files(self, folder: Path) -> export.ExportReport:
         """Writes the files, each proven call by call, and by its bits per character on held-out text (``max_drop``).
 
-        Then each writes ``compared_tokens`` greedily. A float32 file must write what the model writes. ``lines`` say
+        Then each writes ``compared_tokens`` greedily. A float32 file must write what the model writes. ``table`` says
         how many tokens are the same, and how many each wrote per second.
 
         Raises ExportError where a float32 file writes something else, and what ``export_all`` raises.
@@ -146,14 +146,13 @@ class Writing:
         write = functools.partial(models.generate, self._model, self._prompt, count, temperature=0)
         write()  # traces
         expected, rate = timed(lambda: write().tolist(), count)
-        self.lines = [f"{'models.generate':<24} {rate:8,.0f} tokens/s in one call of TensorFlow"]
+        head = ("file", "written in", "tokens/s", "as the model writes")
+        self.table = [head, ("models.generate", "TensorFlow, in one call", f"{rate:,.0f}", "")]
         for row in exported.rows:
             found, rate = self._written(folder / row.file, count)
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
-            self.lines.append(
-                f"{row.file:<24} {rate:8,.0f} tokens/s in {runtime_of(row.file).name}, "
-                f"the first {same} of {count} as the model"
-            )
+            said = f"the first {same} of {count}"
+            self.table.append((row.file, runtime_of(row.file).name, f"{rate:,.0f}", said))
             if row.format in _EXACT and same < count:
                 raise export.ExportError(
                     "writing", f"{row.file}: token {same} is {found[same]}, the model's is {expected[same]}"
@@ -172,7 +171,8 @@ class Writing:
             print(f"No web page: {error}")
             return export.ExportReport(())
         rate = 1000 / page.rows[0].latency[1].median
-        self.lines.append(f"{'page':<24} {rate:8,.0f} tokens/s in Chromium, all {len(expected)} as the model")
+        said = f"the first {len(expected)} of {len(expected)}"
+        self.table.append(("page", "Chromium", f"{rate:,.0f}", said))
         return page
 
 
@@ -228,7 +228,7 @@ def _onnxruntime(file: Path) -> Predict:
 
 # By how a file's name ends; a SavedModel is a folder.
 RUNTIMES = {
-    "": _Runtime("TensorFlow, call by call", _tensorflow),
+    "": _Runtime("TensorFlow, a call each", _tensorflow),
     ".tflite": _Runtime("ai-edge-litert", _litert),
     ".onnx": _Runtime("onnxruntime", _onnxruntime, has_prefill=False),
 }

@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, t
     for file in ("metrics.jsonl", "export/model.tflite", "export/tokenizer.json"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     page = (tmp_path / "parts" / "report.html").read_text()
-    assert "the first 200 of 200 as the model" in page
+    assert "<td>the first 200 of 200</td>" in page
     assert page.count("Temperature") == 2
 
 
@@ -187,7 +187,7 @@ def test_other_cells_learn_and_their_files_write_the_same(cell, corpus, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = [line["bits_per_character"] for line in lines if line["kind"] == "eval"]
     assert found[-1] < found[0] - 0.3
-    assert (tmp_path / "report.html").read_text().count("the first 200 of 200 as the model") == 3
+    assert (tmp_path / "report.html").read_text().count("<td>the first 200 of 200</td>") == 3
 
 
 @pytest.mark.slow
