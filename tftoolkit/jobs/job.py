@@ -42,12 +42,14 @@ class Job(abc.ABC):
 
         A subclass that has more of them calls this one, too.
         """
-        for name in ("steps", "batch_size"):
+        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0), ("learning_rate", 0)):
             if name in self.config:
-                settings.between(self.config, name, 1)
+                settings.between(self.config, name, least)
         exports.check(self.config.get("exports", ()))
         if "name" in self.config.get("model", {}):
             settings.one_of("model.name", self.config.model.name, models.__all__)
+        if not 0 <= (dropout := self.config.get("model", {}).get("dropout", 0)) < 1:
+            raise ValueError(f"config.model.dropout={dropout!r} must be at least 0 and less than 1")
 
     @abc.abstractmethod
     def read(self) -> None:

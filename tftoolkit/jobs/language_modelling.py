@@ -19,6 +19,7 @@ from tftoolkit.pipelines.datasets.python_texts import HELD_OUT, python_texts
 
 END = "<end>"  # of a document
 _IGNORED = -100
+_MOST_TOKENS = 1 << 20  # four times as many as any language model's
 _FILES_NOTE = (
     "Each token is the likeliest one, behind a held-out text. In the table of files, milliseconds are those of a "
     "token, and bits per character those of the beginning of the held-out text."
@@ -88,9 +89,15 @@ class LanguageModelling(Job):
     charts = ("loss", "bits_per_character")
 
     def check(self) -> None:
-        super().check()
         config, between = self.config, settings.between
-        between(config, "vocabulary", 256)
+        writers = [name for name in models.__all__ if hasattr(getattr(models, name), "empty_cache")]
+        settings.one_of("model.name", config.model.name, writers)
+        super().check()
+        if "tflite_int8" in config.exports:
+            raise ValueError(
+                "config.exports: there is no tflite_int8 of a language model; tflite_dynamic has int8 weights"
+            )
+        between(config, "vocabulary", 256, _MOST_TOKENS)
         between(config, "length", 2)
         between(config, "evaluation_rows", 1)
         between(config, "capacity", 1, config.model.get("context"), "the model's context")
@@ -112,6 +119,11 @@ class LanguageModelling(Job):
             self.tokenizer = text.train_bpe_tokenizer(texts["train"], config.vocabulary, [END])
         if (context := config.model.get("context")) is not None:
             given = len(self.tokenizer.encode(config.prompt))
+            if given >= context:
+                raise ValueError(
+                    f"config.prompt has {given} tokens, and the model's context is {context}: shorten it, or choose a "
+                    "larger config.model.context"
+                )
             why = f"the prompt has {given} tokens, and the model's context is {context}"
             settings.between(config, "sample_tokens", 1, context - given, why)
         self._folder = tempfile.TemporaryDirectory(prefix="tftoolkit-text-")

@@ -45,8 +45,11 @@ class Transfer(ImageClassification):
 
     def check(self) -> None:
         super().check()
-        for name, least in (("classes", 2), ("shots", 1), ("pretraining.steps", 1), ("scratch.steps", 1)):
+        for name, least in (("classes", 2), ("shots", 1)):
             settings.between(self.config, name, least)
+        for name in ("pretraining", "scratch"):
+            settings.between(self.config, f"{name}.steps", 1)
+            settings.between(self.config, f"{name}.learning_rate", 0)
 
     def read(self) -> None:
         config = self.config
