@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,15 @@ class Job(abc.ABC):
                 settings.between(self.config, name, least)
         exports.check(self.config.get("exports", ()))
         if "name" in self.config.get("model", {}):
-            settings.one_of("model.name", self.config.model.name, models.__all__)
+            settings.one_of("model.name", self.config.model.name, self.model_names())
         if not 0 <= (dropout := self.config.get("model", {}).get("dropout", 0)) < 1:
             raise ValueError(f"config.model.dropout={dropout!r} must be at least 0 and less than 1")
+
+    def model_names(self) -> list[str]:
+        """What ``model.name`` may be; in a package of one's own its models, too."""
+        there = getattr(sys.modules[type(self).__module__], "models", models)
+        own = {} if there is models else vars(there)
+        return sorted({*models.__all__, *(name for name, value in own.items() if callable(value))})
 
     @abc.abstractmethod
     def read(self) -> None:

@@ -88,11 +88,12 @@ class LanguageModelling(Job):
 
     charts = ("loss", "bits_per_character")
 
+    def model_names(self) -> list[str]:
+        return [name for name in super().model_names() if hasattr(getattr(models, name), "empty_cache")]
+
     def check(self) -> None:
-        config, between = self.config, settings.between
-        writers = [name for name in models.__all__ if hasattr(getattr(models, name), "empty_cache")]
-        settings.one_of("model.name", config.model.name, writers)
         super().check()
+        config, between = self.config, settings.between
         if "tflite_int8" in config.exports:
             raise ValueError(
                 "config.exports: there is no tflite_int8 of a language model; tflite_dynamic has int8 weights"
