@@ -54,6 +54,9 @@ def check_page(page: str, job: Job, files: list[str]) -> None:
         assert name.replace("_", " ") in parts["Training"]
     for file in files:
         assert f"<td>{file}</td>" in parts["Exported files"]
+        assert job.config.job != "language_modelling" or f"<td>{file}</td>" in parts["Files that write"].replace(
+            "\n", ""
+        )
     title, mark, count = SAMPLES[job.config.job]
     assert parts[title].count(mark) == count
     assert not re.search(r"(src|href)=.https?:", page)

@@ -81,3 +81,13 @@ def test_it_trains_what_was_changed(tmp_path: Path) -> None:
     run(tmp_path / "mine", "-m", "mine", "--directory=run", *options)
     assert (tmp_path / "mine/run/export/model.tflite").exists()
     assert (tmp_path / "mine/run/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_its_own_is_known(tmp_path: Path) -> None:
+    projects.make("mine", "text_rnn", tmp_path)
+    with (tmp_path / "mine/mine/models/__init__.py").open("a") as file:
+        file.write("class Own(Recurrent):\n    pass\n")
+    changed = "config.model.name = 'Own'; LanguageModelling(config).check()"
+    begin = "from mine.language_modelling import LanguageModelling; from mine.recipes.text_rnn import get_config"
+    run(tmp_path / "mine", "-c", f"{begin}; config = get_config(); {changed}")

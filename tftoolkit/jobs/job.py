@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,27 @@ class Job(abc.ABC):
 
         A subclass that has more of them calls this one, too.
         """
-        for name in ("steps", "batch_size"):
+        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0), ("learning_rate", 0)):
             if name in self.config:
-                settings.between(self.config, name, 1)
+                settings.between(self.config, name, least)
         exports.check(self.config.get("exports", ()))
         if "name" in self.config.get("model", {}):
-            settings.one_of("model.name", self.config.model.name, models.__all__)
+            settings.one_of("model.name", self.config.model.name, self.model_names())
+        if not 0 <= (dropout := self.config.get("model", {}).get("dropout", 0)) < 1:
+            raise ValueError(f"config.model.dropout={dropout!r} must be at least 0 and less than 1")
+
+    def model_names(self) -> list[str]:
+        """What ``model.name`` may be; in a package of one's own its models, too."""
+        there = getattr(sys.modules[type(self).__module__], "models", models)
+        own = {} if there is models else vars(there)
+        return sorted({*models.__all__, *(name for name, value in own.items() if callable(value))})
 
     @abc.abstractmethod
     def read(self) -> None:
         """Reads what the other methods need: the examples of the evaluation, a vocabulary."""
+
+    def prepare(self) -> None:  # noqa: B027 - most begin with nothing
+        """Makes what the step begins with, where that takes a training of its own; nothing of the pipeline needs it."""
 
     @abc.abstractmethod
     def pipeline(self) -> pipelines.Pipeline:
@@ -111,6 +123,7 @@ def run(job: Job, directory: Path, recipe: str | None = None) -> None:
     said = phase if is_chief else contextlib.nullcontext
     with said("reading the data"):
         job.read()
+    job.prepare()
     with said("tracing the training step"):
         with strategy.scope() if strategy else contextlib.nullcontext():
             step = job.step()

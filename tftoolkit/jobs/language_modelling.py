@@ -19,6 +19,11 @@ from tftoolkit.pipelines.datasets.python_texts import HELD_OUT, python_texts
 
 END = "<end>"  # of a document
 _IGNORED = -100
+_MOST_TOKENS = 1 << 20  # four times as many as any language model's
+_FILES_NOTE = (
+    "Each token is the likeliest one, behind a held-out text. In the table of files, milliseconds are those of a "
+    "token, and bits per character those of the beginning of the held-out text."
+)
 
 
 class CarriedState(trainers.Step):
@@ -83,10 +88,17 @@ class LanguageModelling(Job):
 
     charts = ("loss", "bits_per_character")
 
+    def model_names(self) -> list[str]:
+        return [name for name in super().model_names() if hasattr(getattr(models, name), "empty_cache")]
+
     def check(self) -> None:
         super().check()
         config, between = self.config, settings.between
-        between(config, "vocabulary", 256)
+        if "tflite_int8" in config.exports:
+            raise ValueError(
+                "config.exports: there is no tflite_int8 of a language model; tflite_dynamic has int8 weights"
+            )
+        between(config, "vocabulary", 256, _MOST_TOKENS)
         between(config, "length", 2)
         between(config, "evaluation_rows", 1)
         settings.one_of("optimizer", config.optimizer, ("adamw", "muon"))
@@ -111,6 +123,11 @@ class LanguageModelling(Job):
             self.tokenizer = text.train_bpe_tokenizer(texts["train"], config.vocabulary, [END])
         if (context := config.model.get("context")) is not None:
             given = len(self.tokenizer.encode(config.prompt))
+            if given >= context:
+                raise ValueError(
+                    f"config.prompt has {given} tokens, and the model's context is {context}: shorten it, or choose a "
+                    "larger config.model.context"
+                )
             why = f"the prompt has {given} tokens, and the model's context is {context}"
             settings.between(config, "sample_tokens", 1, context - given, why)
         self._folder = tempfile.TemporaryDirectory(prefix="tftoolkit-text-")
@@ -204,13 +221,10 @@ class LanguageModelling(Job):
             (f"Temperature {value}", config.prompt + self._written(value, config.sample_tokens))
             for value in config.temperatures
         ]
-        lines = "\n".join(self._writing.lines)
         note = f"Each text begins with “{config.prompt.strip()}”, which was given."
         return [
             report.Section("What it writes", note, texts=texts),
-            report.Section(
-                "Files that write", "Greedily, behind a held-out text.", texts=[("Tokens per second", lines)]
-            ),
+            report.Section("Files that write", _FILES_NOTE, table=self._writing.table),
         ]
 
     def _written(self, temperature: float, count: int) -> str:

@@ -45,18 +45,25 @@ class Transfer(ImageClassification):
 
     def check(self) -> None:
         super().check()
-        for name, least in (("classes", 2), ("shots", 1), ("pretraining.steps", 1), ("scratch.steps", 1)):
+        for name, least in (("classes", 2), ("shots", 1)):
             settings.between(self.config, name, least)
+        for name in ("pretraining", "scratch"):
+            settings.between(self.config, f"{name}.steps", 1)
+            settings.between(self.config, f"{name}.learning_rate", 0)
 
     def read(self) -> None:
         config = self.config
         old, new = (range(first, first + config.classes) for first in (0, config.classes))
         self.few = self._pictures("train", new, config.shots)
         self.test = self._pictures("test", new)
+        self._old = old
+
+    def prepare(self) -> None:
+        config = self.config
         self.weights = self.directory / "pretrained.safetensors"
         self.names = models.torch_names(config.model.name)
         if not self.weights.exists():
-            model = self._trained("pretraining", self._pictures("train", old, turned=True), config.pretraining)
+            model = self._trained("pretraining", self._pictures("train", self._old, turned=True), config.pretraining)
             trainers.save_weights(model, self.weights, names=self.names)
         results = self.directory / "scratch.json"
         if not results.exists():

@@ -7,19 +7,21 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import export, models
-from tftoolkit.jobs.exports import export_all
+from tftoolkit.jobs.exports import TARGETS, export_all
 from tftoolkit.pipelines import text
 from tftoolkit.trainers.console import phase
 
 Predict = Callable[[Mapping[str, Any], str], Mapping[str, np.ndarray]]
 _JUDGED_TOKENS = 256  # of held-out text, one after the other: a file's bits per character
+# Formats whose files must write what the model writes.
+_EXACT = ("SavedModel", "SavedModel, native", "TFLite float32", "ONNX")
 
 
 class Reader:
@@ -28,11 +30,11 @@ class Reader:
     Args:
       predict: from inputs and the name of a signature to outputs.
       cache: of zeros.
-      prefill: how many tokens "prefill" reads at once.
+      prefill: how many tokens "prefill" reads at once; None: there is none.
     """
 
-    def __init__(self, predict: Predict, cache: Mapping[str, np.ndarray], prefill: int) -> None:
-        self._predict, self._cache, self._prefill, self._position = predict, dict(cache), prefill, 0
+    def __init__(self, predict: Predict, cache: Mapping[str, np.ndarray], prefill: int | None) -> None:
+        self._predict, self._cache, self._prefill, self._position = predict, dict(cache), prefill or 1, 0
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """The logits of what follows the last of these tokens."""
@@ -41,7 +43,8 @@ class Reader:
             count = self._prefill if len(tokens) >= self._prefill else 1
             inputs = {"tokens": np.array([tokens[:count]], np.int32), "start": np.array([self._position], np.int32)}
             found = dict(self._predict({**inputs, **self._cache}, "decode" if count == 1 else "prefill"))
-            logits, self._cache = found.pop("logits")[0], found
+            logits = found.pop("logits")[0]
+            self._cache = {name.removesuffix("_out"): rows for name, rows in found.items()}
             self._position += count
             tokens = tokens[count:]
         return logits
@@ -72,25 +75,26 @@ class Writing:
         self._tokenizer = tokenizer
         # Through both signatures; encoded again, since a text's tokens may end otherwise where the text is cut off.
         self._prompt = tokenizer.encode(tokenizer.decode(held_out[: config.prefill + 3])).tolist()
-        self.lines: list[str] = []
+        self.table: list[tuple[str, ...]] = []
 
     def write_files(self, folder: Path) -> export.ExportReport:
         """Writes the files, each proven call by call, and by its bits per character on held-out text (``max_drop``).
 
-        Then each writes ``compared_tokens`` greedily. A float32 file must write what TensorFlow writes. ``lines`` say
+        Then each writes ``compared_tokens`` greedily. A float32 file must write what the model writes. ``table`` says
         how many tokens are the same, and how many each wrote per second.
 
-        Raises ExportError where the float32 file writes something else, and what ``export_all`` raises.
+        Raises ExportError where a float32 file writes something else, and what ``export_all`` raises.
         """
         config, last = self._config, self._model.vocabulary - 1
         ranges = {"tokens": (0, last), "start": (0, config.capacity - config.prefill), **self._cache_ranges()}
+        traced = functools.cache(self._traced)
         exported = export.ExportReport(())
         for target in config.exports:
             exported += export_all(
                 self._model,
                 folder,
                 [target],
-                signatures=models.generation_signatures(self._model, config.prefill, config.capacity),
+                signatures=traced(self._prefill(TARGETS[target][0])),
                 input_ranges=ranges,
                 metric=self._metric,
                 max_drop=config.max_drop_int4 if target == "tflite_int4" else config.max_drop,
@@ -98,6 +102,11 @@ class Writing:
         with phase("writing with each file"):
             expected = self._compare(folder, exported)
         return exported + self._page(folder, expected)
+
+    def _traced(self, prefill: int | None) -> dict[str, Any]:
+        signatures = models.generation_signatures(self._model, prefill, self._config.capacity)
+        functions = {name: (tf.function(call, autograph=False), specs) for name, (call, specs) in signatures.items()}
+        return {name: function.get_concrete_function(*specs) for name, (function, specs) in functions.items()}
 
     def _cache_ranges(self) -> dict[str, tuple[float, float]]:
         """Caches come from the model itself: to twice what is in one after held-out text."""
@@ -108,12 +117,12 @@ class Writing:
         largest = {name: 2 * float(tf.reduce_max(tf.abs(rows))) for name, rows in cache.items()}
         return {name: (-value, value) for name, value in largest.items()}
 
-    def _reader(self, predict: Predict) -> Reader:
-        cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
-        return Reader(predict, cache, self._config.prefill)
+    def _prefill(self, file: str) -> int | None:
+        return self._config.prefill if runtime_of(file).has_prefill else None
 
-    def _written(self, predict: Predict, count: int) -> list[int]:
-        return self._reader(predict).write(self._prompt, count)
+    def _reader(self, predict: Predict, prefill: int | None = None) -> Reader:
+        cache = {name: row.numpy() for name, row in self._model.empty_cache(1, self._config.capacity).items()}
+        return Reader(predict, cache, prefill)
 
     def _metric(self, predict: Any) -> float:
         """Minus the bits per character: larger is better."""
@@ -125,24 +134,28 @@ class Writing:
             nats += np.log(np.sum(np.exp(logits - logits.max()))) + logits.max() - logits[following]
         return float(-nats / np.log(2) / np.sum(self._bytes[tokens[1:]]))
 
+    def _written(self, file: Path, count: int) -> tuple[list[int], float]:
+        """What a file writes in its runtime, and tokens per second."""
+        reader = functools.partial(self._reader, runtime_of(file.name).open(file), self._prefill(file.name))
+        reader().write(self._prompt, 2)  # the first calls are slower
+        return timed(lambda: reader().write(self._prompt, count), count)
+
     def _compare(self, folder: Path, exported: export.ExportReport) -> list[int]:
-        """What TensorFlow writes, and all files should."""
+        """What the model writes, and all files should."""
         count = self._config.compared_tokens
-        expected: list[int]
-        expected, seconds = timed(lambda: models.generate(self._model, self._prompt, count, temperature=0).tolist())
-        self.lines = [f"{'TensorFlow':<24} {count / seconds:8,.0f} tokens/s"]
+        write = functools.partial(models.generate, self._model, self._prompt, count, temperature=0)
+        write()  # traces
+        expected, rate = timed(lambda: write().tolist(), count)
+        head = ("file", "written in", "tokens/s", "as the model writes")
+        self.table = [head, ("models.generate", "TensorFlow, in one call", f"{rate:,.0f}", "")]
         for row in exported.rows:
-            if not row.file.endswith(".tflite"):
-                continue
-            found, seconds = timed(functools.partial(self._written, lite(folder / row.file), count))
+            found, rate = self._written(folder / row.file, count)
             same = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), count)
-            self.lines.append(
-                f"{row.file:<24} {count / seconds:8,.0f} tokens/s in ai-edge-litert, "
-                f"the first {same} of {count} as in TensorFlow"
-            )
-            if row.format == "TFLite float32" and same < count:
+            said = f"the first {same} of {count}"
+            self.table.append((row.file, runtime_of(row.file).name, f"{rate:,.0f}", said))
+            if row.format in _EXACT and same < count:
                 raise export.ExportError(
-                    "writing", f"{row.file}: token {same} is {found[same]}, TensorFlow's is {expected[same]}"
+                    "writing", f"{row.file}: token {same} is {found[same]}, the model's is {expected[same]}"
                 )
         return expected
 
@@ -158,12 +171,35 @@ class Writing:
             print(f"No web page: {error}")
             return export.ExportReport(())
         rate = 1000 / page.rows[0].latency[1].median
-        self.lines.append(f"{'page':<24} {rate:8,.0f} tokens/s in Chromium, all {len(expected)} as in TensorFlow")
+        said = f"the first {len(expected)} of {len(expected)}"
+        self.table.append(("page", "Chromium", f"{rate:,.0f}", said))
         return page
 
 
-def lite(file: Path) -> Predict:
-    """Runs a .tflite file's signatures in ai-edge-litert."""
+class _Runtime(NamedTuple):
+    """What runs a kind of file: its name, what opens one, and whether such a file has the signature "prefill"."""
+
+    name: str
+    open: Callable[[Path], Predict]
+    has_prefill: bool = True
+
+
+def runtime_of(file: str) -> _Runtime:
+    """By how the file's name ends."""
+    return RUNTIMES[Path(file).suffix]
+
+
+def _tensorflow(folder: Path) -> Predict:
+    loaded = tf.saved_model.load(str(folder))  # kept: its variables live as long as it does
+
+    def predict(inputs: Mapping[str, Any], signature: str) -> Mapping[str, np.ndarray]:
+        outputs = loaded.signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return predict
+
+
+def _litert(file: Path) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file), num_threads=1)
@@ -176,8 +212,29 @@ def lite(file: Path) -> Predict:
     return predict
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """The result, and how long a second call takes: the first one may trace."""
-    function()
+def _onnxruntime(file: Path) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def predict(inputs: Mapping[str, Any], signature: str) -> Mapping[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return predict
+
+
+# By how a file's name ends; a SavedModel is a folder.
+RUNTIMES = {
+    "": _Runtime("TensorFlow, a call each", _tensorflow),
+    ".tflite": _Runtime("ai-edge-litert", _litert),
+    ".onnx": _Runtime("onnxruntime", _onnxruntime, has_prefill=False),
+}
+
+
+def timed(write: Callable[[], list[int]], count: int) -> tuple[list[int], float]:
+    """What is written, and how many tokens per second."""
     start = time.perf_counter()
-    return function(), time.perf_counter() - start
+    return write(), count / (time.perf_counter() - start)

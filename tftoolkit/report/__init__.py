@@ -63,13 +63,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a line of explanation, and what there is of pictures, texts (caption → text) and inline SVGs."""
+    """A heading, a line of explanation, and what there is of pictures, texts (caption → text), inline SVGs and rows of
+    a table, of which the first is its head."""
 
     title: str
     note: str
     pictures: Sequence[Picture] = ()
     texts: Sequence[tuple[str, str]] = ()
     charts: Sequence[str] = ()
+    table: Sequence[Sequence[str]] = ()
 
 
 def number(name: str, value: float) -> str:
@@ -164,7 +166,8 @@ def render(
         results=results,
         final=metrics["eval"][-1],
         charts=[_chart(metrics, name) for name in charts],
-        export_chart=bar_chart(proof),
+        # A page brings its runtime along: beside its size the others would be nothing.
+        export_chart=bar_chart(ExportReport(tuple(row for row in proof.rows if not row.format.startswith("web page")))),
         sections=sections,
         threads=threads,
         rows=rows,
@@ -196,7 +199,7 @@ def _chart(metrics: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> str
                 if name in entry
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, **style)
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **style)
                 shown += [value for _, value in points]
         if name == "accuracy":
             # The first steps would flatten everything that follows; the scale is that of the test curve.

@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     config.temperatures = (0.5, 1.0)
 
     # What to export; see tftoolkit.jobs.exports. TFLite files have the signatures "prefill" and "decode".
-    config.exports = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int4")
+    config.exports = ("saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int4", "onnx")
     # Whether to make a web page on which the float32 file writes; needs npm and Chromium.
     config.web_page = True
     # Tokens that "prefill" reads at once.

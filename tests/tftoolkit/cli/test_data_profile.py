@@ -45,6 +45,14 @@ def test_of_a_recipe(tmp_path, capsys, monkeypatch):
     assert "map random_shift(max_pixels=1)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_of_a_recipe_that_begins_with_another_training(capfd):
+    assert cli.run(["data", "profile", "transfer", "--batches=2"]) == 0
+    printed = capfd.readouterr()
+    assert "read arrays" in printed.out
+    assert "step" not in printed.err, "nothing is trained"
+
+
 @pytest.mark.parametrize(
     ("word", "text"),
     [("digit", "or a recipe, one of audio"), ("gone.py:x", "there is no file gone.py"), ("{}/mine.py:nix", "'nix'")],

@@ -44,6 +44,7 @@ def trained(name: str, directory: Path, steps: int) -> dict[str, np.ndarray]:
     job = jobs.find(config.job)(config)
     job.directory = directory
     job.read()
+    job.prepare()
     step = job.step()
     scaffold._trainer(job, step, directory).run(steps)
     return {name: variable.numpy() for name, variable in step.named_variables().items()}

@@ -10,6 +10,8 @@ WRONG = [
     ("digits", {"exports": ("tflite", "onxx")}, r"config\.exports='onxx': did you mean onnx\?"),
     ("digits", {"model.name": "DigitCnn"}, r"config\.model\.name='DigitCnn': did you mean DigitsCnn"),
     ("digits", {"steps": 0}, r"config\.steps=0 must be at least 1"),
+    ("digits", {"seed": -1}, r"config\.seed=-1 must be at least 0"),
+    ("digits", {"learning_rate": -1.0}, r"config\.learning_rate=-1\.0 must be at least 0"),
     ("gan", {"batch_size": -1}, r"config\.batch_size=-1 must be at least 1"),
     ("tabular", {"dataset": "breast_canser"}, r"config\.dataset='breast_canser': did you mean breast_cancer"),
     ("tabular", {"dataset": "linnerud"}, r"config\.dataset='linnerud'"),
@@ -18,11 +20,14 @@ WRONG = [
     ("text_rnn", {"prompt": ""}, r"config\.prompt is empty"),
     ("text_rnn", {"temperatures": (0.5, -1.0)}, r"config\.temperatures=\(0\.5, -1\.0\): each must be a finite number"),
     ("text_rnn", {"temperatures": (float("nan"),)}, r"each must be a finite number"),
-    ("text_rnn", {"vocabulary": 255}, r"config\.vocabulary=255 must be at least 256"),
+    ("text_rnn", {"vocabulary": 255}, r"config\.vocabulary=255 must be from 256 to"),
+    ("text_rnn", {"model.name": "recurent"}, r"did you mean Recurrent\? There are: Gpt2, Llama, Recurrent$"),
+    ("text_rnn", {"exports": ("tflite", "tflite_int8")}, r"there is no tflite_int8 .* tflite_dynamic has int8 weights"),
     ("text_rnn", {"length": 1}, r"config\.length=1 must be at least 2"),
     ("text_rnn", {"compared_tokens": 300}, r"config\.compared_tokens=300 must be from 1 to 244: .* file's cache"),
     ("text_rnn", {"optimizer": "sgd"}, r"config\.optimizer='sgd'"),
     ("text_gpt", {"fused": True}, r"fused=True is for optimizer='adamw', but optimizer='muon'"),
+    ("text_gpt", {"model.dropout": 1.0}, r"config\.model\.dropout=1\.0 must be at least 0 and less than 1"),
     ("text_gpt", {"capacity": 1024}, r"config\.capacity=1024 must be from 1 to 512: the model's context"),
     ("text_gpt", {"prefill": 256}, r"config\.prefill=256 must be from 1 to 251"),
 ]
@@ -52,6 +57,9 @@ def test_a_text_longer_than_the_context_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"config\.sample_tokens=600 must be from 1 to 5\d\d: the prompt has "):
         jobs.run(job, tmp_path / "run", "text_gpt")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+    job = changed("text_gpt", {"prompt": "word " * 600, "vocabulary": 300})
+    with pytest.raises(ValueError, match=r"config\.prompt has \d+ tokens, and the model's context is 512: shorten it"):
+        jobs.run(job, tmp_path / "run", "text_gpt")
 
 
 def test_more_classes_than_there_are(tmp_path, monkeypatch):

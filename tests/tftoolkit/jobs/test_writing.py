@@ -1,11 +1,16 @@
 """How a file's two signatures read a prompt and write, and that a file which writes something else is refused."""
 
+import functools
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import export, models
 from tftoolkit.jobs import writing
+from tftoolkit.jobs.exports import TARGETS
 from tftoolkit.jobs.writing import Reader, Writing
 from tftoolkit.pipelines import text
 
@@ -48,26 +53,42 @@ def test_signatures_that_cannot_be_are_refused():
         models.generation_signatures(model, 9, 8)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "llama"])
+def test_decode_alone_has_other_names_for_what_comes_out(cell):
+    make = models.Llama if cell == "llama" else models.Recurrent
+    model = make(50, width=32, **({"layers": 1, "heads": 4} if cell == "llama" else {"cell": cell}))
+    ((name, (function, specs)),) = models.generation_signatures(model, None, 16).items()
+    found = function(*(tf.zeros(spec.shape, spec.dtype) for spec in specs))
+    cache = set(model.empty_cache(1, 16))
+    assert name == "decode"
+    assert {spec.name for spec in specs} == {"tokens", "start", *cache}
+    assert set(found) == {"logits", *(f"{one}_out" for one in cache)}
+
+
 @pytest.mark.slow
-def test_a_decoder_becomes_files_of_four_formats_and_another_text_is_refused(tmp_path, monkeypatch):
+def test_a_decoder_becomes_files_of_all_kinds_and_another_text_is_refused(tmp_path, monkeypatch):
     tokenizer = text.byte_tokenizer(["<end>"])
-    model = models.Llama(tokenizer.vocabulary_size, width=64, layers=2, heads=4, kv_heads=2, seed=1)
+    model = models.Llama(tokenizer.vocabulary_size, width=64, layers=1, heads=4, kv_heads=2, seed=1)
     held_out = tokenizer.encode("some text that nobody has read, and a little more of it, up to the end")
     settings = {"prefill": 8, "capacity": 256, "compared_tokens": 200, "web_page": False}
-    exports = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int4")
+    exports = [target for target in TARGETS if target != "tflite_int8"]
     config = ConfigDict({**settings, "exports": exports, "max_drop": 1.0, "max_drop_int4": 1.0})
     asked = Writing(model, held_out, np.ones(tokenizer.vocabulary_size), tokenizer, config)
     report = asked.write_files(tmp_path / "files")
     assert [row.format for row in report.rows] == [
-        "TFLite float32", "TFLite float16", "TFLite dynamic", "TFLite int4 weights",
+        "SavedModel", "SavedModel, native", "TFLite float32", "TFLite float16", "TFLite dynamic",
+        "TFLite int4 weights", "ONNX",
     ]  # fmt: skip
-    assert [row.size for row in report.rows] == sorted((row.size for row in report.rows), reverse=True)
-    assert len(asked.lines) == 5
-    assert "the first 200 of 200 as in TensorFlow" in asked.lines[1]
+    whole, half, *integers = (row.size for row in report.rows if row.format.startswith("TFLite"))
+    assert whole > half > max(integers)
+    assert report.rows[-1].metric == pytest.approx(report.rows[0].golden_metric, rel=1e-5)
+    assert [line[0] for line in asked.table] == ["file", "models.generate", *(row.file for row in report.rows)]
+    for file, runtime, _, same in asked.table[2:]:
+        assert runtime == writing.runtime_of(file).name
+        if file in ("saved_model", "saved_model_native", "model.tflite", "model.onnx"):
+            assert same == "the first 200 of 200"
 
-    right = writing.lite
-
-    def wrong(file):
+    def wrong(file, right):
         def predict(inputs, signature):
             found = dict(right(file)(inputs, signature))
             name = next(name for name in found if name.startswith("keys"))
@@ -75,6 +96,10 @@ def test_a_decoder_becomes_files_of_four_formats_and_another_text_is_refused(tmp
 
         return predict
 
-    monkeypatch.setattr(writing, "lite", wrong)
-    with pytest.raises(export.ExportError, match=r"model\.tflite: token \d+ is \d+, TensorFlow's is"):
-        asked._compare(tmp_path / "files", report)
+    for row in (report.rows[0], report.rows[2], report.rows[-1]):
+        runtime = writing.runtime_of(row.file)
+        with monkeypatch.context() as patch:
+            other = runtime._replace(open=functools.partial(wrong, right=functools.cache(runtime.open)))
+            patch.setitem(writing.RUNTIMES, Path(row.file).suffix, other)
+            with pytest.raises(export.ExportError, match=rf"{row.file}: token \d+ is \d+, the model's is"):
+                asked._compare(tmp_path / "files", export.ExportReport((row,)))
