@@ -17,7 +17,14 @@ from tftoolkit.pipelines.datasets.python_texts import python_texts
 from tftoolkit.trainers import recipes
 
 TINY = {
-    "text_rnn": {"model.width": 24, "model.embedding": 8, "batch_size": 4, "length": 8, "evaluation_rows": 2},
+    "text_rnn": {
+        "model.cell": "lstm",
+        "model.width": 24,
+        "model.embedding": 8,
+        "batch_size": 4,
+        "length": 8,
+        "evaluation_rows": 2,
+    },
     "text_gpt": {
         **{"model.width": 32, "model.layers": 1, "model.heads": 2, "model.hidden": 64, "model.context": 64},
         **{"batch_size": 4, "length": 32, "evaluation_rows": 2, "vocabulary": 300, "sample_tokens": 20},
