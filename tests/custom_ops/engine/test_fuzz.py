@@ -12,7 +12,7 @@ from tftoolkit.custom_ops.engine import library
 
 FUZZ = Path(__file__).parent / "fuzz.py"
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
-CASES, REPEATED = 120, 200  # of each op; many more in make test-all
+CASES, REPEATED = 80, 200  # of each op; many more in make test-all
 LEAKED_BYTES = 8 << 20  # caches move by some hundred kB, and attention's threads keep a MB each
 ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 PROCESSES = 4  # each takes longer to start than a folder's 200 calls

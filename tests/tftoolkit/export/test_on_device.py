@@ -302,9 +302,16 @@ class Attention(tf.Module):
         return tf.reduce_mean(tf.nn.gelu(x[:, 1:]), axis=1) @ self.classes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["AdamW", "fused", "Sgd"])
-@pytest.mark.parametrize("name", [*MODELS, "attention"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        # Each kind of model, and each optimizer, once; the cross is exhaustive.
+        pytest.param(name, optimizer, marks=pytest.mark.slow if is_first else pytest.mark.exhaustive)
+        for place, name in enumerate([*MODELS, "attention"])
+        for number, optimizer in enumerate(["AdamW", "fused", "Sgd"])
+        for is_first in [number == place % 3]
+    ],
+)
 def test_models_of_all_kinds_train(tmp_path, name, optimizer):
     keras.utils.set_random_seed(0)
     layers = [keras.Input([8, 8, 1])]

@@ -74,12 +74,12 @@ def _kill_at_random_moments(trainings, seed, kind, runner, steps, kills):
     [
         ("module", "xla_chunk", 1500, 8),
         ("module", "eager", 150, 4),
-        ("keras", "graph", 600, 4),
-        ("tf_keras", "xla", 600, 4),
+        ("keras", "graph", 400, 2),
+        ("tf_keras", "xla", 400, 2),
     ],
 )
 def test_killed_at_random_moments(trainings, random_seed, kind, runner, steps, kills):
-    """20 kills in all, at other moments each time."""
+    """16 kills in all, at other moments each time."""
     _kill_at_random_moments(trainings, random_seed, kind, runner, steps, kills)
 
 

@@ -45,6 +45,10 @@ def test_a_page_that_writes(tmp_path, kind):
     sample = exported(tmp_path, model, tokenizer)
     report = export.web(tmp_path / "model.tflite", tmp_path / "page", sample=sample)
     assert report.rows[0].latency[1].median > 0
+    assert not (tmp_path / "page/model.tflite.golden.npz").exists()  # caches: many times the model's size
+    calls = [(one["signature"], one["kind"]) for one in json.loads((tmp_path / "page/golden.json").read_text())]
+    assert {"decode", "prefill"} == {signature for signature, _ in calls}
+    assert len(calls) == len(set(calls)) < len(report.rows[0].checks)
     with serving.served(tmp_path / "page") as address, browser.Browser() as chromium:
         chromium.open(address)
         chromium.wait_for("window.ready")
