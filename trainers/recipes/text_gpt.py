@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.evaluate_every = 60
     config.checkpoint_every = 60
     config.sample_tokens = 250
+    config.prompt = "The"  # a space behind it would be a token of its own, as in tables
     config.prefill = 16
     config.at_most = ConfigDict({"bits_per_character": 2.05})
     return config
