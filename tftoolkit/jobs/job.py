@@ -48,15 +48,21 @@ class Job(abc.ABC):
                 settings.between(self.config, name, least)
         exports.check(self.config.get("exports", ()))
         if "name" in self.config.get("model", {}):
-            settings.one_of("model.name", self.config.model.name, self.model_names())
+            name = self.config.model.name
+            settings.one_of("model.name", name, self.model_names())
+            make = getattr(self._models(), name)
+            settings.arguments_of("model", make, [one for one in self.config.model if one != "name"])
         if not 0 <= (dropout := self.config.get("model", {}).get("dropout", 0)) < 1:
             raise ValueError(f"config.model.dropout={dropout!r} must be at least 0 and less than 1")
 
     def model_names(self) -> list[str]:
         """What ``model.name`` may be; in a package of one's own its models, too."""
-        there = getattr(sys.modules[type(self).__module__], "models", models)
-        own = {} if there is models else vars(there)
+        own = {} if self._models() is models else vars(self._models())
         return sorted({*models.__all__, *(name for name, value in own.items() if callable(value))})
+
+    def _models(self) -> Any:
+        """tftoolkit's, or those of the package that the job lies in."""
+        return getattr(sys.modules[type(self).__module__], "models", models)
 
     @abc.abstractmethod
     def read(self) -> None:

@@ -1,7 +1,8 @@
 """What is wrong with a recipe's settings, said before anything is read or written."""
 
 import difflib
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,3 +24,14 @@ def between(config: ConfigDict, setting: str, least: float, most: float | None =
     if not (least <= value and (most is None or value <= most)):  # NaN is in no range
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"config.{setting}={value!r} must be {limits}{f': {why}' if why else ''}")
+
+
+def arguments_of(setting: str, function: Callable[..., Any], given: Collection[str]) -> None:
+    """Raises ValueError where a setting in ``given`` is none of the function's arguments; they are named."""
+    there_are = inspect.signature(function).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in there_are.values()):
+        return
+    for name in given:
+        if name not in there_are:
+            taken = ", ".join(sorted(there_are))
+            raise ValueError(f"config.{setting}.{name}: {function.__name__} has no such argument; it has: {taken}")

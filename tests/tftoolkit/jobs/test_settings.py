@@ -23,6 +23,8 @@ WRONG = [
     ("text_rnn", {"vocabulary": 255}, r"config\.vocabulary=255 must be from 256 to"),
     ("text_rnn", {"model.name": "recurent"}, r"did you mean Recurrent\? There are: Gpt2, Llama, Recurrent$"),
     ("text_rnn", {"exports": ("tflite", "tflite_int8")}, r"there is no tflite_int8 .* tflite_dynamic has int8 weights"),
+    ("digits", {"model.name": "Llama"}, r"config\.model\.\w+: Llama has no such argument; it has: context"),
+    ("text_gpt", {"model.name": "Gpt2"}, r"config\.model\.deviation: Gpt2 has no such argument"),
     ("text_rnn", {"length": 1}, r"config\.length=1 must be at least 2"),
     ("text_rnn", {"compared_tokens": 300}, r"config\.compared_tokens=300 must be from 1 to 244: .* file's cache"),
     ("text_rnn", {"optimizer": "sgd"}, r"config\.optimizer='sgd'"),
