@@ -218,10 +218,11 @@ def main() -> int:
             )
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 runs = [("thread", calls, ""), ("address", calls, ""), ("address", blocked, "baseline")]
-                for done in [pool.submit(check_ops, name, given, programs[name], isa) for name, given, isa in runs]:
+                checks = [pool.submit(check_ops, name, given, programs[name], isa) for name, given, isa in runs]
+                checks.append(pool.submit(check_all_floats, folder, has_avx2))
+                for done in checks:
                     done.result()
             subprocess.run([programs["address"], "floats", "4099"], check=True)
-            check_all_floats(folder, has_avx2)
     except subprocess.CalledProcessError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

@@ -53,7 +53,9 @@ def assert_close(found, expected) -> None:
             np.testing.assert_allclose(one, other, rtol=digits[0], atol=digits[1] * largest)
 
 
-dtypes = pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=lambda dtype: dtype.name)
+dtypes = pytest.mark.parametrize(
+    "dtype", [tf.float32, pytest.param(tf.bfloat16, marks=pytest.mark.exhaustive)], ids=["float32", "bfloat16"]
+)
 
 
 @pytest.mark.parametrize(

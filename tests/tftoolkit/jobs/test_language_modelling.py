@@ -166,7 +166,7 @@ def train(directory, name, *options, **environment):
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_digits.py kills runs of a recipe, and resumed states are compared above
 def test_a_killed_run_goes_on_with_its_state_writes_files_and_a_report(corpus, tmp_path):
     options = [f"--config.{key}={value}" for key, value in TINY["text_rnn"].items()]
     options += [f"--config.corpus={corpus}", "--config.steps=60", "--config.evaluate_every=20"]

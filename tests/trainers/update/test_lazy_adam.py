@@ -9,7 +9,7 @@ from tftoolkit.trainers import optimizers
 from tftoolkit.trainers.naming import named_variables
 from tftoolkit.trainers.update import slices
 
-SLOW = pytest.mark.slow
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 ROWS, DEPTH, STEPS = 12, 3, 6
 RUNS = {
     "eager": lambda f: f,
@@ -188,8 +188,8 @@ def test_gradients_of_a_loss_function(precision, fused):
     ("runner", "fused"),
     [
         ("graph", False),
-        *(pytest.param(kind, False, marks=SLOW) for kind in ("eager", "xla", "xla_chunk")),
-        *(pytest.param(kind, True, marks=SLOW) for kind in ("graph", "eager", "xla_chunk")),
+        *(pytest.param(*one, marks=SLOW) for one in (("eager", False), ("graph", True), ("xla_chunk", True))),
+        *(pytest.param(*one, marks=EXHAUSTIVE) for one in (("xla", False), ("xla_chunk", False), ("eager", True))),
     ],
 )
 def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, runner, fused):
