@@ -38,7 +38,8 @@ def gradients(
     taps, wide = _taps(dims, images, grid, mode, padding, space), tf.cast(dy, tf.float32)[..., tf.newaxis, :]
     pixels = _or_zeros(images, taps.pixels)
     products = tf.reduce_sum(wide * tf.gather(_flat(images), pixels, batch_dims=1), axis=-1)
-    products = tf.zeros_like(products) if mode == NEAREST else products
+    outside = taps.pixels < 0  # takes no part of a NaN in dy
+    products = tf.zeros_like(products) if mode == NEAREST else tf.where(outside, tf.zeros_like(products), products)
     dgrid = tf.stack([tf.reduce_sum(products * by, axis=-1) for by in taps.slopes], axis=-1)
     nowhere = tf.math.is_nan(taps.weights[..., :1])
     dgrid = tf.where(nowhere, tf.constant(float("nan"), dgrid.dtype), dgrid)

@@ -162,6 +162,19 @@ def test_empty():
         assert not np.any(custom_ops.grid_sample(image[:, :0], grid, padding=padding))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pixels_outside_take_no_part_of_a_nan(dims):
+    """In dy, as in PyTorch: one point lies outside, with half of its pixels, and one inside."""
+    backward = OPS[1 if dims == 2 else 3]
+    images = tf.ones([1, *[4] * dims, 2])
+    grid = tf.constant([[-3.0] * dims, [-1.0] * dims, [0.1] * dims], shape=[1, *[1] * (dims - 1), 3, dims])
+    dy = tf.fill([1, *[1] * (dims - 1), 3, 2], math.nan)
+    for gradients in (backward, backward.reference_function):
+        dgrid = gradients(dy, images, grid, mode=1, padding=0, space=0)[1].numpy().reshape(3, dims)
+        assert dgrid[0].tolist() == [0.0] * dims
+        assert np.isnan(dgrid[1:]).all()
+
+
 def test_wrong_arguments():
     images, grid = tf.ones([2, 4, 4, 3]), tf.zeros([2, 3, 3, 2])
     for wrong, message in [
