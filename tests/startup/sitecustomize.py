@@ -2,7 +2,7 @@
 
 Half of what hundreds of them do is to import TensorFlow, and half of that is not TensorFlow's: Python looks for garbage
 among all that the import makes, again and again, and once more when the process ends; Keras and TFLite import
-scikit-learn, matplotlib and JAX, which do without each other. So it is done here as the command line does it
+scikit-learn, matplotlib and JAX, for the few who use them together. So it is done here as the command line does it
 (tftoolkit/startup); benchmarks/startup.py measures what is saved. ``pytest --all`` runs without this file.
 """
 
