@@ -102,8 +102,6 @@ class LanguageModelling(Job):
         between(config, "length", 2)
         between(config, "evaluation_rows", 1)
         settings.one_of("optimizer", config.optimizer, ("adamw", "muon"))
-        if config.fused and config.optimizer != "adamw":
-            raise ValueError(f"fused=True is for optimizer='adamw', but optimizer={config.optimizer!r}")
         between(config, "capacity", 1, config.model.get("context"), "the model's context")
         room = "what is written must fit into a file's cache, behind a prompt of prefill + 3 tokens"
         between(config, "prefill", 1, config.capacity - 5, room)
@@ -171,10 +169,8 @@ class LanguageModelling(Job):
         options = config.model.to_dict()
         make = getattr(models, options.pop("name"))
         self.model = make(self.tokenizer.vocabulary_size, **options, seed=config.seed)
-        if config.optimizer == "muon":
-            optimizer = self.optimizer(trainers.optimizers.Muon)
-        else:
-            optimizer = self.optimizer(fused=config.fused)
+        kind = {"adamw": trainers.optimizers.AdamW, "muon": trainers.optimizers.Muon}[config.optimizer]
+        optimizer = self.optimizer(kind, fused=config.fused)
         update = trainers.Update(self.model, optimizer, clip_norm=config.clip_norm)
         if self._is_recurrent:
             return CarriedState(self.model, update, config.batch_size, config.carry_state)

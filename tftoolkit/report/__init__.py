@@ -149,6 +149,8 @@ def render(
         loader=jinja2.PackageLoader("tftoolkit.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     threads = sorted({count for row in proof.rows for count in row.latency})
+    # A page brings its runtime along: beside its size the others would be nothing.
+    drawn = tuple(row for row in proof.rows if not row.format.startswith("web page"))
     rows = [
         {
             "file": row.file,
@@ -166,8 +168,7 @@ def render(
         results=results,
         final=metrics["eval"][-1],
         charts=[_chart(metrics, name) for name in charts],
-        # A page brings its runtime along: beside its size the others would be nothing.
-        export_chart=bar_chart(ExportReport(tuple(row for row in proof.rows if not row.format.startswith("web page")))),
+        export_chart=bar_chart(ExportReport(drawn)) if drawn else "",
         sections=sections,
         threads=threads,
         rows=rows,

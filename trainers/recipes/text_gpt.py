@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     )
     del config.carry_state  # there is none
     config.optimizer = "muon"
+    config.fused = True
     config.learning_rate = 1e-2
     config.weight_decay = 0.1
     config.evaluate_every = 60

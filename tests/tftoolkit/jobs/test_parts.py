@@ -7,6 +7,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tftoolkit import models, pipelines, report
+from tftoolkit.export import ExportReport
 from tftoolkit.jobs.average_precision import intersection_over_union
 from tftoolkit.jobs.detection import scenes
 from tftoolkit.jobs.exports import export_all
@@ -134,6 +135,16 @@ def test_a_target_whose_runtime_is_not_installed_is_left_out(tmp_path, monkeypat
     said = capsys.readouterr().out
     assert "No tflite_float16 file, since ai_edge_litert is not installed: pip install 'tftoolkit[export]'" in said
     assert "No onnx file, since tf2onnx, onnx, onnxruntime is not installed: pip install 'tftoolkit[onnx]'" in said
+
+
+def test_a_report_without_files() -> None:
+    """``--config.exports=()``, or nothing installed that makes any."""
+    lines = {"train": [], "eval": [{"kind": "eval", "step": 1, "loss": 2.0}]}
+    page = report.render(
+        title="run", results=[], metrics=lines, charts=["loss"], sections=[], proof=ExportReport(()), config={}
+    )
+    assert "None were made." in page
+    assert "largest error" not in page
 
 
 def test_an_unknown_target_is_named(tmp_path) -> None:

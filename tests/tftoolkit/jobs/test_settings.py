@@ -28,7 +28,6 @@ WRONG = [
     ("text_rnn", {"length": 1}, r"config\.length=1 must be at least 2"),
     ("text_rnn", {"compared_tokens": 300}, r"config\.compared_tokens=300 must be from 1 to 244: .* file's cache"),
     ("text_rnn", {"optimizer": "sgd"}, r"config\.optimizer='sgd'"),
-    ("text_gpt", {"fused": True}, r"fused=True is for optimizer='adamw', but optimizer='muon'"),
     ("text_gpt", {"model.dropout": 1.0}, r"config\.model\.dropout=1\.0 must be at least 0 and less than 1"),
     ("text_gpt", {"capacity": 1024}, r"config\.capacity=1024 must be from 1 to 512: the model's context"),
     ("text_gpt", {"prefill": 256}, r"config\.prefill=256 must be from 1 to 251"),

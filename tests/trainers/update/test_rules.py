@@ -1,5 +1,7 @@
 """Every optimizer against its paper's update in float64; low precision; skipped steps; resumed to the bit."""
 
+from functools import partial
+
 import numpy as np
 import optimizer_problem
 import pytest
@@ -34,8 +36,10 @@ RULES = {
     ),
     "Muon": (optimizers.Muon, optimizer_problem.muon, {**ADAM, "weight_decay": 0.1}),
     "Muon original": (optimizers.Muon, optimizer_problem.muon, {**ADAM, "weight_decay": 0.0, "adjust": "original"}),
+    "Muon fused": (partial(optimizers.Muon, fused=True), optimizer_problem.muon, {**ADAM, "weight_decay": 0.1}),
 }
 BASE = [name for name in RULES if " " not in name]
+FAST = [*BASE, "Muon fused"]
 WRAPPED = {
     "Lookahead": lambda rate, **options: optimizers.Lookahead(optimizers.AdamW(rate, **options), sync_period=2),
     "SWA": lambda rate, **options: optimizers.SWA(optimizers.Lion(rate, **options), start=2, period=2),
@@ -69,7 +73,7 @@ def _assert_close(found, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=SLOW)], ids=["graph", "xla"])
-@pytest.mark.parametrize("name", [name if name in BASE else pytest.param(name, marks=SLOW) for name in RULES])
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in RULES])
 def test_the_papers_update_in_float64(name, compiled):
     make, rule, options = RULES[name]
     found = _train(make(_falling, **options), compiled=compiled)
@@ -80,7 +84,7 @@ def test_the_papers_update_in_float64(name, compiled):
     ("name", "dtype"),
     [
         pytest.param(name, dtype, marks=() if (name, dtype) in {("Sgd", "float16"), ("Lamb", "bfloat16")} else SLOW)
-        for name in BASE
+        for name in FAST
         for dtype in ("bfloat16", "float16")
     ],
 )
@@ -97,7 +101,7 @@ def test_masters_of_low_precision_follow_the_same_reference(name, dtype):
         assert np.all(tf.cast(master, kind) == weight)
 
 
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", FAST)
 def test_weights_of_bfloat16_take_gradients_of_float32(name):
     """As ``update.gradients`` gives them."""
     weight = tf.Variable(tf.ones([2, 2], tf.bfloat16))
@@ -126,7 +130,7 @@ class _Step(tf.Module):
         return {name: x.numpy() for name, x in named_variables(self).items()}
 
 
-@pytest.mark.parametrize("name", [*BASE, *WRAPPED])
+@pytest.mark.parametrize("name", [*FAST, *WRAPPED])
 def test_a_skipped_step_leaves_every_bit_and_a_resumed_one_is_the_same(name):
     step = _Step(name)
     for number in range(3):  # also before and behind the steps in which the wrappers do something
@@ -147,12 +151,12 @@ def test_a_skipped_step_leaves_every_bit_and_a_resumed_one_is_the_same(name):
 
 
 # Those with slots of other shapes, of some weights only, and of weights themselves.
-RESUMED = ("Adafactor", "Muon", *WRAPPED)
+RESUMED = ("Adafactor", "Muon fused", *WRAPPED)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=SLOW if one in RESUMED else pytest.mark.exhaustive) for one in (*BASE, *WRAPPED)],
+    [pytest.param(one, marks=SLOW if one in RESUMED else pytest.mark.exhaustive) for one in (*FAST, *WRAPPED)],
 )
 def test_a_trainers_run_resumes_to_the_bit(example, tmp_path, name):
     """With the trainer's own checkpoints, compiled, from embeddings to scales."""

@@ -6,7 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from tftoolkit.trainers import naming
-from tftoolkit.trainers.update.optimizers.adam import Moments
+from tftoolkit.trainers.distribution.replicas import own
+from tftoolkit.trainers.update.optimizers.adam import AdamW
 from tftoolkit.trainers.update.optimizers.base import norm
 from tftoolkit.trainers.update.optimizers.rule import Turn, check_fractions
 from tftoolkit.trainers.update.schedules import Schedule
@@ -18,7 +19,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the authors' polynomial, whose s
 _ITERATIONS = 5
 
 
-class Muon(Moments):
+class Muon(AdamW):
     """Orthogonalised momentum for the matrices of hidden layers, AdamW for everything else (Jordan et al. 2024).
 
     For a matrix of shape [n, m]::
@@ -45,10 +46,13 @@ class Muon(Moments):
         others: patterns of the names of matrices that are left to AdamW, each of which must match some weight; None:
             those of ``OTHERS`` that do. Embeddings and the last layer belong there.
         beta_1, beta_2, epsilon: of AdamW's weights.
+        fused: update AdamW's weights, and take the norm of all gradients, by compiled ops, as :class:`AdamW` says.
 
     Raises:
-        ValueError: a number out of range; another ``adjust``; from ``build``: a pattern that matches nothing.
-        TypeError: ``others`` is a string.
+        BuildError: fused, and the ops can't be compiled.
+        ValueError: a number out of range; another ``adjust``; from ``build``: a pattern that matches nothing; what
+            ``fused`` and ``master_weights`` refuse.
+        TypeError: ``others`` is a string; from ``build``: what ``fused`` refuses.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Muon(Moments):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         master_weights: bool = False,
+        fused: bool = False,
     ) -> None:
         check_fractions(momentum=momentum)
         if adjust not in ("match_rms_adamw", "original"):
@@ -76,6 +81,7 @@ class Muon(Moments):
             epsilon=epsilon,
             weight_decay=weight_decay,
             master_weights=master_weights,
+            fused=fused,
         )
         self.momentum = momentum
         self.adjust = adjust
@@ -100,9 +106,21 @@ class Muon(Moments):
         is_hidden = any(one is weight for one, hidden in zip(self.weights, self.hidden, strict=True) if hidden)
         return super()._new_slot(slot, weight) if slot == "master" or is_hidden == (slot == "momentum") else None
 
+    def step(self, gradients: Sequence[tf.Tensor], ok: tf.Tensor) -> None:
+        if not self.fused:
+            super().step(gradients, ok)
+            return
+        learning_rate = self.learning_rate
+        for number, hidden in enumerate(self.hidden):
+            if hidden:
+                self._take_turn(number, gradients[number], ok, learning_rate, ())
+        if rest := [number for number, hidden in enumerate(self.hidden) if not hidden]:
+            self._move_at_once(rest, [gradients[number] for number in rest], ok)
+        own(self.iterations).assign_add(tf.cast(ok, tf.int64))
+
     def moved(self, one: Turn, *scalars: tf.Tensor) -> tf.Tensor:
         if not self.hidden[one.number]:
-            return one.value - one.rate * one.decayed(self.direction(one, *scalars))
+            return super().moved(one, *scalars)
         mean = one.change("momentum", lambda old: self.momentum * old + one.gradient)
         inputs, outputs = one.value.shape
         scale = (max(1.0, outputs / inputs) ** 0.5) if self.adjust == "original" else 0.2 * max(inputs, outputs) ** 0.5
