@@ -59,10 +59,16 @@ def main() -> None:
     where = results.machine()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     figures: dict[tuple[str, str], list[float]] = {}
+    failed: list[str] = []
     for name in options.names:
         for seed in options.seeds:
             recipe, *settings = VARIANTS.get(name, (name,))
-            found = run(recipe, f"--config.seed={seed}", *settings)
+            try:
+                found = run(recipe, f"--config.seed={seed}", *settings)
+            except RuntimeError as error:  # of an hour's figures none is lost for one run
+                failed.append(f"{name}, seed {seed}: {error}")
+                print(failed[-1], flush=True)
+                continue
             print(f"{name}, seed {seed}:", *(f"{what} {value:.4g}" for what, value in found.items()), flush=True)
             for what, value in found.items():
                 figures.setdefault((name, what), []).append(value)
@@ -71,6 +77,8 @@ def main() -> None:
         own = {key: values for key, values in figures.items() if key[0].startswith("text_") == are_texts}
         if own:
             results.save(table, own, units, where)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,13 @@ def test_it_trains_what_was_changed(tmp_path: Path) -> None:
     run(tmp_path / "mine", "-m", "mine", "--directory=run", *options)
     assert (tmp_path / "mine/run/export/model.tflite").exists()
     assert (tmp_path / "mine/run/report.html").exists()
+    wrong = [sys.executable, "-m", "mine", "--directory=other", "--config.exports=('tflit',)"]
+    done = subprocess.run(wrong, cwd=tmp_path / "mine", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "exports='tflit': did you mean tflite" in done.stderr
+    done = subprocess.run([*wrong, "--debug"], cwd=tmp_path / "mine", capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from tftoolkit import errors, startup
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in own if argument != "--debug"] + arguments[len(own) :]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
     try:
-        code = _run_and_explain(arguments, debug)
+        code = explained(lambda: run(arguments), debug)
         print(end="", flush=True)  # by Python at its end, a pipe that nobody reads would leave a traceback
         return code
     except BrokenPipeError:
@@ -60,10 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _run_and_explain(arguments: Sequence[str], debug: bool) -> int:
-    """What ``run`` returns; of errors that users are to see, the message and the code."""
+def explained(call: Callable[[], int | None], debug: bool = False) -> int:
+    """What ``call`` returns; of errors that users are to see, the message goes to stderr and the exit code comes back.
+
+    Others are raised, and with ``debug`` all.
+    """
     try:
-        return run(arguments)
+        return call() or 0
     except UsageError as error:
         print(f"tftoolkit: {error}", file=sys.stderr)
         return 2
@@ -74,7 +77,8 @@ def _run_and_explain(arguments: Sequence[str], debug: bool) -> int:
         if debug or not _is_expected(error) or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         more = f"tftoolkit explain {error.error_code} says more; " if isinstance(error, errors.CodedError) else ""
-        print(f"tftoolkit: {type(error).__name__}: {error}\n({more}--debug shows where)", file=sys.stderr)
+        said = _first_line(error) if _is_lack_of_memory(error) else error
+        print(f"tftoolkit: {type(error).__name__}: {said}\n({more}--debug shows where)", file=sys.stderr)
         return 1
 
 
@@ -157,7 +161,18 @@ def import_tensorflow() -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors with a message for the user: our own types, files, values out of range, and packages to be installed
-    (Python's own ImportError names a module, ours says what to do). Others are bugs."""
-    to_install = isinstance(error, ImportError) and error.name is None
-    return to_install or isinstance(error, OSError | ValueError) or type(error).__module__.startswith("tftoolkit.")
+    """Errors with a message for the user: our own types, files, values out of range, too little memory, and packages to
+    be installed (Python's own ImportError names a module, ours says what to do). Others are bugs."""
+    if (isinstance(error, ImportError) and error.name is None) or _is_lack_of_memory(error):
+        return True
+    return isinstance(error, OSError | ValueError) or type(error).__module__.startswith("tftoolkit.")
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """TensorFlow's error; it may not be imported."""
+    return type(error).__name__ == "ResourceExhaustedError"
+
+
+def _first_line(error: Exception) -> str:
+    """What follows are the graph's nodes, and hints for who debugs them."""
+    return f"{str(error).strip().splitlines()[0]} (smaller batches need less memory)"

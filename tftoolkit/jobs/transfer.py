@@ -65,11 +65,16 @@ class Transfer(ImageClassification):
         if not self.weights.exists():
             model = self._trained("pretraining", self._pictures("train", self._old, turned=True), config.pretraining)
             trainers.save_weights(model, self.weights, names=self.names)
+        else:  # damaged ones are refused here, before anything is trained
+            self._load(self._model(config.classes))
         results = self.directory / "scratch.json"
         if not results.exists():
             model = self._trained("scratch", self.few, config.scratch)
             run_folder.write_text(results, json.dumps({"accuracy": self._right(model)}))
         self.scratch_accuracy: float = json.loads(results.read_text())["accuracy"]
+
+    def _load(self, model: models.ResNet) -> trainers.LoadReport:
+        return trainers.load_weights(model, self.weights, names=self.names, partial=True)
 
     def _pictures(self, split: str, classes: range, each: int | None = None, turned: bool = False) -> Arrays:
         """The first ``each`` digits (None: all) of every class, which are called 0, 1, …, scattered.
@@ -129,8 +134,7 @@ class Transfer(ImageClassification):
     def step(self) -> trainers.Step:
         config = self.config
         self.model = self._model(config.classes)
-        loaded = trainers.load_weights(self.model, self.weights, names=self.names, partial=True)
-        print(f"{self.weights.name}: {loaded}")
+        print(f"{self.weights.name}: {self._load(self.model)}")
         update = trainers.Update(
             self.model,
             self.optimizer(),

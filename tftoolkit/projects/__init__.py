@@ -141,17 +141,18 @@ from ml_collections import config_flags
 
 from {name}.{job} import JOB
 from {name}.recipes import {recipe}
-from tftoolkit import jobs
+from tftoolkit import cli, jobs
 
 CONFIG = config_flags.DEFINE_config_dict("config", {recipe}.get_config(), "the settings, each as --config.NAME=VALUE")
 DIRECTORY = flags.DEFINE_string("directory", "runs/{name}", "the run folder")
+DEBUG = flags.DEFINE_bool("debug", False, "show where in the program an error comes from")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     if len(arguments) > 1:
         raise app.UsageError(f"too many arguments: {{' '.join(arguments[1:])}}")
     logging.set_verbosity(logging.WARNING)  # absl's app shows TensorFlow's notices otherwise
-    jobs.run(JOB(CONFIG.value), Path(DIRECTORY.value))
+    return cli.explained(lambda: jobs.run(JOB(CONFIG.value), Path(DIRECTORY.value)), DEBUG.value)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def get_config() -> ConfigDict:
     config.log_every = 10
     config.evaluate_every = 20
     config.checkpoint_every = 20
+    # Of 180 pictures, of which a model that knows half turns a few in int8, to either side.
+    config.max_drop = 0.03
     config.exports = ("saved_model", "tflite", "tflite_float16", "tflite_int8", "onnx")
     # What every run must reach, also of accuracy beyond that without what was learned before.
     config.at_least = ConfigDict({"accuracy": 0.4, "accuracy_gain": 0.1})

@@ -48,3 +48,18 @@ def test_an_error_says_how_to_ask(monkeypatch, capsys):
     assert main(["explain"]) == 1
     err = capsys.readouterr().err
     assert err.endswith("(tftoolkit explain source-damaged says more; --debug shows where)\n")
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    """TensorFlow's error names the node and gives hints to its own developers."""
+    import tensorflow as tf
+
+    def large(options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating [99, 99]\n\t [[{{node x}}]]\nHint: …")
+
+    monkeypatch.setattr("tftoolkit.cli.explain.run", large)
+    assert main(["explain"]) == 1
+    said = "tftoolkit: ResourceExhaustedError: OOM when allocating [99, 99] (smaller batches need less memory)\n"
+    assert capsys.readouterr().err == f"{said}(--debug shows where)\n"
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        main(["explain", "--debug"])

@@ -71,6 +71,18 @@ def test_more_classes_than_there_are(tmp_path, monkeypatch):
         job.read()
 
 
+@pytest.mark.slow
+def test_damaged_weights_are_refused_before_anything_is_trained(tmp_path):
+    pytest.importorskip("safetensors")
+    job = changed("transfer", {})
+    job.directory = tmp_path
+    job.read()
+    (tmp_path / "pretrained.safetensors").write_bytes(b"\x10" + bytes(40))
+    with pytest.raises(ValueError, match=r"pretrained\.safetensors can't be read"):
+        job.prepare()
+    assert [file.name for file in tmp_path.iterdir()] == ["pretrained.safetensors"]
+
+
 def test_an_unknown_job():
     with pytest.raises(ValueError, match=r"config\.job='image_clasification': did you mean image_classification or "):
         jobs.find("image_clasification")

@@ -4,10 +4,11 @@
 the file and of the arrays, and everything that was measured. Neither needs TensorFlow to be read.
 """
 
+import functools
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from tftoolkit.export.proof.parity import GoldenCase
 from tftoolkit.export.report import ExportError, Row, plain
 from tftoolkit.export.runtimes.delegate import folder_of
 from tftoolkit.export.runtimes.made_up import NOT_FINITE
-from tftoolkit.export.runtimes.runtime import Signature, Tensor
+from tftoolkit.export.runtimes.runtime import Arrays, Signature, Tensor
 from tftoolkit.export.runtimes.samples import Case
 
 ARRAYS, PROOF = ".golden.npz", ".proof.json"  # appended to the file's whole name
-VERSION = 2
-READ = (1, VERSION)  # in version 1 no case was judged by what is infinite
+VERSION = 3
+# In version 1 no case was judged by what is infinite; before 3 each call had arrays of its own, listed by name alone.
+READ = (1, 2, VERSION)
 MAX_REAL_BYTES = 8_000_000  # of real examples: a proof beside each file must stay small
 
 
@@ -35,24 +37,21 @@ def save(
     built: Path, folder: Path, cases: Sequence[GoldenCase], signatures: Mapping[str, Signature], row: Row
 ) -> tuple[Path, Path]:
     """Writes arrays and proof of ``built`` into ``folder``; returns their paths."""
-    arrays: dict[str, Any] = {}
+    arrays = _Arrays()
     listed = []
     for position, item in enumerate(_stored(cases)):
-        names = {"inputs": item.case.inputs, "outputs": item.outputs}
-        for side, values in names.items():
-            arrays |= {f"{position}/{side}/{name}": _storable(array) for name, array in values.items()}
+        sides = {"inputs": item.case.inputs, "outputs": item.outputs}
         listed.append(
             {
                 "kind": item.case.kind,
                 "signature": item.case.signature,
-                "inputs": list(item.case.inputs),
-                "outputs": list(item.outputs),
+                **{side: arrays.put(f"{position}/{side}", values) for side, values in sides.items()},
                 "bounds": item.bounds,
                 "asks": item.asks,
             }
         )
     array_file, proof_file = folder / f"result{ARRAYS}", folder / f"result{PROOF}"
-    np.savez_compressed(array_file, **arrays)
+    np.savez_compressed(array_file, **arrays.stored)
     proof = {
         "version": VERSION,
         "file_sha256": checksum(built),
@@ -83,7 +82,8 @@ def load(path: Path) -> tuple[list[GoldenCase], dict[str, Any]] | None:
         if folder_of(path).is_dir():
             _same_checksum(folder_of(path), proof["delegate_sha256"], "it is another delegate")
         with np.load(array_file) as arrays:
-            return [_case(position, item, arrays) for position, item in enumerate(proof["cases"])], proof
+            read = functools.cache(lambda key: _restored(arrays[key]))
+            return [_case(position, item, read) for position, item in enumerate(proof["cases"])], proof
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ExportError(
             "golden", f"{proof_file.name} is damaged ({type(error).__name__}: {error}); export the model again"
@@ -136,15 +136,37 @@ def _stored(cases: Sequence[GoldenCase]) -> list[GoldenCase]:
     return found
 
 
+class _Arrays:
+    """Arrays by name, equal ones once: calls that differ in one input have the others in common, a cache of MBs say."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Any] = {}
+        self._known: dict[bytes, str] = {}
+
+    def put(self, prefix: str, values: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Where each array is stored."""
+        return {name: self._place(f"{prefix}/{name}", _storable(array)) for name, array in values.items()}
+
+    def _place(self, wanted: str, array: np.ndarray) -> str:
+        digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode() + array.tobytes()).digest()
+        place = self._known.setdefault(digest, wanted)
+        if place == wanted:
+            self.stored[place] = array
+        return place
+
+
 def _storable(array: np.ndarray) -> np.ndarray:
     """Text as fixed-width bytes: pickled objects would let a proof run code."""
     return np.asarray(array, "S") if array.dtype == object else array
 
 
-def _case(position: int, item: Mapping[str, Any], arrays: Any) -> GoldenCase:
-    inputs, outputs = (
-        {name: _restored(arrays[f"{position}/{side}/{name}"]) for name in item[side]} for side in ("inputs", "outputs")
-    )
+def _case(position: int, item: Mapping[str, Any], read: Callable[[str], np.ndarray]) -> GoldenCase:
+    def side(which: str) -> Arrays:
+        listed = item[which]
+        places = listed if isinstance(listed, dict) else {name: f"{position}/{which}/{name}" for name in listed}
+        return {name: read(place) for name, place in places.items()}
+
+    inputs, outputs = side("inputs"), side("outputs")
     return GoldenCase(
         Case(item["kind"], item["signature"], inputs), outputs, _numbers(item["bounds"]), item.get("asks", False)
     )

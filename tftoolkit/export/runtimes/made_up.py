@@ -76,12 +76,13 @@ class _Maker:
     def integers(self) -> Iterator[tuple[str, Arrays, str | None]]:
         """Each kind with all integer inputs at once, and with one after the other where there are several."""
         wanted = [tensor for tensor in self._tensors if tensor.dtype.kind in "iu"]
+        base = self.random(SIZE, WORDS) if wanted else {}
         for kind in [*INTEGERS, LIMITS] if wanted else ():
             values = {tensor.name: self._values(kind, tensor) for tensor in wanted}
             for only in (None, *values) if len(values) > 1 else (None,):
                 chosen = {name: found for name, found in values.items() if only in (None, name) and found.size}
                 if chosen:
-                    yield from ((kind, arrays, only) for arrays in self._calls(chosen))
+                    yield from ((kind, arrays, only) for arrays in self._calls(base, chosen))
 
     def _values(self, kind: str, tensor: Tensor) -> np.ndarray:
         """The numbers of a kind that the input may have, the telling ones first."""
@@ -97,9 +98,11 @@ class _Maker:
             found = [*outside_in, *self._rng.permutation(np.arange(least, most + 1))]
         return np.array([value for value in found if max(low, info.min) <= value <= min(high, info.max)], tensor.dtype)
 
-    def _calls(self, values: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
-        """Calls until each number was there once, or ``CALLS``; each input goes through them in an order of its own."""
-        base = self.random(SIZE, WORDS)
+    def _calls(self, base: Arrays, values: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
+        """Calls until each number was there once, or ``CALLS``; each input goes through them in an order of its own.
+
+        All else is as in ``base``, which a proof thus stores once.
+        """
         smallest = min(base[name].size for name in values)
         count = min(CALLS, -(-max(found.size for found in values.values()) // max(1, smallest)))
         orders = [found if i == 0 else self._rng.permutation(found) for i, found in enumerate(values.values())]

@@ -145,12 +145,46 @@ def test_changed_arrays_and_a_changed_proof(copy):
     proof.write_text(text[: len(text) // 2])
     with pytest.raises(export.ExportError, match=r"m\.onnx\.proof\.json is damaged"):
         export.verify(copy / "m.onnx")
-    proof.write_text(text.replace('"version": 2', '"version": 3'))
-    with pytest.raises(export.ExportError, match=r"is of version 3; this reads \(1, 2\)"):
+    proof.write_text(text.replace('"version": 3', '"version": 4'))
+    with pytest.raises(export.ExportError, match=r"is of version 4; this reads \(1, 2, 3\)"):
         export.verify(copy / "m.onnx")
     (copy / "int8.tflite.golden.npz").unlink()
     with pytest.raises(export.ExportError, match="is damaged"):
         export.verify(copy / "int8.tflite")
+
+
+def test_a_proof_of_an_older_version_is_read(copy):
+    """Before version 3 inputs and outputs were lists of names, and each call had its own arrays."""
+    arrays, proof = copy / "float.tflite.golden.npz", copy / "float.tflite.proof.json"
+    told = json.loads(proof.read_text())
+    with np.load(arrays) as stored:
+        written = {
+            f"{i}/{side}/{name}": stored[place]
+            for i, case in enumerate(told["cases"])
+            for side in ("inputs", "outputs")
+            for name, place in case[side].items()
+        }
+    np.savez_compressed(arrays, **written)
+    told |= {"version": 2, "golden_sha256": golden.checksum(arrays)}
+    for case in told["cases"]:
+        case |= {side: list(case[side]) for side in ("inputs", "outputs")}
+    proof.write_text(json.dumps(told))
+    assert len(export.verify(copy / "float.tflite").rows[0].checks) == 8
+
+
+def test_equal_arrays_are_stored_once(tmp_path):
+    """A table of a MB goes with every call on integers; text and shape count, too."""
+    table = np.random.default_rng(0).standard_normal([250, 1000]).astype(np.float32)
+    specs = [tf.TensorSpec(table.shape, tf.float32, "table"), tf.TensorSpec([3], tf.int32, "rows")]
+    ranges = {"rows": (0, 249)}
+    signatures = {"f": (lambda table, rows: {"y": tf.reduce_sum(tf.gather(table, rows), -1)}, specs)}
+    export.saved_model(tf.Module(), tmp_path / "m", signatures=signatures, input_ranges=ranges)
+    kinds = {case["kind"] for case in json.loads((tmp_path / "m.proof.json").read_text())["cases"]}
+    assert {"0..9", "0..255", "limits"} <= kinds
+    with np.load(tmp_path / "m.golden.npz") as arrays:
+        tables = [name for name in arrays if name.endswith("/inputs/table")]
+    assert len(tables) <= 6  # one of the integers, one each of random (two sizes), zeros, large and NaN
+    export.verify(tmp_path / "m")
 
 
 def test_another_program_that_was_given_the_right_checksums(copy):
