@@ -33,8 +33,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         "tf.multiply": lambda: tf.multiply(x, x),
         "runtime": lambda: pywrap_tfe.TFE_Py_FastPathExecute(runtime, "Mul", None, x, x),
         "tf.nn.softmax": lambda: tf.nn.softmax(x),
-        "tf.raw_ops.IdentityN, 2 outputs": lambda: tf.raw_ops.IdentityN(input=[x, vector]),
-        "tf.raw_ops.IdentityN, 3 outputs": lambda: tf.raw_ops.IdentityN(input=[x, vector, vector]),
+        "tf.raw_ops.SoftmaxCrossEntropyWithLogits": lambda: tf.raw_ops.SoftmaxCrossEntropyWithLogits(
+            features=x, labels=x
+        ),
         "swiglu": lambda: custom_ops.swiglu(x, x),
         "rms_norm": lambda: custom_ops.rms_norm(x, vector),
         "rms_norm with residual": lambda: custom_ops.rms_norm(x, vector, residual=x),

@@ -84,8 +84,9 @@ class Op(Declaration):
     def __call__(self, /, *inputs: Any, name: str | None = None, **keywords: Any) -> Any:
         if _ever_stood_in and self in _stand_ins.get():
             return _stand_ins.get()[self](*inputs, name=name, **keywords)
-        if self._quick is not None:
-            outputs = self._quick(inputs, keywords, name)
+        quick = self._quick
+        if quick is not None:
+            outputs = quick(inputs, keywords, name)
             if outputs is not NotImplemented:
                 return outputs
         if len(inputs) != len(self.schema.inputs) or not keywords.keys() <= self._attributes.keys():
@@ -98,7 +99,7 @@ class Op(Declaration):
         from tftoolkit.custom_ops.engine import tf_eager, tf_host
 
         outputs = tf_host.call(self, inputs, attributes, name)
-        if self._quick is None and self.handlers:
+        if quick is None and self.handlers:
             self._quick = tf_eager.quick_call(self)
         return outputs
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core
 from tensorflow.python.framework import ops as tf_ops
@@ -14,7 +15,7 @@ from tensorflow.python.framework import ops as tf_ops
 from tftoolkit.custom_ops.engine import tf_host
 from tftoolkit.custom_ops.engine.declaration import Declaration
 from tftoolkit.custom_ops.engine.op_def import node_name, store_attribute
-from tftoolkit.custom_ops.engine.schema import presence
+from tftoolkit.custom_ops.engine.schema import DTYPES, presence
 
 
 def quick_call(op: Declaration) -> Callable[[tuple[Any, ...], dict[str, Any], str | None], Any] | None:
@@ -29,55 +30,96 @@ def quick_call(op: Declaration) -> Callable[[tuple[Any, ...], dict[str, Any], st
     optional = {i for i, argument in enumerate(op.schema.inputs) if argument.optional}
     alone = len(op.schema.outputs) == 1 and not op.schema.optional_outputs
     known: dict[Any, _Known] = {}
+    last: tuple[tuple[int, ...], dict[str, Any], _Known | None] = (), {}, None
+    eager, execute = tf_ops.EagerTensor, pywrap_tfe.TFE_Py_FastPathExecute  # to look them up costs, too
 
     def call(inputs: tuple[Any, ...], keywords: dict[str, Any], name: str | None) -> Any:
+        nonlocal last
         runtime = context.context()
         if len(inputs) != count or not runtime.executing_eagerly():
             return NotImplemented
-        absent: Sequence[int] = ()
+        absent: tuple[int, ...] = ()
         for value in inputs:
-            if type(value) is not tf_ops.EagerTensor:
-                absent = [i for i, value in enumerate(inputs) if value is None]
-                if not optional.issuperset(absent) or any(
-                    type(value) is not tf_ops.EagerTensor and value is not None for value in inputs
-                ):
+            if type(value) is not eager:
+                lacking = _absent(inputs)
+                if lacking is None or not optional.issuperset(lacking):
                     return NotImplemented
+                absent = lacking
                 break
-        try:
-            key = (*absent, *keywords.items(), *map(type, keywords.values()))  # 1, 1.0 and True are equal
-            flat, zeros, group = known.get(key) or _remember(op, absent, keywords, known, key)
-        except TypeError:  # a list, or an attribute that is not right
-            return NotImplemented
-        for attribute in zeros:
-            if math.copysign(1, keywords[attribute]) < 0:  # -0.0 is equal to 0.0
+        before, given, found = last  # another thread may put another in its place
+        for label, value in keywords.items():  # the very objects of the call before: defaults, constants
+            if given.get(label, _MISSING) is not value:
+                found = None
+                break
+        if found is None or before != absent or len(given) != len(keywords):
+            try:
+                key = (absent, *keywords.items(), *map(type, keywords.values()))  # 1, 1.0 and True are equal
+                found = known.get(key) or _remember(op, absent, keywords, known, key)
+            except TypeError:  # a list, or an attribute that is not right
                 return NotImplemented
+            for attribute in found.zeros:
+                if math.copysign(1, keywords[attribute]) < 0:  # -0.0 is equal to 0.0
+                    return NotImplemented
+            last = absent, keywords, found
         if absent:
-            tensors = list(inputs)
-            for place in absent:
-                tensors[place] = tf_host.empty(tf_host.dtype_for(op, op.schema.inputs[place], tensors))
-            inputs = tuple(tensors)
+            inputs = found.filled(inputs)
         try:
-            outputs = pywrap_tfe.TFE_Py_FastPathExecute(runtime, op_type, name, *inputs, *flat)
+            outputs = execute(runtime, op_type, name, *inputs, *found.flat)
         except core._NotOkStatusException as error:
             tf_ops.raise_from_not_ok_status(error, name)
         except core._FallbackException:
             return NotImplemented
-        return outputs if alone else group(outputs)
+        return outputs if alone else found.group(outputs)
 
     return call
+
+
+_MISSING = object()
+
+
+def _absent(inputs: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """Which inputs are None; None where one is not but is no eager tensor either."""
+    found: tuple[int, ...] = ()
+    for i, value in enumerate(inputs):
+        if value is None:
+            found += (i,)
+        elif type(value) is not tf_ops.EagerTensor:
+            return None
+    return found
 
 
 class _Known(NamedTuple):
     flat: list[Any]  # names and values of attributes in turn, as TensorFlow stores them
     zeros: list[str]  # the attributes that are 0.0
+    fillers: list[
+        tuple[int, int | tf.Tensor]
+    ]  # an absent input, and which input is of its dtype, or what takes its place
     group: Callable[[Sequence[Any]], Any]  # flat outputs → what the caller gets
+
+    def filled(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """With empty tensors in the place of absent inputs."""
+        tensors = list(inputs)
+        for place, source in self.fillers:
+            tensors[place] = _empty_like(inputs[source]) if isinstance(source, int) else source
+        return tuple(tensors)
+
+
+_empty: dict[int, tf.Tensor] = {}
+
+
+def _empty_like(tensor: Any) -> tf.Tensor:
+    """By TensorFlow's number of the dtype, since hashing a tf.DType takes as long as a small op."""
+    number = tensor._datatype_enum()
+    if number not in _empty:
+        _empty[number] = tf_host.empty(tensor.dtype)
+    return _empty[number]
 
 
 _MOST_KNOWN = 100  # of an op that is given a new number in each step, only the first ones
 
 
 def _remember(
-    op: Declaration, absent: Sequence[int], keywords: dict[str, Any], known: dict[Any, _Known], key: Any
+    op: Declaration, absent: tuple[int, ...], keywords: dict[str, Any], known: dict[Any, _Known], key: Any
 ) -> _Known:
     complete = op.complete(keywords)
     stored = {node_name(item): store_attribute(item, complete[item.name]) for item in op.schema.attributes}
@@ -87,9 +129,20 @@ def _remember(
     group: Callable[[Sequence[Any]], Any] = op.output_type._make  # type: ignore[attr-defined]
     if any(missing):
         group = functools.partial(op.group_outputs, list_length=0, attributes=complete)
-    found = _Known([item for pair in stored.items() for item in pair], zeros, group)
+    flat = [item for pair in stored.items() for item in pair]
+    found = _Known(flat, zeros, [(place, _filler(op, place, absent)) for place in absent], group)
     simple = all(type(value) in (bool, int, float, str) for value in keywords.values())
     if simple and len(known) < _MOST_KNOWN and not any(math.copysign(1, keywords[label]) < 0 for label in zeros):
         known[key] = found
         return found
     return found._replace(zeros=[])
+
+
+def _filler(op: Declaration, place: int, absent: Sequence[int]) -> int | tf.Tensor:
+    """Which given input has the dtype of an absent one; where none has, an empty tensor."""
+    wanted = op.schema.inputs[place].dtype
+    if wanted not in DTYPES:
+        for i, argument in enumerate(op.schema.inputs):
+            if argument.dtype == wanted and i not in absent:
+                return i
+    return tf_host.empty(tf_host.dtype_for(op, op.schema.inputs[place], [None] * len(op.schema.inputs)))

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,32 @@ def test_a_zero_keeps_its_sign(library):
         assert np.signbit(library.blend(-X, tf.ones([3]), t=t)[0]) == np.signbit(t)
     for left in (0, 2, 0, 2):
         assert library.pad(X, left=left).shape == [3 + left]
+
+
+def test_the_very_objects_of_the_call_before(library):
+    ones, negative, half = tf.ones([3]), -0.0, 0.5
+    for t in (half, half, negative, negative, half):
+        found = library.blend(-X, ones, t=t).numpy()
+        np.testing.assert_array_equal(found, [t] * 3)
+        assert np.signbit(found[0]) == np.signbit(t)
+    assert library.blend(X, ones, t=half)[0] == library.blend(X, ones)[0] == half
+    with pytest.raises(TypeError, match="unexpected keyword argument 'u'"):
+        library.blend(X, ones, u=half)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'u'"):
+        library.blend(X, ones, u=None)
+
+
+def test_threads_do_not_get_each_others_attributes(library):
+    ones = tf.ones([3])
+    affine = [(None, None), (ones, None), (None, ones)]
+
+    def own(number):
+        t, (scale, shift) = number / 8, affine[number % 3]
+        results = [(library.blend(X, ones, t=t)[0], library.affine(ones, scale, shift)[0]) for _ in range(300)]
+        return all(one == t and other == 1 + (shift is not None) for one, other in results)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(own, range(8)))
 
 
 def test_more_values_than_are_kept(library):
