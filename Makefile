@@ -27,8 +27,9 @@ test: $(VENV)/.dev $(VENV)/.ops  ## the fast tests: minutes
 test-slow: $(VENV)/.dev $(VENV)/.ops  ## those that `make test` leaves out
 	$(PYTEST) --slow
 
-test-all: $(VENV)/.dev $(VENV)/.ops  ## all tests, and full crosses: hours
+test-all: $(VENV)/.dev $(VENV)/.ops  ## all tests, full crosses, TensorFlow's host under AddressSanitizer: hours
 	$(PYTEST) --all
+	$(BIN)/python tools/sanitize/host.py
 
 lint: $(VENV)/.dev  ## ruff, contracts of imports, clang-format where it is installed
 	$(BIN)/ruff check .

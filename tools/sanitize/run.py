@@ -4,8 +4,8 @@
 
 AddressSanitizer with UndefinedBehaviorSanitizer and ThreadSanitizer, compiled for AVX2 where this machine has it; the
 first runs a second time with the kernels that are blocked for the baseline machine. ``driver.cc`` is the host, so
-neither Python nor TensorFlow runs under them; TensorFlow or JAX must be installed for the FFI headers. Calls come from
-each op's cases.py and, at random, from its schema. Ends with an error on the first report.
+neither Python nor TensorFlow runs under them (for that: ``host.py``); TensorFlow or JAX must be installed for the FFI
+headers. Calls come from each op's cases.py and, at random, from its schema. Ends with an error on the first report.
 """
 
 from __future__ import annotations
