@@ -39,7 +39,7 @@ def tensorflow(candidate: str, sizes: tuple[int, ...]) -> None:
     import tensorflow as tf
 
     if len(sizes) == 3:
-        both, inputs = cross_entropy.CANDIDATES[candidate](), cross_entropy.tensors(*sizes)
+        both, inputs = cross_entropy.CANDIDATES[candidate](), cross_entropy.tensors(*sizes, "float32")
     else:
         both, inputs = attention.with_gradients(candidate), [tf.random.normal(sizes) for _ in range(4)]
     measured(lambda: tf.nest.flatten(both(*inputs))[-1].numpy())
