@@ -5,7 +5,7 @@
 // or, of bfloat16 tensors where the processor multiplies them, a Pair: then the gradient is rounded to bfloat16 as
 // well.
 
-constexpr int64_t kTokens = 256;              // in a chunk
+constexpr int64_t kTokens = 128;              // in a chunk
 constexpr int64_t kGroups = 16;               // of classes, each a task: from the shape alone, as is the order of sums
 constexpr int64_t kTileElements = 144 * 256;  // of the weight; with gradients and logits a tile fits the second cache
 constexpr int64_t kDepth = 256;               // of a product at a time, so that its panel stays in the first cache
