@@ -91,9 +91,8 @@ def _absent(inputs: tuple[Any, ...]) -> tuple[int, ...] | None:
 class _Known(NamedTuple):
     flat: list[Any]  # names and values of attributes in turn, as TensorFlow stores them
     zeros: list[str]  # the attributes that are 0.0
-    fillers: list[
-        tuple[int, int | tf.Tensor]
-    ]  # an absent input, and which input is of its dtype, or what takes its place
+    # An absent input, and which other is of its dtype, or what takes its place.
+    fillers: list[tuple[int, int | tf.Tensor]]
     group: Callable[[Sequence[Any]], Any]  # flat outputs → what the caller gets
 
     def filled(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -175,4 +175,4 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     """What follows are the graph's nodes, and hints for who debugs them."""
-    return f"{str(error).strip().splitlines()[0]} (smaller batches need less memory)"
+    return f"{(str(error).strip().splitlines() or ['out of memory'])[0]} (smaller batches need less memory)"
