@@ -99,19 +99,8 @@ class _Known(NamedTuple):
         """With empty tensors in the place of absent inputs."""
         tensors = list(inputs)
         for place, source in self.fillers:
-            tensors[place] = _empty_like(inputs[source]) if isinstance(source, int) else source
+            tensors[place] = tf_host.empty(inputs[source]._datatype_enum()) if isinstance(source, int) else source
         return tuple(tensors)
-
-
-_empty: dict[int, tf.Tensor] = {}
-
-
-def _empty_like(tensor: Any) -> tf.Tensor:
-    """By TensorFlow's number of the dtype, since hashing a tf.DType takes as long as a small op."""
-    number = tensor._datatype_enum()
-    if number not in _empty:
-        _empty[number] = tf_host.empty(tensor.dtype)
-    return _empty[number]
 
 
 _MOST_KNOWN = 100  # of an op that is given a new number in each step, only the first ones
@@ -144,4 +133,5 @@ def _filler(op: Declaration, place: int, absent: Sequence[int]) -> int | tf.Tens
         for i, argument in enumerate(op.schema.inputs):
             if argument.dtype == wanted and i not in absent:
                 return i
-    return tf_host.empty(tf_host.dtype_for(op, op.schema.inputs[place], [None] * len(op.schema.inputs)))
+    dtype = tf_host.dtype_for(op, op.schema.inputs[place], [None] * len(op.schema.inputs))
+    return tf_host.empty(dtype.as_datatype_enum)

@@ -189,16 +189,20 @@ def _prepare(op: Declaration, inputs: Sequence[Any], stored: dict[str, Any]) -> 
             stored[presence(argument)] = prepared[i] is not None
             if prepared[i] is None:
                 dtype = dtype_for(op, argument, prepared)
-                prepared[i] = empty(dtype) if context.executing_eagerly() else tf.zeros([0], dtype)
+                prepared[i] = empty(dtype.as_datatype_enum) if context.executing_eagerly() else tf.zeros([0], dtype)
         elif prepared[i] is None:
             raise TypeError(f"{op.__name__}: {argument.name} must be given; the signature is {op}")
     return prepared
 
 
 @functools.cache
-def empty(dtype: tf.DType) -> tf.Tensor:
-    """Eagerly; to make one takes longer than most ops."""
-    return tf.zeros([0], dtype)
+def empty(dtype: int) -> tf.Tensor:
+    """Eagerly; to make one takes longer than most ops.
+
+    Args:
+      dtype: TensorFlow's number of it, since a tf.DType is hashed in Python.
+    """
+    return tf.zeros([0], tf.as_dtype(dtype))
 
 
 def dtype_for(op: Declaration, argument: Argument, inputs: list[Any]) -> tf.DType:

@@ -8,8 +8,7 @@
 //
 // The floor is arithmetic: 2 N V D operations for the losses, 6 N V D with gradients. Chunks of 128 tokens are taken
 // one after the other; of one the logits are kept from the first product to the two others, V * 128 floats, so the
-// weight and its gradient pass through memory a few times per chunk: 16 V D bytes for 768 V D operations. With twice as
-// many tokens that takes a few hundredths less, and twice the memory. Tokens
+// weight and its gradient pass through memory a few times per chunk: 16 V D bytes for 768 V D operations. Tokens
 // whose label is ignored are left out before anything is computed.
 //
 // token.h: the maths of a token. problem.h: what is asked for. kernels.h: the passes over tiles of the logits. tasks.h:

@@ -14,6 +14,7 @@ from typing import TextIO
 
 from tftoolkit import errors, startup
 from tftoolkit.cli.parser import Parser, UsageError
+from tftoolkit.export.report import first_line
 
 # Command → what comes after it, and what it does. The help must fit a screen of 24 lines.
 COMMANDS = {
@@ -77,7 +78,9 @@ def explained(call: Callable[[], int | None], debug: bool = False) -> int:
         if debug or not _is_expected(error) or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         more = f"tftoolkit explain {error.error_code} says more; " if isinstance(error, errors.CodedError) else ""
-        said = _first_line(error) if _is_lack_of_memory(error) else error
+        said = str(error)
+        if _is_lack_of_memory(error):  # behind it come nodes of the graph and hints for developers
+            said = f"{first_line(error)} (smaller batches need less memory)"
         print(f"tftoolkit: {type(error).__name__}: {said}\n({more}--debug shows where)", file=sys.stderr)
         return 1
 
@@ -171,8 +174,3 @@ def _is_expected(error: Exception) -> bool:
 def _is_lack_of_memory(error: Exception) -> bool:
     """TensorFlow's error; it may not be imported."""
     return type(error).__name__ == "ResourceExhaustedError"
-
-
-def _first_line(error: Exception) -> str:
-    """What follows are the graph's nodes, and hints for who debugs them."""
-    return f"{(str(error).strip().splitlines() or ['out of memory'])[0]} (smaller batches need less memory)"

@@ -35,7 +35,7 @@ def write_content(
     faults.passing("save")
     (folder / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
     files = sorted(folder.iterdir())
-    with ThreadPoolExecutor(1) as disk:  # it takes about as long to write them as the processor to read them again
+    with ThreadPoolExecutor(1) as disk:  # takes them while they are read again
         syncing = [disk.submit(sync, path) for path in files]
         fingerprints = {path.name: _fingerprint(path) for path in files}
         for one in syncing:

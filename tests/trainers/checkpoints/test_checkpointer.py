@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, and never loaded into the wrong place."""
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -301,3 +302,21 @@ def test_state_that_json_can_not_hold_leaves_nothing(tmp_path):
 def test_bad_keep(tmp_path):
     with pytest.raises(ValueError, match="keep"):
         Checkpointer(tmp_path, keep=0)
+
+
+def test_a_disk_that_does_not_take_it(tmp_path, monkeypatch):
+    """Some say so only when asked to bring a file home, which happens in a thread beside the checksums."""
+    _save(tmp_path, 1)
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if ".data-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(CheckpointError, match=r"step 2 can't be written.*Input/output error.*\[1\]"):
+            checkpointer.save(2, _variables(2), {"step": 2})
+        assert not list(tmp_path.glob(".tmp*"))
+    assert _restored(tmp_path) == 1
