@@ -2,7 +2,6 @@
 
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +53,6 @@ def test_the_very_objects_of_the_call_before(library):
         library.blend(X, ones, u=half)
     with pytest.raises(TypeError, match="unexpected keyword argument 'u'"):
         library.blend(X, ones, u=None)
-
-
-def test_threads_do_not_get_each_others_attributes(library):
-    ones = tf.ones([3])
-    affine = [(None, None), (ones, None), (None, ones)]
-
-    def own(number):
-        t, (scale, shift) = number / 8, affine[number % 3]
-        results = [(library.blend(X, ones, t=t)[0], library.affine(ones, scale, shift)[0]) for _ in range(300)]
-        return all(one == t and other == 1 + (shift is not None) for one, other in results)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(own, range(8)))
 
 
 def test_more_values_than_are_kept(library):
